@@ -1,0 +1,234 @@
+package topology
+
+import (
+	"net/netip"
+	"slices"
+	"time"
+
+	"github.com/spiffe/go-spiffe/v2/spiffeid"
+)
+
+// Locality is where something runs. An empty field is unknown and matches nothing but itself.
+type Locality struct {
+	Region string `json:"region,omitempty"`
+	Zone   string `json:"zone,omitempty"`
+}
+
+// Protocol is what a port speaks.
+type Protocol string
+
+// The protocols. TCP is opaque bytes; HTTP is HTTP/1.1 (with upgrades); HTTP2 is HTTP/2 with prior knowledge.
+const (
+	TCP   Protocol = "tcp"
+	HTTP  Protocol = "http"
+	HTTP2 Protocol = "http2"
+	GRPC  Protocol = "grpc"
+)
+
+// IsHTTP reports whether requests can be told apart, balanced and retried one by one.
+func (p Protocol) IsHTTP() bool { return p == HTTP || p == HTTP2 || p == GRPC }
+
+// Port is a port of a service.
+type Port struct {
+	Name     string   `json:"name,omitempty"`
+	Number   uint16   `json:"port"`
+	Protocol Protocol `json:"protocol"`
+}
+
+// Endpoint is one copy of a service in the own cluster, reached at its sidecar, or at the node proxy that stands in.
+type Endpoint struct {
+	ID       string         // unique within the service, e.g. the workload's name
+	Address  netip.AddrPort // inbound mTLS listener
+	Server   spiffeid.ID    // who must answer there
+	Locality Locality
+	Labels   map[string]string
+	Ports    []uint16 // service ports that it serves
+	Ready    bool
+	Capacity int  // copies behind the address; 1 but for a node proxy
+	StandIn  bool // a node proxy answers for a workload without a sidecar
+}
+
+// Remote is all that another cluster says of a service that it exports.
+type Remote struct {
+	Cluster ClusterName
+	Servers []spiffeid.ID // who may answer
+	Ports   []uint16
+	Ready   int // ready copies, by the cluster's last word
+	Labels  map[string]string
+	Stale   bool // that word is old; still in use
+}
+
+// Service is a service as a caller in this cluster sees it.
+type Service struct {
+	Name          ServiceName
+	Ports         []Port
+	ClusterIPs    []netip.Addr // of the Service in the own cluster
+	ClusterSetIPs []netip.Addr // of the ServiceImport
+	Imported      bool         // a ServiceImport exists: <name>.<ns>.svc.clusterset.local resolves
+	Exported      bool         // the own cluster exports it: its endpoints count for the clusterset name
+	Headless      bool
+	Endpoints     []Endpoint
+	Remotes       []Remote
+	Policy        *Policy // nil: the default order
+}
+
+// Port returns the port of that number.
+func (s *Service) Port(number uint16) (Port, bool) {
+	i := slices.IndexFunc(s.Ports, func(p Port) bool { return p.Number == number })
+	if i < 0 {
+		return Port{}, false
+	}
+	return s.Ports[i], true
+}
+
+// LinkState is what the gateways say of the links to a cluster.
+type LinkState string
+
+// The link states.
+const (
+	LinkUnknown LinkState = ""
+	LinkUp      LinkState = "up"
+	LinkDown    LinkState = "down"
+)
+
+// Cluster is a peer cluster.
+type Cluster struct {
+	Name     ClusterName
+	Domain   spiffeid.TrustDomain
+	Region   string
+	Link     LinkState
+	RTT      time.Duration // between gateways, rounded by who measured; 0 = unknown
+	Gateways []Gateway     // only in a gateway's snapshot
+}
+
+// Gateway is an east-west gateway.
+type Gateway struct {
+	ID       string
+	Address  string // host:port for TLS over TCP, from sidecars of the own cluster
+	QUIC     string // host:port for QUIC, from gateways of other clusters
+	Identity spiffeid.ID
+	Zone     string
+	Draining bool
+}
+
+// Export is a row of a gateway's export table: what other clusters may reach through it.
+type Export struct {
+	Name      ServiceName
+	Ports     []uint16
+	Audience  []ClusterName // who may; empty = every peer
+	Endpoints []Endpoint
+}
+
+// Inbound is a service that a sidecar (or a node proxy) serves: where each port's traffic goes.
+type Inbound struct {
+	Name  ServiceName
+	Ports []InboundPort
+}
+
+// InboundPort says where one service port's traffic goes: to the application, in plain.
+type InboundPort struct {
+	Number   uint16
+	Protocol Protocol
+	Targets  []netip.AddrPort // one; several behind a node proxy
+}
+
+// Self is who holds a snapshot.
+type Self struct {
+	Cluster   ClusterName
+	Domain    spiffeid.TrustDomain
+	Locality  Locality
+	Namespace string
+	Workload  string
+}
+
+// Snapshot is one consistent, immutable view of what its holder uses. Take it once per request.
+type Snapshot struct {
+	self     Self
+	services map[ServiceName]*Service
+	clusters map[ClusterName]*Cluster
+	exports  map[ServiceName]*Export
+	inbounds map[ServiceName]*Inbound
+	gateways []Gateway
+}
+
+// SnapshotSpec is what a Snapshot is made from. NewSnapshot keeps the slices and what they point to: they must not change after.
+type SnapshotSpec struct {
+	Self     Self
+	Services []*Service
+	Clusters []*Cluster
+	Gateways []Gateway  // of the own cluster
+	Exports  []*Export  // for a gateway
+	Inbounds []*Inbound // for a sidecar
+}
+
+// NewSnapshot freezes spec.
+func NewSnapshot(spec SnapshotSpec) *Snapshot {
+	s := &Snapshot{
+		self:     spec.Self,
+		services: make(map[ServiceName]*Service, len(spec.Services)),
+		clusters: make(map[ClusterName]*Cluster, len(spec.Clusters)),
+		exports:  make(map[ServiceName]*Export, len(spec.Exports)),
+		inbounds: make(map[ServiceName]*Inbound, len(spec.Inbounds)),
+		gateways: spec.Gateways,
+	}
+	for _, v := range spec.Services {
+		s.services[v.Name] = v
+	}
+	for _, c := range spec.Clusters {
+		s.clusters[c.Name] = c
+	}
+	for _, e := range spec.Exports {
+		s.exports[e.Name] = e
+	}
+	for _, i := range spec.Inbounds {
+		s.inbounds[i.Name] = i
+	}
+	return s
+}
+
+// Self returns who holds the snapshot.
+func (s *Snapshot) Self() Self { return s.self }
+
+// Service returns the named service, or nil.
+func (s *Snapshot) Service(n ServiceName) *Service { return s.services[n] }
+
+// Cluster returns the named peer cluster, or nil.
+func (s *Snapshot) Cluster(n ClusterName) *Cluster { return s.clusters[n] }
+
+// Export returns the export table's row of that name, or nil.
+func (s *Snapshot) Export(n ServiceName) *Export { return s.exports[n] }
+
+// Exports returns the export table, ordered by name.
+func (s *Snapshot) Exports() []*Export {
+	return sorted(s.exports, func(a, b *Export) int { return a.Name.Compare(b.Name) })
+}
+
+// Inbound returns what is served under that name, or nil.
+func (s *Snapshot) Inbound(n ServiceName) *Inbound { return s.inbounds[n] }
+
+// Inbounds returns all that is served, ordered by name.
+func (s *Snapshot) Inbounds() []*Inbound {
+	return sorted(s.inbounds, func(a, b *Inbound) int { return a.Name.Compare(b.Name) })
+}
+
+// Gateways returns the gateways of the own cluster. Not to be changed.
+func (s *Snapshot) Gateways() []Gateway { return s.gateways }
+
+// Services returns all services, ordered by name.
+func (s *Snapshot) Services() []*Service {
+	return sorted(s.services, func(a, b *Service) int { return a.Name.Compare(b.Name) })
+}
+
+// Clusters returns all peer clusters, ordered by name.
+func (s *Snapshot) Clusters() []*Cluster {
+	return sorted(s.clusters, func(a, b *Cluster) int { return a.Name.Compare(b.Name) })
+}
+
+func sorted[K comparable, V any](m map[K]V, compare func(a, b V) int) []V {
+	out := make([]V, 0, len(m))
+	for _, v := range m {
+		out = append(out, v)
+	}
+	slices.SortFunc(out, compare)
+	return out
+}
