@@ -1,11 +1,23 @@
 package topology
 
+import (
+	"cmp"
+	"errors"
+	"fmt"
+	"strings"
+)
+
 // Target is one place a call can go: an endpoint of the own cluster, or another cluster as a whole (whose
 // gateway picks the copy). Comparable, so that health and load can be kept by it.
 type Target struct {
 	Service  ServiceName
 	Cluster  ClusterName
 	Endpoint string // Endpoint.ID in the own cluster; empty for another cluster
+}
+
+// Compare orders by service, cluster, endpoint.
+func (t Target) Compare(o Target) int {
+	return cmp.Or(t.Service.Compare(o.Service), t.Cluster.Compare(o.Cluster), strings.Compare(t.Endpoint, o.Endpoint))
 }
 
 // Scope says which copies a name speaks of.
@@ -29,4 +41,56 @@ type Query struct {
 // The value is the evidence, in words ("3 resets in a row").
 type Load map[Target]string
 
-// Plan, Choose and Explain follow in the package's own files.
+// Why Choose has nothing to offer (errors.Is).
+var (
+	// ErrUnknownService: the snapshot doesn't hold the service.
+	ErrUnknownService = errors.New("unknown service")
+	// ErrUnknownPort: the service has no port of that number.
+	ErrUnknownPort = errors.New("unknown port")
+	// ErrNotImported: a clusterset name was asked for, and no cluster exports the service.
+	ErrNotImported = errors.New("not imported")
+	// ErrNoCandidates: the service is there, but no copy of it may be used; the Plan says why of each.
+	ErrNoCandidates = errors.New("no copy to send to")
+)
+
+// Choose orders the copies of a service for the holder of s. It is pure: the same arguments give the same plan
+// everywhere, in whatever order the snapshot lists its copies.
+//
+// With a policy, its tiers are tried in order: a copy belongs to the first tier that matches it, and is not used when
+// none does. Without one: own copies in the caller's zone, own copies in its region, other clusters of the region,
+// own copies of other regions, then cluster by cluster in order of round-trip time.
+//
+// A copy that is only suspected (by load, or because its link is reported down) is never lost: it moves to a
+// last-resort tier behind all others. Only the owner's word (not ready, not exported, port not served) or the policy excludes.
+//
+// The error is ErrUnknownService, ErrUnknownPort, ErrNotImported or ErrNoCandidates. The Plan that comes with the last
+// has no tier, but says why of every copy.
+//
+// The plan costs some allocations: it is made once for each change of snapshot or load, not for each request.
+func Choose(s *Snapshot, q Query, load Load) (Plan, error) {
+	return choose(s, q, load)
+}
+
+// String returns "clusterset" or "cluster".
+func (s Scope) String() string {
+	if s == ClusterLocal {
+		return "cluster"
+	}
+	return "clusterset"
+}
+
+// MarshalText returns String.
+func (s Scope) MarshalText() ([]byte, error) { return []byte(s.String()), nil }
+
+// UnmarshalText takes what MarshalText returns.
+func (s *Scope) UnmarshalText(b []byte) error {
+	switch string(b) {
+	case ClusterSet.String():
+		*s = ClusterSet
+	case ClusterLocal.String():
+		*s = ClusterLocal
+	default:
+		return fmt.Errorf("scope %q: want clusterset or cluster: %w", b, ErrName)
+	}
+	return nil
+}

@@ -1,0 +1,130 @@
+package topology
+
+import "iter"
+
+// Plan is where calls to one port of a service go: tiers, best first. It is immutable.
+//
+// To send a request: take a number from [0,1), range over Walk, and in each tier Pick a candidate (or choose among
+// them by Share and by load of one's own).
+type Plan struct {
+	Query  Query
+	Caller Self   // who asked
+	Port   Port   // zero when the port isn't known
+	Policy string // Policy.Name; empty: the default order
+	// Tiers are ordered: all that is trusted by rank, then what is suspected, by rank again.
+	Tiers []PlanTier
+	// Excluded are the copies that no request may go to, ordered by target.
+	Excluded []Exclusion
+}
+
+// PlanTier is one rank of a Plan. Its candidates' shares add to one.
+type PlanTier struct {
+	Name string // of the policy's tier, or of the default order's
+	// LastResort: every candidate is suspected. Used when all before it failed.
+	LastResort bool
+	// Portion of the requests begins in this tier, from 0 to 1; over all tiers they add to one. The others begin
+	// elsewhere and come here when their tier fails them.
+	Portion    float64
+	Candidates []Candidate // ordered by target; never empty
+}
+
+// Candidate is a copy, or a cluster's copies as a whole, that a request may go to.
+type Candidate struct {
+	Target   Target
+	Cluster  ClusterName
+	Endpoint *Endpoint // a copy in the own cluster, else nil
+	Remote   *Remote   // another cluster, else nil
+	Share    float64   // of the tier's requests, above 0, at most 1
+	Reason   Reason    // why it is in this tier
+}
+
+// Exclusion is a copy that no request may go to.
+type Exclusion struct {
+	Target Target
+	Reason Reason
+}
+
+// Reason is why a copy is where it is in a Plan.
+type Reason struct {
+	Cause  Cause
+	Detail string // evidence in words; may be empty
+}
+
+// String returns the cause and its detail in words.
+func (r Reason) String() string {
+	if r.Detail == "" {
+		return r.Cause.words()
+	}
+	return r.Cause.words() + ": " + r.Detail
+}
+
+// Cause is the kind of a Reason. The names are part of the JSON of an Explanation: they are added to, never changed.
+type Cause string
+
+// Why a copy is a candidate.
+const (
+	SameZone    Cause = "same_zone"    // own copy in the caller's zone
+	SameCluster Cause = "same_cluster" // own copy
+	SameRegion  Cause = "same_region"  // another cluster of the caller's region
+	ByRTT       Cause = "by_rtt"       // another cluster, by measured round-trip time
+	ByPolicy    Cause = "by_policy"    // the policy's tier matches
+)
+
+// Why a copy is a candidate of last resort only.
+const (
+	Ejected Cause = "ejected"   // the caller's own requests found it wanting
+	NoLink  Cause = "link_down" // the gateways report no link to its cluster
+)
+
+// Why a copy is excluded.
+const (
+	NotReady      Cause = "not_ready"       // its owner says that it isn't ready, or that none is
+	NeverPolicy   Cause = "never_policy"    // the policy's never
+	NoTier        Cause = "no_tier"         // no tier of the policy matches
+	NoWeight      Cause = "no_weight"       // its tier has weights, and none for its cluster
+	PortNotServed Cause = "port_not_served" // it doesn't serve the port
+	NotExported   Cause = "not_exported"    // a clusterset name was asked for, and the own cluster doesn't export it
+	ScopeLocal    Cause = "scope_local"     // a cluster-local name was asked for, and it is in another cluster
+)
+
+// Walk yields the tiers in the order in which one request tries them: first where it begins, by u from [0,1)
+// and the tiers' portions, then the others by rank.
+func (p *Plan) Walk(u float64) iter.Seq[*PlanTier] {
+	return func(yield func(*PlanTier) bool) {
+		first := p.begin(u)
+		if first < 0 || !yield(&p.Tiers[first]) {
+			return
+		}
+		for i := range p.Tiers {
+			if i != first && !yield(&p.Tiers[i]) {
+				return
+			}
+		}
+	}
+}
+
+func (p *Plan) begin(u float64) int {
+	last := -1 // rounding may leave u above the sum
+	for i := range p.Tiers {
+		if p.Tiers[i].Portion <= 0 {
+			continue
+		}
+		if u < p.Tiers[i].Portion {
+			return i
+		}
+		u -= p.Tiers[i].Portion
+		last = i
+	}
+	return last
+}
+
+// Pick returns the index of a candidate, by u from [0,1) and the candidates' shares.
+func (t *PlanTier) Pick(u float64) int {
+	for i := range t.Candidates {
+		if u < t.Candidates[i].Share {
+			return i
+		}
+		u -= t.Candidates[i].Share
+	}
+	return len(t.Candidates) - 1
+}
