@@ -1,5 +1,7 @@
 package topology
 
+import "errors"
+
 // Explanation is a Plan told in words, for isthmus explain. Its JSON is part of the API: fields are added, never changed.
 type Explanation struct {
 	Service  ServiceName      `json:"service"`
@@ -27,9 +29,10 @@ type ExplanationRow struct {
 	Cluster  ClusterName `json:"cluster"`
 	Endpoint string      `json:"endpoint,omitempty"` // none: another cluster as a whole
 	Address  string      `json:"address,omitempty"`
-	Ready    int         `json:"ready"`   // copies behind it
-	Share    float64     `json:"share"`   // of its tier's requests
-	Traffic  float64     `json:"traffic"` // of all requests, as long as none fails
+	Ready    int         `json:"ready"`           // copies behind it
+	Stale    bool        `json:"stale,omitempty"` // its cluster's last word is old; still in use
+	Share    float64     `json:"share"`           // of its tier's requests
+	Traffic  float64     `json:"traffic"`         // of all requests, as long as none fails
 	State    State       `json:"state"`
 	Cause    Cause       `json:"cause"`
 	Reason   string      `json:"reason"` // the cause and its evidence in words
@@ -53,7 +56,80 @@ type Failure struct {
 	Message string `json:"message"`
 }
 
-// Explain tells what Choose returned: the same plan, and the same error, in words.
+// Explain tells what Choose returned: the same plan, and the same error, in words. Rows are in the plan's order.
 func Explain(plan Plan, err error) Explanation {
-	return Explanation{Service: plan.Query.Service, Port: plan.Query.Port, Scope: plan.Query.Scope}
+	x := Explanation{
+		Service:  plan.Query.Service,
+		Port:     plan.Query.Port,
+		Protocol: plan.Port.Protocol,
+		Scope:    plan.Query.Scope,
+		Policy:   plan.Policy,
+		From: Caller{
+			Cluster: plan.Caller.Cluster,
+			Region:  plan.Caller.Locality.Region,
+			Zone:    plan.Caller.Locality.Zone,
+		},
+		Rows: []ExplanationRow{},
+	}
+	if plan.Caller.Workload != "" {
+		x.From.Workload = plan.Caller.Namespace + "/" + plan.Caller.Workload
+	}
+	for i := range plan.Tiers {
+		t := &plan.Tiers[i]
+		for j := range t.Candidates {
+			c := &t.Candidates[j]
+			row := newRow(c.Target, c.Endpoint, c.Remote, c.Reason)
+			row.Rank, row.Tier, row.Share, row.Traffic, row.State = i+1, t.Name, c.Share, t.Portion*c.Share, stateOf(t)
+			x.Rows = append(x.Rows, row)
+		}
+	}
+	for _, e := range plan.Excluded {
+		row := newRow(e.Target, e.Endpoint, e.Remote, e.Reason)
+		row.State = Excluded
+		x.Rows = append(x.Rows, row)
+	}
+	if err != nil {
+		x.Error = &Failure{Code: failureCode(err), Message: err.Error()}
+	}
+	return x
+}
+
+func newRow(target Target, e *Endpoint, r *Remote, reason Reason) ExplanationRow {
+	row := ExplanationRow{Cluster: target.Cluster, Endpoint: target.Endpoint, Cause: reason.Cause, Reason: reason.String()}
+	if e != nil {
+		row.Address = e.Address.String()
+		if e.Ready {
+			row.Ready = max(e.Capacity, 1)
+		}
+	}
+	if r != nil {
+		row.Ready, row.Stale = r.Ready, r.Stale
+	}
+	return row
+}
+
+func stateOf(t *PlanTier) State {
+	switch {
+	case t.LastResort:
+		return LastResort
+	case t.Portion > 0:
+		return Active
+	default:
+		return Standby
+	}
+}
+
+func failureCode(err error) string {
+	switch {
+	case errors.Is(err, ErrUnknownService):
+		return "unknown_service"
+	case errors.Is(err, ErrUnknownPort):
+		return "unknown_port"
+	case errors.Is(err, ErrNotImported):
+		return "not_imported"
+	case errors.Is(err, ErrNoCandidates):
+		return "no_candidates"
+	default:
+		return "error"
+	}
 }

@@ -40,8 +40,10 @@ type Candidate struct {
 
 // Exclusion is a copy that no request may go to.
 type Exclusion struct {
-	Target Target
-	Reason Reason
+	Target   Target
+	Endpoint *Endpoint // as in Candidate
+	Remote   *Remote
+	Reason   Reason
 }
 
 // Reason is why a copy is where it is in a Plan.
@@ -86,6 +88,41 @@ const (
 	NotExported   Cause = "not_exported"    // a clusterset name was asked for, and the own cluster doesn't export it
 	ScopeLocal    Cause = "scope_local"     // a cluster-local name was asked for, and it is in another cluster
 )
+
+func (c Cause) words() string {
+	switch c {
+	case SameZone:
+		return "same zone"
+	case SameCluster:
+		return "own cluster"
+	case SameRegion:
+		return "same region"
+	case ByRTT:
+		return "round trip"
+	case ByPolicy:
+		return "policy"
+	case Ejected:
+		return "ejected"
+	case NoLink:
+		return "link down"
+	case NotReady:
+		return "not ready"
+	case NeverPolicy:
+		return "never by policy"
+	case NoTier:
+		return "in no tier of the policy"
+	case NoWeight:
+		return "without weight"
+	case PortNotServed:
+		return "not serving the port"
+	case NotExported:
+		return "not exported by its cluster"
+	case ScopeLocal:
+		return "outside the own cluster"
+	default:
+		return string(c)
+	}
+}
 
 // Walk yields the tiers in the order in which one request tries them: first where it begins, by u from [0,1)
 // and the tiers' portions, then the others by rank.

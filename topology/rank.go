@@ -1,8 +1,281 @@
 package topology
 
-func choose(s *Snapshot, q Query, load Load) (Plan, error) {
-	_, _ = s, load
-	return Plan{Query: q}, ErrNoCandidates
+import (
+	"cmp"
+	"fmt"
+	"maps"
+	"math"
+	"math/bits"
+	"slices"
+	"strings"
+	"time"
+)
+
+// spot is a copy on its way into a Plan: what a selector sees of it, and what it ends up as.
+type spot struct {
+	Candidate
+	own    bool // in the caller's cluster
+	region string
+	zone   string
+	labels map[string]string
+	copies uint64 // ready ones behind it
+	key    rankKey
+	weight uint64 // of its cluster, by the policy's tier
 }
 
-func (c Cause) words() string { return string(c) }
+// rankKey orders tiers. Spots of one key make one tier.
+type rankKey struct {
+	index   int         // the policy's tier, or the default order's class
+	bucket  int         // of the round-trip time; zero but for classOther
+	cluster ClusterName // zero but for classOther: there, each cluster is a tier
+	name    string      // follows from the others
+	weights bool
+}
+
+func (k rankKey) compare(o rankKey) int {
+	return cmp.Or(cmp.Compare(k.index, o.index), cmp.Compare(k.bucket, o.bucket), k.cluster.Compare(o.cluster))
+}
+
+// The classes of the default order.
+const (
+	classZone      = iota // own cluster, caller's zone
+	classCluster          // own cluster, caller's region
+	classRegion           // other clusters, caller's region
+	classElsewhere        // own cluster, another region
+	classOther            // other clusters, nearest first
+)
+
+func choose(s *Snapshot, q Query, load Load) (Plan, error) {
+	plan := Plan{Query: q, Caller: s.self}
+	service := s.Service(q.Service)
+	if service == nil {
+		return plan, fmt.Errorf("service %s: %w", q.Service, ErrUnknownService)
+	}
+	if service.Policy != nil {
+		plan.Policy = service.Policy.Name
+	}
+	if q.Scope == ClusterSet && !service.Imported {
+		return plan, fmt.Errorf("service %s: %w", q.Service, ErrNotImported)
+	}
+	port, ok := service.Port(q.Port)
+	if !ok {
+		return plan, fmt.Errorf("service %s, port %d: %w", q.Service, q.Port, ErrUnknownPort)
+	}
+	plan.Port = port
+
+	tiers := make(map[rankKey][]spot)
+	for _, c := range spots(s, service) {
+		if reason, out := exclude(s, service, q, &c); out {
+			plan.Excluded = append(plan.Excluded, Exclusion{Target: c.Target, Endpoint: c.Endpoint, Remote: c.Remote, Reason: reason})
+			continue
+		}
+		tiers[c.key] = append(tiers[c.key], c)
+	}
+	slices.SortFunc(plan.Excluded, func(a, b Exclusion) int { return a.Target.Compare(b.Target) })
+	plan.Tiers = arrange(s, tiers, load)
+	if len(plan.Tiers) == 0 {
+		return plan, fmt.Errorf("service %s, port %d: %w%s", q.Service, q.Port, ErrNoCandidates, tally(plan.Excluded))
+	}
+	plan.Tiers[0].Portion = 1
+	return plan, nil
+}
+
+// spots lists every copy of the service, the own cluster's one by one.
+func spots(s *Snapshot, service *Service) []spot {
+	out := make([]spot, 0, len(service.Endpoints)+len(service.Remotes))
+	for i := range service.Endpoints {
+		e := &service.Endpoints[i]
+		out = append(out, spot{
+			Candidate: Candidate{
+				Target:   Target{Service: service.Name, Cluster: s.self.Cluster, Endpoint: e.ID},
+				Cluster:  s.self.Cluster,
+				Endpoint: e,
+			},
+			own:    true,
+			region: cmp.Or(e.Locality.Region, s.self.Locality.Region), // a cluster is in one region, unless it says otherwise
+			zone:   e.Locality.Zone,
+			labels: e.Labels,
+			copies: uint64(max(e.Capacity, 1)),
+		})
+	}
+	for i := range service.Remotes {
+		r := &service.Remotes[i]
+		c := spot{
+			Candidate: Candidate{
+				Target:  Target{Service: service.Name, Cluster: r.Cluster},
+				Cluster: r.Cluster,
+				Remote:  r,
+			},
+			labels: r.Labels,
+			copies: uint64(max(r.Ready, 0)),
+		}
+		if cluster := s.Cluster(r.Cluster); cluster != nil {
+			c.region = cluster.Region
+		}
+		out = append(out, c)
+	}
+	return out
+}
+
+// exclude reports why c must not be used; if it may, it sets c's rank and the reason for that rank.
+func exclude(s *Snapshot, service *Service, q Query, c *spot) (Reason, bool) {
+	var ports []uint16
+	switch {
+	case !c.own && q.Scope == ClusterLocal:
+		return Reason{Cause: ScopeLocal}, true
+	case c.own && q.Scope == ClusterSet && !service.Exported:
+		return Reason{Cause: NotExported}, true
+	case c.own:
+		ports = c.Endpoint.Ports
+	default:
+		ports = c.Remote.Ports
+	}
+	if !slices.Contains(ports, q.Port) {
+		return Reason{Cause: PortNotServed}, true
+	}
+	if p := service.Policy; p != nil {
+		for i := range p.Never {
+			if p.Never[i].matches(s.self, c) {
+				return Reason{NeverPolicy, p.Never[i].String()}, true
+			}
+		}
+	}
+	if c.own && !c.Endpoint.Ready || c.copies == 0 {
+		return Reason{Cause: NotReady}, true
+	}
+	if service.Policy != nil {
+		return byPolicy(s.self, service.Policy, c)
+	}
+	byDefault(s, c)
+	return Reason{}, false
+}
+
+// byPolicy ranks c by the first tier that matches it.
+func byPolicy(self Self, p *Policy, c *spot) (Reason, bool) {
+	for i := range p.Tiers {
+		t := &p.Tiers[i]
+		if !t.Match.matches(self, c) {
+			continue
+		}
+		c.key = rankKey{index: i, name: cmp.Or(t.Name, fmt.Sprintf("tier-%d", i+1)), weights: len(t.Weights) > 0}
+		c.Reason = Reason{ByPolicy, t.Match.String()}
+		c.weight = uint64(t.Weights[c.Cluster.String()])
+		if c.key.weights && c.weight == 0 {
+			return Reason{NoWeight, "tier " + c.key.name}, true
+		}
+		return Reason{}, false
+	}
+	return Reason{Cause: NoTier}, true
+}
+
+// byDefault ranks c by distance.
+func byDefault(s *Snapshot, c *spot) {
+	self := s.self
+	sameRegion := c.region == self.Locality.Region
+	switch {
+	case c.own && sameRegion && c.zone != "" && c.zone == self.Locality.Zone:
+		c.key, c.Reason = rankKey{index: classZone, name: "zone"}, Reason{SameZone, c.zone}
+	case c.own && sameRegion:
+		c.key, c.Reason = rankKey{index: classCluster, name: "cluster"}, Reason{Cause: SameCluster}
+	case sameRegion && c.region != "":
+		c.key, c.Reason = rankKey{index: classRegion, name: "region"}, Reason{SameRegion, c.region}
+	case c.own:
+		c.key, c.Reason = rankKey{index: classElsewhere, name: "elsewhere"}, Reason{SameCluster, "region " + c.region}
+	default:
+		var rtt time.Duration
+		if cluster := s.Cluster(c.Cluster); cluster != nil {
+			rtt = cluster.RTT
+		}
+		c.key = rankKey{index: classOther, bucket: rttBucket(rtt), cluster: c.Cluster, name: c.Cluster.String()}
+		c.Reason = Reason{ByRTT, "not measured"}
+		if rtt > 0 {
+			c.Reason.Detail = rtt.String()
+		}
+	}
+}
+
+// rttBucket makes round-trip times that differ by noise only compare equal: bucket 0 ends at 1 ms, and each further one
+// is √2 wide. Integers only, so that every machine agrees. Unknown times come last.
+func rttBucket(rtt time.Duration) int {
+	if rtt <= 0 {
+		return math.MaxInt
+	}
+	us := uint64(min(rtt, time.Hour).Microseconds()) // its square fits
+	return bits.Len64(us * us / 1_000_000)
+}
+
+// arrange makes tiers of ranked spots: those that are trusted first, those that are only suspected behind them.
+func arrange(s *Snapshot, ranked map[rankKey][]spot, load Load) []PlanTier {
+	var trusted, suspected []PlanTier
+	for _, key := range slices.SortedFunc(maps.Keys(ranked), rankKey.compare) {
+		var good, bad []spot
+		for _, c := range ranked[key] {
+			if reason, ok := suspect(s, &c, load); ok {
+				c.Reason = reason
+				bad = append(bad, c)
+				continue
+			}
+			good = append(good, c)
+		}
+		if len(good) > 0 {
+			trusted = append(trusted, PlanTier{Name: key.name, Candidates: share(good, key.weights)})
+		}
+		if len(bad) > 0 {
+			suspected = append(suspected, PlanTier{Name: key.name, LastResort: true, Candidates: share(bad, key.weights)})
+		}
+	}
+	return append(trusted, suspected...)
+}
+
+// suspect reports why c is not to be trusted now.
+func suspect(s *Snapshot, c *spot, load Load) (Reason, bool) {
+	if evidence, ok := load[c.Target]; ok {
+		return Reason{Ejected, evidence}, true
+	}
+	if !c.own {
+		if cluster := s.Cluster(c.Cluster); cluster != nil && cluster.Link == LinkDown {
+			return Reason{Cause: NoLink}, true
+		}
+	}
+	return Reason{}, false
+}
+
+// share divides a tier by ready copies; with weights, by cluster first and by ready copies within each.
+func share(spots []spot, weights bool) []Candidate {
+	slices.SortFunc(spots, func(a, b spot) int { return a.Target.Compare(b.Target) })
+	var all, weight uint64
+	inCluster := make(map[ClusterName]uint64)
+	for _, c := range spots {
+		if inCluster[c.Cluster] == 0 {
+			weight += c.weight
+		}
+		inCluster[c.Cluster] += c.copies
+		all += c.copies
+	}
+	out := make([]Candidate, len(spots))
+	for i, c := range spots {
+		out[i] = c.Candidate
+		if weights {
+			out[i].Share = float64(c.weight) / float64(weight) * (float64(c.copies) / float64(inCluster[c.Cluster]))
+		} else {
+			out[i].Share = float64(c.copies) / float64(all)
+		}
+	}
+	return out
+}
+
+// tally says in words how often which cause excluded a copy: ": 2 not ready, 1 never by policy".
+func tally(excluded []Exclusion) string {
+	count := make(map[Cause]int)
+	for _, e := range excluded {
+		count[e.Reason.Cause]++
+	}
+	if len(count) == 0 {
+		return ": it has none"
+	}
+	var parts []string
+	for _, cause := range slices.Sorted(maps.Keys(count)) {
+		parts = append(parts, fmt.Sprintf("%d %s", count[cause], cause.words()))
+	}
+	return ": " + strings.Join(parts, ", ")
+}

@@ -8,7 +8,7 @@ import (
 	"github.com/spiffe/go-spiffe/v2/spiffeid"
 )
 
-// Locality is where something runs. An empty field is unknown and matches nothing but itself.
+// Locality is where something runs. An empty field is unknown, and not the same as anything.
 type Locality struct {
 	Region string `json:"region,omitempty"`
 	Zone   string `json:"zone,omitempty"`
