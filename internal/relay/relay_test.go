@@ -38,7 +38,7 @@ type result struct {
 }
 
 // piped returns the outer ends of two connections whose inner ends are relayed, and what Pipe returns.
-func piped(t *testing.T, ctx context.Context) (a, b *net.TCPConn, done <-chan result) {
+func piped(ctx context.Context, t *testing.T) (a, b *net.TCPConn, done <-chan result) {
 	t.Helper()
 	a, innerA := tcpPair(t)
 	b, innerB := tcpPair(t)
@@ -51,7 +51,7 @@ func piped(t *testing.T, ctx context.Context) (a, b *net.TCPConn, done <-chan re
 }
 
 func TestHalfCloseLeavesTheOtherWayOpen(t *testing.T) {
-	a, b, done := piped(t, t.Context())
+	a, b, done := piped(t.Context(), t)
 	request := make([]byte, 1<<20)
 	_, _ = rand.Read(request)
 	go func() { _, _ = a.Write(request); _ = a.CloseWrite() }()
@@ -72,7 +72,7 @@ func TestHalfCloseLeavesTheOtherWayOpen(t *testing.T) {
 }
 
 func TestBreakIsNotEOF(t *testing.T) {
-	a, b, done := piped(t, t.Context())
+	a, b, done := piped(t.Context(), t)
 	if _, err := a.Write([]byte("half of it")); err != nil {
 		t.Fatal(err)
 	}
@@ -92,7 +92,7 @@ func TestBreakIsNotEOF(t *testing.T) {
 func TestContextEndsBoth(t *testing.T) {
 	ctx, cancel := context.WithCancelCause(t.Context())
 	cause := errors.New("peer's trust domain was removed")
-	a, b, done := piped(t, ctx)
+	a, b, done := piped(ctx, t)
 	cancel(cause)
 	for _, c := range []*net.TCPConn{a, b} {
 		if _, err := c.Read(make([]byte, 1)); err == nil {
