@@ -1,0 +1,156 @@
+// Package lab starts whole meshes: clusters with their control plane, gateways, node proxy, and sample workloads with
+// their sidecars. It is the one way that clusters are started, for the playground of the isthmus command and for
+// scenario tests alike.
+//
+// A Playground is a folder. What runs in it is written down in playground.json with process ids and start times, so
+// that any later call, by any process, finds it again; the programs run in sessions of their own and outlive whoever
+// started them (unless Options.DieWithParent says otherwise). One lock file keeps two callers from changing a playground
+// at once. A Playground is not safe for concurrent use by several goroutines.
+//
+// The runtime here is `local`: each program is a process of this machine on 127.0.0.1; nothing is installed and no port
+// is fixed.
+package lab
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"os"
+	"path/filepath"
+	"sync"
+	"time"
+)
+
+// The errors that a caller decides on.
+var (
+	// ErrNotUp is what every error is that says there is no playground in a folder.
+	ErrNotUp = errors.New("no playground")
+	// ErrNoTarget is what every error is that says there is no such cluster, process or workload.
+	ErrNoTarget = errors.New("no such target")
+)
+
+// Options are how a playground is started. The zero value works.
+type Options struct {
+	// Binaries finds the programs. Default: beside the running executable, then in PATH.
+	Binaries Binaries
+	// Env is added to the environment of every program that is started ("KEY=value"). Kept for restarts.
+	Env []string
+	// Patience is how long one program may take to be ready. Default 60 s.
+	Patience time.Duration
+	// DieWithParent lets the kernel kill what this process started when this process dies (Linux only).
+	DieWithParent bool
+	// Progress is told what happens, one line at a time. Default: nobody.
+	Progress func(line string)
+	// Log takes details. Default: discarded.
+	Log *slog.Logger
+}
+
+func (o Options) filled() Options {
+	if o.Patience == 0 {
+		o.Patience = 60 * time.Second
+	}
+	if o.Progress == nil {
+		o.Progress = func(string) {}
+	}
+	if o.Log == nil {
+		o.Log = slog.New(slog.DiscardHandler)
+	}
+	return o
+}
+
+// Playground is a mesh on this machine, in a folder.
+type Playground struct {
+	opts  Options
+	dir   string
+	state state
+
+	mu sync.Mutex // guards state.Running and playground.json while programs start in parallel
+
+	start  *starter
+	claims []*claim // ports that no other playground may take until our programs have bound them
+}
+
+// DefaultDir is where the playground is unless somebody says otherwise.
+func DefaultDir() (string, error) {
+	cache, err := os.UserCacheDir()
+	if err != nil {
+		return "", fmt.Errorf("no place for the playground: %w; name one with --dir", err)
+	}
+	return filepath.Join(cache, "isthmus", "playground"), nil
+}
+
+// Open finds the playground in dir, running or not. The error is ErrNotUp when there is none.
+func Open(dir string, opts Options) (*Playground, error) {
+	dir, err := filepath.Abs(dir)
+	if err != nil {
+		return nil, fmt.Errorf("playground %s: %w", dir, err)
+	}
+	st, err := loadState(dir)
+	if err != nil {
+		return nil, err
+	}
+	opts = opts.filled()
+	return &Playground{opts: opts, dir: dir, state: st, start: newStarter(opts.DieWithParent)}, nil
+}
+
+// Up makes sure that the mesh of spec runs in dir and is ready, and says which programs it had to start: all of them
+// the first time, none when all run already, the dead ones otherwise. A playground that exists keeps its own spec; it is an error to
+// ask it for another number of clusters.
+func Up(ctx context.Context, dir string, spec Spec, opts Options) (*Playground, []string, error) {
+	dir, err := filepath.Abs(dir)
+	if err != nil {
+		return nil, nil, fmt.Errorf("playground %s: %w", dir, err)
+	}
+	if err = spec.check(); err != nil {
+		return nil, nil, err
+	}
+	if err = os.MkdirAll(dir, 0o750); err != nil {
+		return nil, nil, fmt.Errorf("playground: %w", err)
+	}
+	opts = opts.filled()
+	p := &Playground{opts: opts, dir: dir, start: newStarter(opts.DieWithParent)}
+	started, err := p.up(ctx, spec)
+	if err != nil {
+		p.Close()
+		return nil, started, err
+	}
+	return p, started, nil
+}
+
+func (p *Playground) up(ctx context.Context, spec Spec) ([]string, error) {
+	unlock, err := lock(ctx, p.dir)
+	if err != nil {
+		return nil, err
+	}
+	defer unlock()
+	p.state, err = loadState(p.dir)
+	switch {
+	case errors.Is(err, ErrNotUp):
+		if p.state, err = newState(p.dir, spec, p.opts.Env); err != nil {
+			return nil, err
+		}
+	case err != nil:
+		return nil, err
+	case len(p.state.Spec.Clusters) != len(spec.Clusters):
+		return nil, fmt.Errorf("playground %s: it has %d clusters, not %d; take it down first (isthmus playground down)",
+			p.dir, len(p.state.Spec.Clusters), len(spec.Clusters))
+	}
+	defer p.releaseClaims()
+	if err = p.prepare(); err != nil {
+		return nil, err
+	}
+	return p.raise(ctx, p.state.all())
+}
+
+// Dir returns the folder, absolute.
+func (p *Playground) Dir() string { return p.dir }
+
+// Spec returns what the playground is made of.
+func (p *Playground) Spec() Spec { return p.state.Spec }
+
+// Close lets go of the playground; what runs goes on, unless Options.DieWithParent was set.
+func (p *Playground) Close() {
+	p.releaseClaims()
+	p.start.close()
+}

@@ -1,0 +1,117 @@
+package lab
+
+import (
+	"errors"
+	"fmt"
+	"os"
+)
+
+// prepare makes folders, ports, configuration files and first manifests for the whole playground. What is there already
+// stays as it is; the ports are chosen anew when nothing runs and somebody else has taken one of them since.
+func (p *Playground) prepare() error {
+	if err := p.preparePorts(); err != nil {
+		return err
+	}
+	if err := os.MkdirAll(p.state.Sockets, 0o700); err != nil {
+		return fmt.Errorf("playground: %w", err)
+	}
+	for _, c := range p.state.Spec.Clusters {
+		if err := os.MkdirAll(p.ManifestsOf(c.Name), 0o755); err != nil { //nolint:gosec // G301: manifests are no secret
+			return fmt.Errorf("playground: %w", err)
+		}
+		if err := p.sampleManifests(c); err != nil {
+			return err
+		}
+		for _, u := range c.units() {
+			if err := p.prepareUnit(u); err != nil {
+				return err
+			}
+		}
+	}
+	return p.state.save(p.dir)
+}
+
+func (p *Playground) prepareUnit(u unit) error {
+	if err := os.MkdirAll(p.stateDir(u), 0o700); err != nil {
+		return fmt.Errorf("playground: %w", err)
+	}
+	config, err := p.config(u)
+	if err != nil || config == nil {
+		return err
+	}
+	return writeFile(p.configFile(u), config, 0o600)
+}
+
+func (p *Playground) preparePorts() error {
+	units := p.state.all()
+	var wanted []string
+	for _, u := range units {
+		for _, purpose := range u.program.ports() {
+			wanted = append(wanted, portKey(u, purpose))
+		}
+	}
+	if len(p.state.Ports) > 0 {
+		busy := p.busyPorts(units)
+		if len(busy) == 0 {
+			p.claims = reclaim(p.state.portNumbers())
+			return nil
+		}
+		if p.anyAlive(units) {
+			return errors.Join(busy...)
+		}
+	}
+	claims, err := claimBlocks(len(wanted))
+	if err != nil {
+		return fmt.Errorf("playground: %w", err)
+	}
+	p.claims = claims
+	var free []int
+	for _, c := range claims {
+		free = append(free, c.ports()...)
+	}
+	clear(p.state.Ports)
+	for i, key := range wanted {
+		p.state.Ports[key] = free[i]
+	}
+	return nil
+}
+
+// busyPorts returns an error for each port of a dead program that somebody else has.
+func (p *Playground) busyPorts(units []unit) []error {
+	var busy []error
+	for _, u := range units {
+		if p.alive(u) {
+			continue
+		}
+		for _, purpose := range u.program.ports() {
+			if n := p.state.port(u, purpose); !portFree(n) {
+				busy = append(busy, fmt.Errorf("%s: its port %d (%s) is taken by another program; end that, or take the playground down", u.id(), n, purpose))
+			}
+		}
+	}
+	return busy
+}
+
+func (p *Playground) anyAlive(units []unit) bool {
+	for _, u := range units {
+		if p.alive(u) {
+			return true
+		}
+	}
+	return false
+}
+
+func (st state) portNumbers() []int {
+	var out []int
+	for _, n := range st.Ports {
+		out = append(out, n)
+	}
+	return out
+}
+
+func (p *Playground) releaseClaims() {
+	for _, c := range p.claims {
+		c.release()
+	}
+	p.claims = nil
+}
