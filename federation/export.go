@@ -1,6 +1,7 @@
 package federation
 
 import (
+	"slices"
 	"time"
 
 	"github.com/spiffe/go-spiffe/v2/spiffeid"
@@ -29,10 +30,11 @@ const (
 // Transport is a port's transport protocol, as Kubernetes spells it. The zero value counts as TCP.
 type Transport string
 
-// The transports.
+// The transports. The mesh carries TCP; ports of the others are named in imports, no more.
 const (
-	TCP Transport = "TCP"
-	UDP Transport = "UDP"
+	TCP  Transport = "TCP"
+	UDP  Transport = "UDP"
+	SCTP Transport = "SCTP"
 )
 
 // Port is a port of an exported service.
@@ -43,9 +45,9 @@ type Port struct {
 	AppProtocol string // Kubernetes appProtocol, verbatim; empty: none
 }
 
-// Protocol returns what the port speaks, as topology.ParseProtocol reads it. A UDP port is opaque.
+// Protocol returns what the port speaks, as topology.ParseProtocol reads it. What isn't TCP is opaque.
 func (p Port) Protocol() topology.Protocol {
-	if p.Transport == UDP {
+	if p.Transport != "" && p.Transport != TCP {
 		return topology.TCP
 	}
 	return topology.ParseProtocol(p.AppProtocol, p.Name)
@@ -96,15 +98,7 @@ func (e *Export) Ready() int {
 
 // Admits reports whether cluster c is in the export's audience.
 func (e *Export) Admits(c topology.ClusterName) bool {
-	if len(e.Audience) == 0 {
-		return true
-	}
-	for _, a := range e.Audience {
-		if a == c {
-			return true
-		}
-	}
-	return false
+	return len(e.Audience) == 0 || slices.Contains(e.Audience, c)
 }
 
 // Import is a service that the clusterset offers, merged of all that clusters export under its name: a ServiceImport.
@@ -114,7 +108,7 @@ type Import struct {
 	Oldest topology.ClusterName
 	Type   Type
 	// Ports are the union, each with the clusters that serve it.
-	Ports []ImportPort
+	Ports []ImportPort // in the order of the oldest, then of the next
 	// The rest as in Export, normalized: never the zero value where Kubernetes has a default, and no time-out without affinity.
 	SessionAffinity        Affinity
 	SessionAffinityTimeout time.Duration
