@@ -1,0 +1,54 @@
+# Isthmus. "make" or "make help" lists the targets. A fresh machine needs Go and make; race, lint and fuzz also gcc and git.
+
+GO             ?= go
+BIN            := bin
+TOOLS          := .cache/tools
+# The linter is built from source at this version and kept under a name that holds it.
+GOLANGCI       := v2.15.0
+GOLANGCI_LINT  := $(TOOLS)/golangci-lint-$(GOLANGCI)
+FUZZTIME       ?= 10s
+VERSION        ?=
+LDFLAGS        := $(if $(VERSION),-ldflags "-X github.com/isthmus-mesh/isthmus/internal/version.release=$(VERSION)")
+
+.DEFAULT_GOAL := help
+.PHONY: help build demo test race lint generate check fuzz bench clean
+
+help: ## list the targets
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+build: ## build isthmus, isthmus-control, isthmus-gateway and isthmus-sidecar into bin/
+	$(GO) build -trimpath $(LDFLAGS) -o $(BIN)/ ./cmd/...
+
+demo: build ## three clusters, one call: kill a cluster under load and watch the traffic move (about 30 s)
+	$(BIN)/isthmus playground run --report $(BIN)/demo-report.json
+
+test: ## all tests, the scenarios on real processes among them
+	$(GO) test -timeout 20m ./...
+
+race: ## the tests under the race detector (the scenarios on processes left out)
+	$(GO) test -race -short -timeout 20m ./...
+
+lint: $(GOLANGCI_LINT) ## golangci-lint, each linter with its reason in .golangci.yml
+	$(GOLANGCI_LINT) run ./...
+
+$(GOLANGCI_LINT):
+	@mkdir -p $(TOOLS)
+	GOBIN=$(abspath $(TOOLS)) $(GO) install github.com/golangci/golangci-lint/v2/cmd/golangci-lint@$(GOLANGCI)
+	mv $(TOOLS)/golangci-lint $@
+
+generate: ## Go code from the .proto files, with what go.mod pins
+	$(GO) run ./api/internal/protogen
+
+check: ## what is committed is what would be generated; go.mod is tidy; vet is silent
+	.ci/regenerated
+	$(GO) mod tidy -diff
+	$(GO) vet ./...
+
+fuzz: ## every fuzz target for FUZZTIME (10s)
+	.ci/fuzz $(FUZZTIME)
+
+bench: ## benchmarks: handshakes, choosing, the gateway pair, the sidecar pair
+	$(GO) test -run '^$$' -bench . -benchmem ./topology ./trust ./federation/... ./gateway ./sidecar/... ./internal/...
+
+clean: ## remove what the targets made
+	rm -rf $(BIN) .cache
