@@ -1,0 +1,132 @@
+package configstream
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"sync"
+
+	"google.golang.org/grpc"
+
+	configv1 "github.com/isthmus-mesh/isthmus/api/config/v1"
+)
+
+// connect opens a stream and serves it until it ends, always with an error unless control ended it. It reports whether a cut
+// was applied on it.
+func (c *Client) connect(ctx context.Context) (applied bool, err error) {
+	conn, err := c.cfg.Dial(ctx)
+	if err != nil {
+		return false, err
+	}
+	defer func() { err = errors.Join(err, conn.Close()) }()
+
+	ctx, cancel := context.WithCancelCause(ctx)
+	var children sync.WaitGroup
+	defer children.Wait()
+	defer cancel(nil)
+	rpc, err := configv1.NewConfigClient(conn).Stream(ctx)
+	if err != nil {
+		return false, err
+	}
+	hello, replace := c.hello()
+	children.Go(func() {
+		if err := c.send(ctx, rpc, hello); err != nil {
+			cancel(err)
+		}
+	})
+	received := make(chan *configv1.Response)
+	ended := make(chan error, 1)
+	children.Go(func() { ended <- receive(ctx, rpc, received) })
+
+	stage := stage{replace: replace}
+	for {
+		select {
+		case m := <-received:
+			if err := stage.add(m); err != nil {
+				return applied, c.refuse(ctx, err)
+			}
+			if !m.GetComplete() {
+				continue
+			}
+			if err := c.apply(ctx, stage, !applied); err != nil {
+				return applied, c.refuse(ctx, err)
+			}
+			applied = true
+			stage.reset()
+		case err := <-ended:
+			return applied, err
+		case <-ctx.Done():
+			return applied, context.Cause(ctx)
+		}
+	}
+}
+
+// apply puts a complete cut in force, or returns an error and changes nothing.
+func (c *Client) apply(ctx context.Context, cut stage, first bool) error {
+	v, err := c.store.apply(cut)
+	if err != nil {
+		return err
+	}
+	c.mu.Lock()
+	c.problem = nil
+	services := c.names()
+	c.mu.Unlock()
+	c.connected(ctx)
+	c.publish(v, first)
+	c.answer(cut.absent) // after publish: who waited for the answer finds it in the snapshot
+	if c.saver != nil {
+		c.saver.keep(c.cfg.Hello, services, c.store.resources(), c.cfg.Now())
+	}
+	return nil
+}
+
+// refuse notes that a cut was refused; the last good state stays in force, and the stream is begun anew, so that control's
+// idea of what this client holds is true again.
+func (c *Client) refuse(ctx context.Context, err error) error {
+	err = fmt.Errorf("configuration refused, the last good one stays in force: %w", err)
+	c.mu.Lock()
+	c.problem = fmt.Errorf("configstream: %w", err)
+	c.mu.Unlock()
+	c.cfg.Log.ErrorContext(ctx, "configuration refused", "error", err)
+	return err
+}
+
+// send says hello, and then what is in the outbox, until ctx ends.
+func (c *Client) send(ctx context.Context, rpc grpc.BidiStreamingClient[configv1.Request, configv1.Response], hello *configv1.Hello) error {
+	requests := []*configv1.Request{{Message: &configv1.Request_Hello{Hello: hello}}}
+	for {
+		for _, r := range requests {
+			if err := rpc.Send(r); err != nil {
+				if errors.Is(err, io.EOF) { // the reason is with the receiver
+					return nil
+				}
+				return err
+			}
+		}
+		select {
+		case <-c.outbox.wake:
+			requests = c.next()
+		case <-ctx.Done():
+			return nil
+		}
+	}
+}
+
+// receive hands over what control says until there is no more.
+func receive(ctx context.Context, rpc grpc.BidiStreamingClient[configv1.Request, configv1.Response], to chan<- *configv1.Response) error {
+	for {
+		m, err := rpc.Recv()
+		if err != nil {
+			if errors.Is(err, io.EOF) {
+				return nil
+			}
+			return err
+		}
+		select {
+		case to <- m:
+		case <-ctx.Done():
+			return nil
+		}
+	}
+}

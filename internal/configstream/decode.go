@@ -1,0 +1,403 @@
+package configstream
+
+import (
+	"bytes"
+	"crypto/x509"
+	"errors"
+	"fmt"
+	"maps"
+	"net"
+	"net/netip"
+	"slices"
+	"strconv"
+	"strings"
+	"time"
+	"unicode"
+	"unicode/utf8"
+
+	"github.com/spiffe/go-spiffe/v2/spiffeid"
+
+	configv1 "github.com/isthmus-mesh/isthmus/api/config/v1"
+	"github.com/isthmus-mesh/isthmus/topology"
+)
+
+// What one resource may hold at most. Kubernetes allows no more of what comes from there; the rest is far above any use.
+const (
+	maxPorts       = 256
+	maxIPs         = 16
+	maxEndpoints   = 10_000
+	maxRemotes     = 1_000
+	maxServers     = 1_000
+	maxAudience    = 1_000
+	maxGateways    = 256
+	maxTargets     = 10_000
+	maxTiers       = 64
+	maxNever       = 64
+	maxLabels      = 128
+	maxText        = 1024 // names, regions, addresses, label keys and values, SPIFFE IDs have a limit of their own
+	maxAuthorities = 64
+	maxCertificate = 16 << 10 // DER bytes
+	maxRevoked     = 10_000
+	maxCount       = 1 << 30 // copies
+	maxRTT         = time.Hour
+)
+
+// errMalformed is what every decoding error is.
+var errMalformed = errors.New("malformed resource")
+
+// decoded is a resource in the topology's terms: one field is set, or none when this program does not know the kind.
+type decoded struct {
+	self    *topology.Self
+	domain  spiffeid.TrustDomain // of bundle
+	bundle  *BundleData
+	gateway *topology.Gateway
+	cluster *topology.Cluster
+	service *topology.Service
+	export  *topology.Export
+	inbound *topology.Inbound
+}
+
+// decode turns r into the topology's terms and checks all of it: names, addresses, numbers, limits, and that the key says
+// the same as the body. A kind that this program does not know is no error: control may be newer.
+func decode(r *configv1.Resource) (decoded, error) {
+	d, key, err := decodeBody(r)
+	if err == nil && key != "" && key != r.GetKey() {
+		err = fmt.Errorf("its body is %q", key)
+	}
+	if err != nil {
+		return decoded{}, fmt.Errorf("%w %q: %w", errMalformed, clip(r.GetKey()), err)
+	}
+	return d, nil
+}
+
+// decodeBody returns the value and the key that such a value must have; an empty key when any will do.
+func decodeBody(r *configv1.Resource) (d decoded, key string, err error) {
+	if k := r.GetKey(); k == "" || len(k) > MaxKey || !utf8.ValidString(k) {
+		return d, "", fmt.Errorf("want a key of 1 to %d bytes of UTF-8", MaxKey)
+	}
+	kind, rest, _ := strings.Cut(r.GetKey(), "/")
+	switch b := r.GetBody().(type) {
+	case *configv1.Resource_Self:
+		if err = checkReceiver(rest); err == nil {
+			d.self, err = decodeSelf(b.Self)
+		}
+		return d, kindSelf + "/" + rest, err
+	case *configv1.Resource_Bundle:
+		d.domain, d.bundle, err = decodeBundle(b.Bundle)
+		return d, kindBundle + "/" + d.domain.Name(), err
+	case *configv1.Resource_Gateway:
+		g, err := decodeGateway(b.Gateway)
+		d.gateway = &g
+		return d, kindGateway + "/" + g.ID, err
+	case *configv1.Resource_Cluster:
+		if d.cluster, err = decodeCluster(b.Cluster); err != nil {
+			return d, "", err
+		}
+		return d, kindCluster + "/" + d.cluster.Name.String(), nil
+	case *configv1.Resource_Service:
+		if d.service, err = decodeService(b.Service); err != nil {
+			return d, "", err
+		}
+		return d, ServiceKey(d.service.Name), nil
+	case *configv1.Resource_Export:
+		if d.export, err = decodeExport(b.Export); err != nil {
+			return d, "", err
+		}
+		return d, kindExport + "/" + d.export.Name.String(), nil
+	case *configv1.Resource_Inbound:
+		receiver := rest[:max(0, strings.LastIndexByte(rest, '/'))]
+		if err = checkReceiver(receiver); err != nil {
+			return d, "", err
+		}
+		if d.inbound, err = decodeInbound(b.Inbound); err != nil {
+			return d, "", err
+		}
+		return d, kindInbound + "/" + receiver + "/" + d.inbound.Name.String(), nil
+	default:
+		switch kind {
+		case kindSelf, kindBundle, kindGateway, kindCluster, kindService, kindExport, kindInbound:
+			return d, "", errors.New("no body")
+		}
+		return d, "", nil
+	}
+}
+
+func decodeSelf(b *configv1.Self) (*topology.Self, error) {
+	var s topology.Self
+	var err error
+	if s.Cluster, err = topology.ParseClusterName(b.GetCluster()); err != nil {
+		return nil, err
+	}
+	if s.Domain, err = decodeDomain(b.GetTrustDomain()); err != nil {
+		return nil, err
+	}
+	s.Locality = topology.Locality{Region: b.GetRegion(), Zone: b.GetZone()}
+	s.Namespace, s.Workload = b.GetNamespace(), b.GetWorkload()
+	return &s, checkTexts(b.GetRegion(), b.GetZone(), b.GetNamespace(), b.GetWorkload())
+}
+
+func decodeBundle(b *configv1.Bundle) (spiffeid.TrustDomain, *BundleData, error) {
+	td, err := decodeDomain(b.GetTrustDomain())
+	if err != nil {
+		return td, nil, err
+	}
+	if err := atMost("x509_authorities", len(b.GetX509Authorities()), maxAuthorities); err != nil {
+		return td, nil, err
+	}
+	if err := atMost("revoked_keys", len(b.GetRevokedKeys()), maxRevoked); err != nil {
+		return td, nil, err
+	}
+	out := &BundleData{Revoked: make(map[[32]byte]struct{}, len(b.GetRevokedKeys()))}
+	for i, der := range b.GetX509Authorities() {
+		if err := atMost("bytes of an authority", len(der), maxCertificate); err != nil {
+			return td, nil, err
+		}
+		c, err := x509.ParseCertificate(der)
+		if err != nil {
+			return td, nil, fmt.Errorf("x509_authorities[%d]: %w", i, err)
+		}
+		out.Authorities = append(out.Authorities, c)
+	}
+	for i, k := range b.GetRevokedKeys() {
+		if len(k) != 32 {
+			return td, nil, fmt.Errorf("revoked_keys[%d]: %d bytes, want 32", i, len(k))
+		}
+		out.Revoked[[32]byte(k)] = struct{}{}
+	}
+	return td, out, nil
+}
+
+func decodeGateway(b *configv1.Gateway) (topology.Gateway, error) {
+	g := topology.Gateway{
+		ID: b.GetId(), Address: b.GetAddress(), QUIC: b.GetQuicAddress(), Zone: b.GetZone(), Draining: b.GetDraining(),
+	}
+	if !isName(g.ID) {
+		return g, fmt.Errorf("gateway %q: not a name", clip(g.ID))
+	}
+	for _, a := range []string{g.Address, g.QUIC} {
+		if err := checkHostPort(a); err != nil {
+			return g, fmt.Errorf("gateway %q: %w", g.ID, err)
+		}
+	}
+	var err error
+	if g.Identity, err = decodeID(b.GetSpiffeId()); err != nil {
+		return g, fmt.Errorf("gateway %q: %w", g.ID, err)
+	}
+	return g, checkTexts(g.Zone)
+}
+
+func decodeCluster(b *configv1.Cluster) (*topology.Cluster, error) {
+	c := &topology.Cluster{Region: b.GetRegion(), Link: topology.LinkState(b.GetLink())}
+	var err error
+	if c.Name, err = topology.ParseClusterName(b.GetName()); err != nil {
+		return nil, err
+	}
+	if c.Domain, err = decodeDomain(b.GetTrustDomain()); err != nil {
+		return nil, err
+	}
+	switch c.Link {
+	case topology.LinkUnknown, topology.LinkUp, topology.LinkDown:
+	default:
+		return nil, fmt.Errorf("link %q", clip(b.GetLink()))
+	}
+	if b.GetRttMicros() > uint64(maxRTT/time.Microsecond) {
+		return nil, fmt.Errorf("rtt_micros %d: want at most %v", b.GetRttMicros(), maxRTT)
+	}
+	c.RTT = time.Duration(b.GetRttMicros()) * time.Microsecond //nolint:gosec // checked above
+	if err := atMost("gateways", len(b.GetGateways()), maxGateways); err != nil {
+		return nil, err
+	}
+	for _, bg := range b.GetGateways() {
+		g, err := decodeGateway(bg)
+		if err != nil {
+			return nil, err
+		}
+		c.Gateways = append(c.Gateways, g)
+	}
+	return c, checkTexts(c.Region)
+}
+
+func decodeExport(b *configv1.Export) (*topology.Export, error) {
+	var e topology.Export
+	var err error
+	if e.Name, err = topology.NewServiceName(b.GetNamespace(), b.GetName()); err != nil {
+		return nil, err
+	}
+	if e.Ports, err = decodeNumbers(b.GetPorts()); err != nil {
+		return nil, err
+	}
+	if err := atMost("audience", len(b.GetAudience()), maxAudience); err != nil {
+		return nil, err
+	}
+	for _, a := range b.GetAudience() {
+		c, err := topology.ParseClusterName(a)
+		if err != nil {
+			return nil, err
+		}
+		e.Audience = append(e.Audience, c)
+	}
+	e.Endpoints, err = decodeEndpoints(b.GetEndpoints())
+	return &e, err
+}
+
+func decodeInbound(b *configv1.Inbound) (*topology.Inbound, error) {
+	var in topology.Inbound
+	var err error
+	if in.Name, err = topology.NewServiceName(b.GetNamespace(), b.GetName()); err != nil {
+		return nil, err
+	}
+	if err := atMost("ports", len(b.GetPorts()), maxPorts); err != nil {
+		return nil, err
+	}
+	for _, bp := range b.GetPorts() {
+		p := topology.InboundPort{Protocol: topology.Protocol(bp.GetProtocol())}
+		if p.Number, err = decodeNumber(bp.GetPort()); err != nil {
+			return nil, err
+		}
+		if err := checkProtocol(p.Protocol); err != nil {
+			return nil, err
+		}
+		if err := atMost("targets", len(bp.GetTargets()), maxTargets); err != nil {
+			return nil, err
+		}
+		for _, t := range bp.GetTargets() {
+			a, err := decodeAddrPort(t)
+			if err != nil {
+				return nil, err
+			}
+			p.Targets = append(p.Targets, a)
+		}
+		in.Ports = append(in.Ports, p)
+	}
+	return &in, nil
+}
+
+func decodeDomain(s string) (spiffeid.TrustDomain, error) {
+	td, err := spiffeid.TrustDomainFromString(s)
+	if err == nil && td.Name() != s { // the parser takes a whole SPIFFE ID too
+		err = errors.New("want a bare name")
+	}
+	if err != nil {
+		return spiffeid.TrustDomain{}, fmt.Errorf("trust domain %q: %w", clip(s), err)
+	}
+	return td, nil
+}
+
+func decodeID(s string) (spiffeid.ID, error) {
+	if len(s) > 2048 { // SPIFFE ID section 2.3
+		return spiffeid.ID{}, fmt.Errorf("SPIFFE ID of %d bytes", len(s))
+	}
+	id, err := spiffeid.FromString(s)
+	if err != nil {
+		return spiffeid.ID{}, fmt.Errorf("SPIFFE ID %q: %w", clip(s), err)
+	}
+	return id, nil
+}
+
+func decodeNumbers(in []uint32) ([]uint16, error) {
+	if err := atMost("ports", len(in), maxPorts); err != nil {
+		return nil, err
+	}
+	var out []uint16
+	for _, n := range in {
+		p, err := decodeNumber(n)
+		if err != nil {
+			return nil, err
+		}
+		out = append(out, p)
+	}
+	return out, nil
+}
+
+func decodeNumber(n uint32) (uint16, error) {
+	if n == 0 || n > 65535 {
+		return 0, fmt.Errorf("port %d: want 1 to 65535", n)
+	}
+	return uint16(n), nil //nolint:gosec // checked above
+}
+
+func decodeAddrPort(s string) (netip.AddrPort, error) {
+	a, err := netip.ParseAddrPort(s)
+	if err != nil {
+		return netip.AddrPort{}, fmt.Errorf("address %q: want ip:port", clip(s))
+	}
+	if a.Port() == 0 || a.String() != s { // one way to write an address, so that it compares
+		return netip.AddrPort{}, fmt.Errorf("address %q: want ip:port in its canonical form", clip(s))
+	}
+	return a, nil
+}
+
+func decodeCount(what string, n uint32) (int, error) {
+	if n > maxCount {
+		return 0, fmt.Errorf("%s %d: want at most %d", what, n, maxCount)
+	}
+	return int(n), nil
+}
+
+// checkHostPort takes host:port, and the empty string, which says that there is none.
+func checkHostPort(s string) error {
+	if s == "" {
+		return nil
+	}
+	host, port, err := net.SplitHostPort(s)
+	if err != nil || host == "" || len(s) > maxText || !isPrintable(s) {
+		return fmt.Errorf("address %q: want host:port", clip(s))
+	}
+	if n, err := strconv.ParseUint(port, 10, 16); err != nil || n == 0 {
+		return fmt.Errorf("address %q: want a port of 1 to 65535", clip(s))
+	}
+	return nil
+}
+
+func checkProtocol(p topology.Protocol) error {
+	switch p {
+	case topology.TCP, topology.HTTP, topology.HTTP2, topology.GRPC:
+		return nil
+	}
+	return fmt.Errorf("protocol %q", clip(string(p)))
+}
+
+func checkLabels(m map[string]string) error {
+	if err := atMost("labels", len(m), maxLabels); err != nil {
+		return err
+	}
+	for k, v := range m {
+		if err := checkTexts(k, v); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// checkTexts checks words that are compared and shown, never parsed.
+func checkTexts(words ...string) error {
+	for _, s := range words {
+		if len(s) > maxText || !isPrintable(s) {
+			return fmt.Errorf("text %q: want at most %d bytes, printable", clip(s), maxText)
+		}
+	}
+	return nil
+}
+
+func isPrintable(s string) bool {
+	return utf8.ValidString(s) && !strings.ContainsFunc(s, func(r rune) bool { return !unicode.IsPrint(r) })
+}
+
+func atMost(what string, n, limit int) error {
+	if n > limit {
+		return fmt.Errorf("%d %s: want at most %d", n, what, limit)
+	}
+	return nil
+}
+
+// clip shortens foreign words for an error message.
+func clip(s string) string {
+	if len(s) > 100 {
+		return s[:100] + "…"
+	}
+	return s
+}
+
+func sortedKeys(m map[[32]byte]struct{}) [][32]byte {
+	return slices.SortedFunc(maps.Keys(m), func(a, b [32]byte) int { return bytes.Compare(a[:], b[:]) })
+}

@@ -1,0 +1,199 @@
+package configstream
+
+import (
+	"context"
+	"errors"
+	"log/slog"
+	"slices"
+	"sync"
+	"time"
+
+	"github.com/spiffe/go-spiffe/v2/spiffeid"
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/status"
+
+	configv1 "github.com/isthmus-mesh/isthmus/api/config/v1"
+	"github.com/isthmus-mesh/isthmus/internal/live"
+	"github.com/isthmus-mesh/isthmus/topology"
+)
+
+// ServerConfig is what a Server is made from. Peer and Admit are required.
+type ServerConfig struct {
+	Log *slog.Logger // default: none
+
+	// Peer says who is at the other end of a stream, by its context.
+	Peer func(ctx context.Context) (spiffeid.ID, error)
+	// Admit decides whether id may be what its Hello says, and which keys it may see. visible is asked anew for each cut, by
+	// one goroutine a stream. What is addressed to another receiver (ReceiverOf) is never sent, whatever visible says. An
+	// error ends the stream with PermissionDenied and its text.
+	Admit func(id spiffeid.ID, h *configv1.Hello) (visible func(key string) bool, err error)
+
+	// OnConnect, OnReport and OnDisconnect tell of a stream, in this order, from its goroutine: they must not block.
+	// A program that comes back may be connected anew before its old stream is known to be dead. Each may be nil.
+	OnConnect    func(*Session)
+	OnReport     func(*Session, *configv1.Report)
+	OnDisconnect func(*Session, error)
+
+	HelloTimeout time.Duration // for the first message; default 10 s
+	SendTimeout  time.Duration // for one message to leave; default 10 s
+	MaxStreams   int           // at a time; default 20,000
+}
+
+// Session is one client's stream.
+type Session struct {
+	ID       spiffeid.ID
+	Hello    *configv1.Hello // not to be changed
+	Receiver string          // as ReceiverOf(Hello)
+	Since    time.Time
+
+	mu       sync.Mutex
+	services []topology.ServiceName // guarded by mu; replaced, never changed
+}
+
+// Services returns what the client is subscribed to, ordered by name. Not to be changed.
+func (s *Session) Services() []topology.ServiceName {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.services
+}
+
+func (s *Session) setServices(names []topology.ServiceName) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.services = names
+}
+
+// Server is the control's end of the stream: it sends each client what it may see of the present World.
+type Server struct {
+	configv1.UnimplementedConfigServer
+
+	cfg   ServerConfig
+	world live.Value[*World]
+	stop  chan struct{} // closed by Close
+
+	mu       sync.Mutex
+	revision uint64                // guarded by mu
+	sessions map[*Session]struct{} // guarded by mu
+	streams  int                   // guarded by mu
+	closed   bool                  // guarded by mu
+	running  sync.WaitGroup        // Add is guarded by mu
+}
+
+var (
+	_ configv1.ConfigServer = (*Server)(nil)
+
+	errClosing = status.Error(codes.Unavailable, "control is stopping")
+)
+
+// NewServer returns a Server without a World: clients that connect wait for the first.
+func NewServer(cfg ServerConfig) *Server {
+	if cfg.Log == nil {
+		cfg.Log = slog.New(slog.DiscardHandler)
+	}
+	if cfg.HelloTimeout <= 0 {
+		cfg.HelloTimeout = 10 * time.Second
+	}
+	if cfg.SendTimeout <= 0 {
+		cfg.SendTimeout = 10 * time.Second
+	}
+	if cfg.MaxStreams <= 0 {
+		cfg.MaxStreams = 20_000
+	}
+	return &Server{cfg: cfg, stop: make(chan struct{}), sessions: make(map[*Session]struct{})}
+}
+
+// Set puts w in force and wakes every stream. w must not be in force elsewhere.
+func (s *Server) Set(w *World) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.revision++
+	w.revision = s.revision
+	for key, err := range w.withheld {
+		s.cfg.Log.Error("resource withheld", "key", clip(key), "error", err) //nolint:sloglint // no request, hence no context
+	}
+	s.world.Store(w)
+}
+
+// Sessions returns the present sessions, oldest first.
+func (s *Server) Sessions() []*Session {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	out := make([]*Session, 0, len(s.sessions))
+	for session := range s.sessions {
+		out = append(out, session)
+	}
+	slices.SortFunc(out, func(a, b *Session) int { return a.Since.Compare(b.Since) })
+	return out
+}
+
+// Close ends every stream with Unavailable, refuses new ones, and waits until nothing runs.
+func (s *Server) Close() {
+	s.mu.Lock()
+	if !s.closed {
+		s.closed = true
+		close(s.stop)
+	}
+	s.mu.Unlock()
+	s.running.Wait()
+}
+
+// Stream serves one client. gRPC calls it.
+func (s *Server) Stream(rpc grpc.BidiStreamingServer[configv1.Request, configv1.Response]) error {
+	if err := s.enter(); err != nil {
+		return err
+	}
+	defer s.leave()
+	id, err := s.cfg.Peer(rpc.Context())
+	if err != nil {
+		return status.Error(codes.Unauthenticated, err.Error())
+	}
+	st := newStream(s, rpc, id)
+	err = st.serve(rpc.Context())
+	if errors.Is(err, context.Canceled) { // the client went
+		err = status.FromContextError(err).Err()
+	}
+	return err
+}
+
+func (s *Server) enter() error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.closed {
+		return errClosing
+	}
+	if s.streams >= s.cfg.MaxStreams {
+		return status.Error(codes.ResourceExhausted, "too many config streams")
+	}
+	s.streams++
+	s.running.Add(1)
+	return nil
+}
+
+func (s *Server) leave() {
+	s.mu.Lock()
+	s.streams--
+	s.mu.Unlock()
+	s.running.Done()
+}
+
+// child runs f, which ends soon after the handler has returned; Close waits for it.
+func (s *Server) child(f func()) { s.running.Go(f) }
+
+func (s *Server) connect(session *Session) {
+	s.mu.Lock()
+	s.sessions[session] = struct{}{}
+	s.mu.Unlock()
+	if s.cfg.OnConnect != nil {
+		s.cfg.OnConnect(session)
+	}
+}
+
+func (s *Server) disconnect(session *Session, err error) {
+	s.mu.Lock()
+	delete(s.sessions, session)
+	s.mu.Unlock()
+	if s.cfg.OnDisconnect != nil {
+		s.cfg.OnDisconnect(session, err)
+	}
+}
