@@ -1,0 +1,220 @@
+package trust
+
+import (
+	"context"
+	"crypto"
+	"crypto/x509"
+	"errors"
+	"fmt"
+	"log/slog"
+	"math/rand/v2"
+	"time"
+
+	"github.com/spiffe/go-spiffe/v2/svid/x509svid"
+)
+
+// Times of the renewal loop.
+const (
+	issueTimeout  = 30 * time.Second // one call of Issue
+	firstPause    = time.Second      // after the first failure; doubled with each
+	longestPause  = time.Minute
+	shortestPause = time.Second // between two renewals, however short-lived the SVIDs are
+	longestNap    = time.Minute // timers don't see the wall clock being set, or a machine asleep: look again
+	renewalJitter = 0.1         // of the half-life, either way
+)
+
+// Issue asks an authority for a certificate and returns the chain, leaf first. The request is what NewRequest made; who
+// asks is established by the call's own means (a join token, the present SVID).
+type Issue func(ctx context.Context, csr []byte) ([]*x509.Certificate, error)
+
+// Renewal keeps an Identity alive: a new key and SVID when there is none, and at half-life (±10 %, so that what was
+// started together doesn't renew together). It never gives up: not at expiry, not after.
+type Renewal struct {
+	Identity *Identity
+	Issue    Issue
+	// Keep persists a new SVID; may be nil. Its failure is logged and doesn't keep the SVID from being used: a full disk
+	// must not end an identity.
+	Keep func(*x509svid.SVID) error
+	Now  func() time.Time // the clock; time.Now when nil
+	Log  *slog.Logger     // one line for each change of state; may be nil
+}
+
+// renewalState is what was last told in the log.
+type renewalState uint8
+
+const (
+	renewalGood renewalState = iota
+	renewalFailing
+	renewalExpired
+)
+
+// Run renews until ctx ends. It notices an SVID that somebody else Set.
+func (r Renewal) Run(ctx context.Context) error {
+	if r.Identity == nil || r.Issue == nil {
+		return errors.New("trust: renewal: Identity and Issue are required")
+	}
+	l := renewalLoop{Renewal: r, now: clock(r.Now), log: logger(r.Log)}
+	for {
+		changed := r.Identity.Changed()
+		svid, err := r.Identity.SVID()
+		if err != nil {
+			svid = nil
+		}
+		if wait := l.until(svid); wait > 0 {
+			if !nap(ctx, min(wait, longestNap), changed) {
+				return nil
+			}
+			l.noteExpiry(svid)
+			continue
+		}
+		err = l.renew(ctx, svid)
+		if ctx.Err() != nil {
+			return nil
+		}
+		l.note(svid, err)
+	}
+}
+
+// renewalLoop is owned by one Run.
+type renewalLoop struct {
+	Renewal
+	now func() time.Time
+	log *slog.Logger
+
+	state    renewalState
+	failures int
+	retryAt  time.Time // zero when the last attempt succeeded
+	earliest time.Time // no renewal before, after a success
+
+	planned *x509svid.SVID // the SVID that renewAt was drawn for
+	renewAt time.Time
+}
+
+// until returns how long to wait for the next attempt; 0 means now.
+func (l *renewalLoop) until(svid *x509svid.SVID) time.Duration {
+	if svid != l.planned { // somebody's new SVID ends our troubles with the last one
+		l.planned, l.retryAt, l.failures = svid, time.Time{}, 0
+		l.renewAt = time.Time{}
+		if svid != nil {
+			l.renewAt = renewalTime(svid.Certificates[0], rand.Float64()) //nolint:gosec // G404: a jitter, not a secret
+		}
+	}
+	at := l.renewAt
+	if at.Before(l.earliest) {
+		at = l.earliest
+	}
+	if !l.retryAt.IsZero() {
+		at = l.retryAt
+	}
+	return max(0, at.Sub(l.now()))
+}
+
+// renewalTime is half-life ±10 %; random is in [0,1).
+func renewalTime(leaf *x509.Certificate, random float64) time.Time {
+	half := float64(leaf.NotAfter.Sub(leaf.NotBefore)) / 2
+	return leaf.NotBefore.Add(time.Duration(half * (1 + renewalJitter*(2*random-1))))
+}
+
+func (l *renewalLoop) renew(ctx context.Context, old *x509svid.SVID) error {
+	key, csr, err := NewRequest()
+	if err != nil {
+		return err
+	}
+	issueCtx, cancel := context.WithTimeout(ctx, issueTimeout)
+	defer cancel()
+	chain, err := l.Issue(issueCtx, csr)
+	if err != nil {
+		return err
+	}
+	svid, err := acceptIssued(chain, key, old, l.now())
+	if err != nil {
+		return fmt.Errorf("what the authority issued is unusable: %w", err)
+	}
+	l.earliest = l.now().Add(shortestPause)
+	l.Identity.Set(svid)
+	if l.Keep != nil {
+		if err := l.Keep(svid); err != nil {
+			l.log.WarnContext(ctx, "SVID renewed but not kept on disk", "spiffe_id", svid.ID.String(), "error", err)
+		}
+	}
+	return nil
+}
+
+// acceptIssued makes an SVID of an answer. Verifying it is the peers' business: they have the bundle that counts.
+func acceptIssued(chain []*x509.Certificate, key crypto.Signer, old *x509svid.SVID, now time.Time) (*x509svid.SVID, error) {
+	p, err := inspect(chain)
+	if err != nil {
+		return nil, err
+	}
+	public, ok := key.Public().(interface{ Equal(crypto.PublicKey) bool })
+	switch {
+	case !ok || !public.Equal(chain[0].PublicKey):
+		return nil, errors.New("it is for another key")
+	case !now.Before(p.NotAfter):
+		return nil, fmt.Errorf("it ended at %s", p.NotAfter.Format(time.RFC3339))
+	case old != nil && old.ID != p.ID:
+		// Peers expect the identity we are known by; another one is a change that a restart makes, not a renewal.
+		return nil, fmt.Errorf("it is for %s, not for %s", p.ID, old.ID)
+	}
+	return &x509svid.SVID{ID: p.ID, Certificates: chain, PrivateKey: key}, nil
+}
+
+// note counts an attempt and logs it when it changed the state.
+func (l *renewalLoop) note(old *x509svid.SVID, err error) {
+	if err == nil {
+		l.failures, l.retryAt = 0, time.Time{}
+		if l.state != renewalGood {
+			l.log.Info("SVID renewed again")
+		}
+		l.state = renewalGood
+		return
+	}
+	l.retryAt = l.now().Add(backOff(l.failures, rand.Float64())) //nolint:gosec // G404: a jitter, not a secret
+	l.failures++
+	if l.state == renewalGood {
+		l.state = renewalFailing
+		attrs := []any{"error", err}
+		if old != nil {
+			attrs = append(attrs, "spiffe_id", old.ID.String(), "not_after", old.Certificates[0].NotAfter)
+		}
+		l.log.Warn("SVID not renewed, trying on", attrs...)
+	}
+	l.noteExpiry(old)
+}
+
+// noteExpiry logs, once, that peers refuse us from now on.
+func (l *renewalLoop) noteExpiry(svid *x509svid.SVID) {
+	if l.state == renewalFailing && svid != nil && !l.now().Before(svid.Certificates[0].NotAfter) {
+		l.state = renewalExpired
+		l.log.Error("SVID expired, peers refuse this program", "spiffe_id", svid.ID.String(), "not_after", svid.Certificates[0].NotAfter)
+	}
+}
+
+// backOff returns the pause after a number of earlier failures: doubling, and half of it by chance; random is in [0,1).
+func backOff(failures int, random float64) time.Duration {
+	pause := longestPause
+	if failures < 16 {
+		pause = min(firstPause<<failures, longestPause)
+	}
+	return pause/2 + time.Duration(random*float64(pause/2))
+}
+
+// nap waits for d, for wake, or for ctx to end, and tells whether to go on.
+func nap(ctx context.Context, d time.Duration, wake <-chan struct{}) bool {
+	timer := time.NewTimer(d)
+	defer timer.Stop()
+	select {
+	case <-ctx.Done():
+		return false
+	case <-wake:
+	case <-timer.C:
+	}
+	return ctx.Err() == nil
+}
+
+func logger(l *slog.Logger) *slog.Logger {
+	if l == nil {
+		return slog.New(slog.DiscardHandler)
+	}
+	return l
+}

@@ -1,0 +1,173 @@
+package trust
+
+import (
+	"crypto/x509"
+	"errors"
+	"io/fs"
+	"os"
+	"slices"
+	"time"
+)
+
+// The steps in an authority's life, each from one immutable state to the next. Files are written in an order that leaves a
+// readable whole after a crash at any point (see load).
+
+// stepRetry is the pause after a step failed, for a full disk as a rule.
+const stepRetry = 10 * time.Second
+
+// maintain does what is due. A step that fails leaves what is there in use, and is tried again after stepRetry.
+func (a *Authority) maintain(now time.Time) error {
+	if s := a.state.Load(); s.issuing != nil && now.Before(s.nextStep(a.cfg)) {
+		return nil // as a rule, and without a lock
+	}
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	if a.failed != nil && now.Before(a.retryAt) {
+		return a.failed
+	}
+	old := a.state.Load()
+	s := old
+	var errs []error
+	for _, step := range []func(*authorityState, time.Time) (*authorityState, error){
+		a.prepare, a.activate, a.renewIssuing, a.retire,
+	} {
+		next, err := step(s, now)
+		if err != nil {
+			errs = append(errs, err)
+		}
+		s = next
+	}
+	a.failed, a.retryAt = errors.Join(errs...), now.Add(stepRetry)
+	a.state.Store(s)
+	if a.changed != nil && !slices.EqualFunc(old.roots(), s.roots(), (*x509.Certificate).Equal) {
+		close(a.changed)
+		a.changed = nil
+	}
+	return a.failed
+}
+
+// nextStep is when something is due; it may be past.
+func (s *authorityState) nextStep(cfg AuthorityConfig) time.Time {
+	at := s.issuingDue()
+	root := s.prepareDue(cfg)
+	if s.next != nil {
+		root = s.activateDue(cfg)
+	}
+	if root.Before(at) {
+		at = root
+	}
+	if s.previous != nil && s.previous.NotAfter.Before(at) {
+		at = s.previous.NotAfter
+	}
+	return at
+}
+
+// lastCall is when a root must be replaced, whoever has not heard of its successor yet: what it signs gets too short.
+func (s *authorityState) lastCall(cfg AuthorityConfig) time.Time {
+	return s.root.certificate.NotAfter.Add(-cfg.IssuingLifetime / 2)
+}
+
+func (s *authorityState) prepareDue(cfg AuthorityConfig) time.Time {
+	return earlier(partOfLife(s.root.certificate, 2, 4), s.lastCall(cfg))
+}
+
+// activateDue: at three quarters of the root's life, and when its successor was published for some time.
+func (s *authorityState) activateDue(cfg AuthorityConfig) time.Time {
+	at := partOfLife(s.root.certificate, 3, 4)
+	if heard := s.next.certificate.NotBefore.Add(cfg.IssuingLifetime); at.Before(heard) {
+		at = heard
+	}
+	return earlier(at, s.lastCall(cfg))
+}
+
+// issuingDue: at half-life; at once when its root was replaced; never when a new one would end no later.
+func (s *authorityState) issuingDue() time.Time {
+	switch {
+	case s.issuing == nil || !s.under.Equal(s.root.certificate):
+		return time.Time{}
+	case !s.issuing.certificate.NotAfter.Before(s.root.certificate.NotAfter):
+		return s.root.certificate.NotAfter
+	default:
+		return partOfLife(s.issuing.certificate, 2, 4)
+	}
+}
+
+// prepare makes the next root; published from now on.
+func (a *Authority) prepare(s *authorityState, now time.Time) (*authorityState, error) {
+	if s.next != nil || now.Before(s.prepareDue(a.cfg)) {
+		return s, nil
+	}
+	next, err := newSigner(rootTemplate(a.cfg.TrustDomain, now, a.cfg.RootLifetime), nil)
+	if err != nil {
+		return s, err
+	}
+	if err := a.save(nextRootFile, next, newFile); err != nil {
+		return s, err
+	}
+	a.cfg.Log.Info("next root made and published", "not_after", next.certificate.NotAfter, "in_use_from", partOfLife(s.root.certificate, 3, 4))
+	changed := *s
+	changed.next = next
+	return &changed, nil
+}
+
+// activate puts the next root to use. The old key is gone with the rename.
+func (a *Authority) activate(s *authorityState, now time.Time) (*authorityState, error) {
+	if s.next == nil || now.Before(s.activateDue(a.cfg)) {
+		return s, nil
+	}
+	if err := writeFile(a.path(previousRootFile), MarshalPEM([]*x509.Certificate{s.root.certificate}), replaceFile); err != nil {
+		return s, err
+	}
+	if err := os.Rename(a.path(nextRootFile), a.path(rootFile)); err != nil {
+		return s, err
+	}
+	a.cfg.Log.Info("next root in use", "not_after", s.next.certificate.NotAfter)
+	changed := *s
+	changed.previous, changed.root, changed.next = s.root.certificate, s.next, nil
+	return &changed, syncDir(a.cfg.Dir)
+}
+
+// renewIssuing makes a new issuing CA. One that can't be saved is used all the same: what it signed proves itself by its
+// chain, and after a restart there is the old one, or a new one.
+func (a *Authority) renewIssuing(s *authorityState, now time.Time) (*authorityState, error) {
+	if now.Before(s.issuingDue()) || !now.Before(s.root.certificate.NotAfter) {
+		return s, nil
+	}
+	issuing, err := newIssuing(a.cfg, s.root, now)
+	if err != nil {
+		return s, err
+	}
+	changed := *s
+	changed.issuing, changed.under = issuing, s.root.certificate
+	a.cfg.Log.Info("new issuing CA in use", "not_after", issuing.certificate.NotAfter)
+	return &changed, a.save(issuingFile, issuing, replaceFile)
+}
+
+// retire stops publishing a root that has ended.
+func (a *Authority) retire(s *authorityState, now time.Time) (*authorityState, error) {
+	if s.previous == nil || now.Before(s.previous.NotAfter) {
+		return s, nil
+	}
+	if err := os.Remove(a.path(previousRootFile)); err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return s, err
+	}
+	changed := *s
+	changed.previous = nil
+	return &changed, syncDir(a.cfg.Dir)
+}
+
+func newIssuing(cfg AuthorityConfig, root *signer, now time.Time) (*signer, error) {
+	return newSigner(issuingTemplate(cfg.TrustDomain, now, cfg.IssuingLifetime), root)
+}
+
+// partOfLife is the moment when that part of a certificate's life is over.
+func partOfLife(c *x509.Certificate, part, of time.Duration) time.Time {
+	return c.NotBefore.Add(c.NotAfter.Sub(c.NotBefore) / of * part)
+}
+
+func earlier(a, b time.Time) time.Time {
+	if b.Before(a) {
+		return b
+	}
+	return a
+}
