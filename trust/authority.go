@@ -124,7 +124,10 @@ func (a *Authority) open() error {
 	}
 	a.state.Store(state)
 	if err := a.maintain(a.cfg.Now()); err != nil {
-		return err
+		if a.state.Load().issuing == nil {
+			return err
+		}
+		a.cfg.Log.Warn("authority opened, but not everything that is due could be done", "error", err)
 	}
 	return a.selfTest()
 }

@@ -56,6 +56,8 @@ type watch struct {
 	err      error // refused
 }
 
+var errSessionEnded = errors.New("the SVID shown in this connection's handshake has ended")
+
 type doomed struct {
 	close func(error)
 	err   error
@@ -63,6 +65,9 @@ type doomed struct {
 
 // NewGuard returns a Guard that watches nothing yet. Run must run for anything to be closed. A nil now is time.Now.
 func NewGuard(bundles *Bundles, now func() time.Time, log *slog.Logger) *Guard {
+	if bundles == nil {
+		bundles = NewBundles() // nobody passes
+	}
 	return &Guard{bundles: bundles, now: clock(now), log: logger(log), wake: make(chan struct{}, 1)}
 }
 
@@ -83,6 +88,9 @@ func (g *Guard) Watch(cs tls.ConnectionState, p Policy, closeConn func(error)) (
 	if w.err == nil {
 		w.err = p.check(w.peer)
 	}
+	if w.err != nil {
+		w.peer.NotAfter = time.Time{} // first in the heap
+	}
 	before := *w
 	g.mu.Lock()
 	heap.Push(&g.watched, w)
@@ -90,7 +98,7 @@ func (g *Guard) Watch(cs tls.ConnectionState, p Policy, closeConn func(error)) (
 	g.mu.Unlock()
 	// Run may have looked at all connections after our verification and before we were in the list.
 	stale := g.policies.Load() != before.policies || g.bundles.load()[before.peer.ID.TrustDomain()] != before.by
-	if before.err != nil || stale {
+	if stale {
 		g.mu.Lock()
 		g.suspects = append(g.suspects, w)
 		g.mu.Unlock()
@@ -185,7 +193,11 @@ func (g *Guard) look(all bool) {
 		if w == nil {
 			return
 		}
-		g.doom(w, &VerifyError{Reason: Expired, ID: w.peer.ID, Err: errors.New("the SVID shown in this connection's handshake has ended")})
+		err := w.err
+		if err == nil {
+			err = &VerifyError{Reason: Expired, ID: w.peer.ID, Err: errSessionEnded}
+		}
+		g.doom(w, err)
 	}
 }
 

@@ -58,9 +58,12 @@ func (r Renewal) Run(ctx context.Context) error {
 		changed := r.Identity.Changed()
 		svid, err := r.Identity.SVID()
 		if err != nil {
-			svid = nil
+			svid = nil // none yet
 		}
-		if wait := l.until(svid); wait > 0 {
+		if svid != l.planned {
+			l.plan(svid)
+		}
+		if wait := l.until(); wait > 0 {
 			if !nap(ctx, min(wait, longestNap), changed) {
 				return nil
 			}
@@ -71,7 +74,9 @@ func (r Renewal) Run(ctx context.Context) error {
 		if ctx.Err() != nil {
 			return nil
 		}
-		l.note(svid, err)
+		if err != nil {
+			l.fail(svid, err)
+		}
 	}
 }
 
@@ -90,15 +95,22 @@ type renewalLoop struct {
 	renewAt time.Time
 }
 
-// until returns how long to wait for the next attempt; 0 means now.
-func (l *renewalLoop) until(svid *x509svid.SVID) time.Duration {
-	if svid != l.planned { // somebody's new SVID ends our troubles with the last one
-		l.planned, l.retryAt, l.failures = svid, time.Time{}, 0
-		l.renewAt = time.Time{}
-		if svid != nil {
-			l.renewAt = renewalTime(svid.Certificates[0], rand.Float64()) //nolint:gosec // G404: a jitter, not a secret
-		}
+// plan draws the moment to renew a new SVID, whoever set it. It ends the troubles with the last one.
+func (l *renewalLoop) plan(svid *x509svid.SVID) {
+	l.planned, l.renewAt, l.retryAt, l.failures = svid, time.Time{}, time.Time{}, 0
+	if svid == nil {
+		return
 	}
+	leaf := svid.Certificates[0]
+	l.renewAt = renewalTime(leaf, l.now(), rand.Float64()) //nolint:gosec // G404: a jitter, not a secret
+	if l.state != renewalGood && l.now().Before(leaf.NotAfter) {
+		l.state = renewalGood
+		l.log.Info("SVID renewed again", "spiffe_id", svid.ID.String(), "not_after", leaf.NotAfter)
+	}
+}
+
+// until returns how long to wait for the next attempt; 0 means now.
+func (l *renewalLoop) until() time.Duration {
 	at := l.renewAt
 	if at.Before(l.earliest) {
 		at = l.earliest
@@ -109,10 +121,15 @@ func (l *renewalLoop) until(svid *x509svid.SVID) time.Duration {
 	return max(0, at.Sub(l.now()))
 }
 
-// renewalTime is half-life ±10 %; random is in [0,1).
-func renewalTime(leaf *x509.Certificate, random float64) time.Time {
-	half := float64(leaf.NotAfter.Sub(leaf.NotBefore)) / 2
-	return leaf.NotBefore.Add(time.Duration(half * (1 + renewalJitter*(2*random-1))))
+// renewalTime is half-life ±10 % of what was planned for at now; random is in [0,1). Life begins where the backdating ends,
+// or SVIDs of a few minutes would be past their half-life when they are issued.
+func renewalTime(leaf *x509.Certificate, now time.Time, random float64) time.Time {
+	born := earlier(leaf.NotBefore.Add(backdate), now)
+	if born.Before(leaf.NotBefore) {
+		born = leaf.NotBefore
+	}
+	half := float64(leaf.NotAfter.Sub(born)) / 2
+	return born.Add(time.Duration(half * (1 + renewalJitter*(2*random-1))))
 }
 
 func (l *renewalLoop) renew(ctx context.Context, old *x509svid.SVID) error {
@@ -159,16 +176,8 @@ func acceptIssued(chain []*x509.Certificate, key crypto.Signer, old *x509svid.SV
 	return &x509svid.SVID{ID: p.ID, Certificates: chain, PrivateKey: key}, nil
 }
 
-// note counts an attempt and logs it when it changed the state.
-func (l *renewalLoop) note(old *x509svid.SVID, err error) {
-	if err == nil {
-		l.failures, l.retryAt = 0, time.Time{}
-		if l.state != renewalGood {
-			l.log.Info("SVID renewed again")
-		}
-		l.state = renewalGood
-		return
-	}
+// fail counts a failed attempt, and logs the first.
+func (l *renewalLoop) fail(old *x509svid.SVID, err error) {
 	l.retryAt = l.now().Add(backOff(l.failures, rand.Float64())) //nolint:gosec // G404: a jitter, not a secret
 	l.failures++
 	if l.state == renewalGood {

@@ -74,7 +74,7 @@ func (s *authorityState) prepareDue(cfg AuthorityConfig) time.Time {
 // activateDue: at three quarters of the root's life, and when its successor was published for some time.
 func (s *authorityState) activateDue(cfg AuthorityConfig) time.Time {
 	at := partOfLife(s.root.certificate, 3, 4)
-	if heard := s.next.certificate.NotBefore.Add(cfg.IssuingLifetime); at.Before(heard) {
+	if heard := s.next.certificate.NotBefore.Add(backdate + cfg.IssuingLifetime); at.Before(heard) {
 		at = heard
 	}
 	return earlier(at, s.lastCall(cfg))
@@ -160,9 +160,10 @@ func newIssuing(cfg AuthorityConfig, root *signer, now time.Time) (*signer, erro
 	return newSigner(issuingTemplate(cfg.TrustDomain, now, cfg.IssuingLifetime), root)
 }
 
-// partOfLife is the moment when that part of a certificate's life is over.
+// partOfLife is the moment when that part of the life of a certificate of ours is over, counted from its making.
 func partOfLife(c *x509.Certificate, part, of time.Duration) time.Time {
-	return c.NotBefore.Add(c.NotAfter.Sub(c.NotBefore) / of * part)
+	made := c.NotBefore.Add(backdate)
+	return made.Add(c.NotAfter.Sub(made) / of * part)
 }
 
 func earlier(a, b time.Time) time.Time {
