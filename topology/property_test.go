@@ -1,0 +1,450 @@
+package topology_test
+
+import (
+	"encoding/json"
+	"errors"
+	"fmt"
+	"maps"
+	"math"
+	"math/rand/v2"
+	"net/netip"
+	"slices"
+	"testing"
+	"time"
+
+	"github.com/google/go-cmp/cmp"
+	"pgregory.net/rapid"
+
+	"github.com/isthmus-mesh/isthmus/topology"
+)
+
+// world is what the properties draw: few clusters, regions, zones and labels, so that they meet.
+type world struct {
+	self     topology.Self
+	service  topology.Service
+	clusters []topology.Cluster
+	query    topology.Query
+	load     topology.Load
+}
+
+func (w world) snapshot() *topology.Snapshot {
+	service := w.service
+	spec := topology.SnapshotSpec{Self: w.self, Services: []*topology.Service{&service}}
+	for _, c := range w.clusters {
+		spec.Clusters = append(spec.Clusters, &c)
+	}
+	return topology.NewSnapshot(spec)
+}
+
+func (w world) choose() (topology.Plan, error) { return topology.Choose(w.snapshot(), w.query, w.load) }
+
+// targets returns all copies.
+func (w world) targets() []topology.Target {
+	var out []topology.Target
+	for _, e := range w.service.Endpoints {
+		out = append(out, topology.Target{Service: w.service.Name, Cluster: w.self.Cluster, Endpoint: e.ID})
+	}
+	for _, r := range w.service.Remotes {
+		out = append(out, topology.Target{Service: w.service.Name, Cluster: r.Cluster})
+	}
+	return out
+}
+
+// without returns the world less one copy.
+func (w world) without(t topology.Target) world {
+	w.service.Endpoints = slices.DeleteFunc(slices.Clone(w.service.Endpoints), func(e topology.Endpoint) bool { return e.ID == t.Endpoint && t.Cluster == w.self.Cluster })
+	w.service.Remotes = slices.DeleteFunc(slices.Clone(w.service.Remotes), func(r topology.Remote) bool { return r.Cluster == t.Cluster })
+	return w
+}
+
+var (
+	drawRegion = rapid.SampledFrom([]string{"", "europe", "america"})
+	drawZone   = rapid.SampledFrom([]string{"", "z1", "z2"})
+	drawLabels = rapid.SampledFrom([]map[string]string{nil, {"tier": "prod"}, {"tier": "test"}, {"tier": "prod", "jurisdiction": "other"}})
+	drawPorts  = rapid.SampledFrom([][]uint16{{80}, {80}, {80, 81}, {81}, nil})
+)
+
+func drawWorld(t *rapid.T) world {
+	w := world{
+		self: topology.Self{Cluster: cluster(t, "c0"), Locality: topology.Locality{Region: drawRegion.Draw(t, "region"), Zone: drawZone.Draw(t, "zone")}},
+		service: topology.Service{
+			Name:     name(t, "svc.ns"),
+			Ports:    []topology.Port{{Number: 80, Protocol: topology.HTTP}, {Number: 81, Protocol: topology.TCP}},
+			Imported: true,
+			Exported: rapid.IntRange(0, 3).Draw(t, "exported") > 0,
+		},
+		load: make(topology.Load),
+	}
+	w.query = topology.Query{Service: w.service.Name, Port: 80, Scope: rapid.SampledFrom([]topology.Scope{topology.ClusterSet, topology.ClusterSet, topology.ClusterLocal}).Draw(t, "scope")}
+	for i := range rapid.IntRange(0, 4).Draw(t, "endpoints") {
+		w.service.Endpoints = append(w.service.Endpoints, topology.Endpoint{
+			ID:       fmt.Sprintf("e%d", i),
+			Address:  netip.AddrPortFrom(netip.AddrFrom4([4]byte{10, 0, 0, byte(i)}), 15008),
+			Locality: topology.Locality{Region: rapid.SampledFrom([]string{"", "", "europe", "america"}).Draw(t, "region"), Zone: drawZone.Draw(t, "zone")},
+			Labels:   drawLabels.Draw(t, "labels"),
+			Ports:    drawPorts.Draw(t, "ports"),
+			Ready:    rapid.IntRange(0, 3).Draw(t, "ready") > 0,
+			Capacity: rapid.IntRange(0, 5).Draw(t, "capacity"),
+		})
+	}
+	for i := range rapid.IntRange(0, 5).Draw(t, "remotes") {
+		c := cluster(t, fmt.Sprintf("c%d", i+1))
+		w.service.Remotes = append(w.service.Remotes, topology.Remote{
+			Cluster: c,
+			Ports:   drawPorts.Draw(t, "ports"),
+			Ready:   rapid.IntRange(0, 5).Draw(t, "ready"),
+			Labels:  drawLabels.Draw(t, "labels"),
+			Stale:   rapid.Bool().Draw(t, "stale"),
+		})
+		if rapid.IntRange(0, 4).Draw(t, "known") > 0 {
+			w.clusters = append(w.clusters, topology.Cluster{
+				Name:   c,
+				Region: drawRegion.Draw(t, "region"),
+				Link:   rapid.SampledFrom([]topology.LinkState{topology.LinkUnknown, topology.LinkUp, topology.LinkDown}).Draw(t, "link"),
+				RTT:    time.Duration(rapid.IntRange(0, 200_000).Draw(t, "rtt")) * time.Microsecond,
+			})
+		}
+	}
+	if rapid.Bool().Draw(t, "policy") {
+		w.service.Policy = drawPolicy(t)
+	}
+	for _, target := range w.targets() {
+		if rapid.IntRange(0, 2).Draw(t, "ejected") == 0 {
+			w.load[target] = "evidence"
+		}
+	}
+	return w
+}
+
+func drawPolicy(t *rapid.T) *topology.Policy {
+	selector := rapid.Custom(func(t *rapid.T) topology.Selector {
+		return topology.Selector{
+			Cluster: rapid.SampledFrom([]string{"", "", "", topology.Same, "c0", "c1", "c2"}).Draw(t, "cluster"),
+			Region:  rapid.SampledFrom([]string{"", "", topology.Same, "europe", "america"}).Draw(t, "region"),
+			Zone:    rapid.SampledFrom([]string{"", "", "", topology.Same, "z1"}).Draw(t, "zone"),
+			Labels:  rapid.SampledFrom([]map[string]string{nil, nil, {"tier": "prod"}, {"jurisdiction": "other"}}).Draw(t, "labels"),
+		}
+	})
+	p := &topology.Policy{Name: "ns/policy"}
+	for range rapid.IntRange(1, 4).Draw(t, "tiers") {
+		p.Tiers = append(p.Tiers, topology.Tier{
+			Name:    rapid.SampledFrom([]string{"", "a", "b"}).Draw(t, "tier"),
+			Match:   selector.Draw(t, "match"),
+			Weights: rapid.SampledFrom([]map[string]uint32{nil, nil, {"c0": 70, "c1": 30}, {"c0": 1, "c1": 0, "c2": math.MaxUint32}}).Draw(t, "weights"),
+		})
+	}
+	p.Never = rapid.SliceOfN(selector, 0, 2).Draw(t, "never")
+	return p
+}
+
+// traffic is each candidate's part of all requests, as long as none fails.
+func traffic(p topology.Plan) map[topology.Target]float64 {
+	out := make(map[topology.Target]float64)
+	for _, tier := range p.Tiers {
+		for _, c := range tier.Candidates {
+			out[c.Target] = tier.Portion * c.Share
+		}
+	}
+	return out
+}
+
+// trusted are the candidates outside of last-resort tiers.
+func trusted(p topology.Plan) map[topology.Target]bool {
+	out := make(map[topology.Target]bool)
+	for _, tier := range p.Tiers {
+		for _, c := range tier.Candidates {
+			out[c.Target] = !tier.LastResort
+		}
+	}
+	return out
+}
+
+const epsilon = 1e-9
+
+func TestChooseProperties(t *testing.T) {
+	properties := []struct {
+		name  string
+		check func(*rapid.T, world)
+	}{
+		{"shares and portions add to one", sharesAdd},
+		{"every copy is in one place, with a reason", everyCopyOnce},
+		{"an error means no tier, and no tier an error", errorMeansNothing},
+		{"never is never", neverIsNever},
+		{"same inputs, same plan, in whatever order", sameInputsSamePlan},
+		{"suspicion loses nobody and keeps the order", suspicionKeepsAll},
+		{"who suffers doesn't take from the healthy", healthyNeverLose},
+		{"a change in one cluster moves no more than it must", movesNoMore},
+		{"the explanation is the plan", explanationIsPlan},
+	}
+	for _, p := range properties {
+		t.Run(p.name, rapid.MakeCheck(func(t *rapid.T) { p.check(t, drawWorld(t)) }))
+	}
+}
+
+func sharesAdd(t *rapid.T, w world) {
+	plan, _ := w.choose()
+	portions := 0.0
+	for _, tier := range plan.Tiers {
+		sum := 0.0
+		for _, c := range tier.Candidates {
+			if c.Share <= 0 || c.Share > 1 {
+				t.Fatalf("share %v of %v", c.Share, c.Target)
+			}
+			sum += c.Share
+		}
+		if math.Abs(sum-1) > epsilon {
+			t.Fatalf("tier %s adds to %v", tier.Name, sum)
+		}
+		portions += tier.Portion
+	}
+	if len(plan.Tiers) > 0 && math.Abs(portions-1) > epsilon {
+		t.Fatalf("portions add to %v", portions)
+	}
+}
+
+func everyCopyOnce(t *rapid.T, w world) {
+	plan, _ := w.choose()
+	seen := make(map[topology.Target]int)
+	for _, tier := range plan.Tiers {
+		for _, c := range tier.Candidates {
+			seen[c.Target]++
+			own := c.Cluster == w.self.Cluster
+			if own != (c.Endpoint != nil) || own == (c.Remote != nil) || c.Target.Cluster != c.Cluster || c.Reason.Cause == "" {
+				t.Fatalf("candidate %+v", c)
+			}
+		}
+	}
+	for _, e := range plan.Excluded {
+		seen[e.Target]++
+		if (e.Endpoint == nil) == (e.Remote == nil) || e.Reason.Cause == "" {
+			t.Fatalf("exclusion %+v", e)
+		}
+	}
+	all := w.targets()
+	for _, target := range all {
+		if seen[target] != 1 {
+			t.Fatalf("%v is there %d times", target, seen[target])
+		}
+	}
+	if len(seen) != len(all) {
+		t.Fatalf("%d copies of %d", len(seen), len(all))
+	}
+}
+
+func errorMeansNothing(t *rapid.T, w world) {
+	plan, err := w.choose()
+	if (err != nil) != (len(plan.Tiers) == 0) || err != nil && !errors.Is(err, topology.ErrNoCandidates) {
+		t.Fatalf("%d tiers and %v", len(plan.Tiers), err)
+	}
+}
+
+// neverIsNever matches by itself, not by the code under test.
+func neverIsNever(t *rapid.T, w world) {
+	if w.service.Policy == nil {
+		return
+	}
+	plan, _ := w.choose()
+	for _, tier := range plan.Tiers {
+		for _, c := range tier.Candidates {
+			var region, zone string
+			var labels map[string]string
+			if c.Endpoint != nil {
+				region, zone, labels = c.Endpoint.Locality.Region, c.Endpoint.Locality.Zone, c.Endpoint.Labels
+				if region == "" {
+					region = w.self.Locality.Region
+				}
+			} else {
+				labels = c.Remote.Labels
+				for _, k := range w.clusters {
+					if k.Name == c.Cluster {
+						region = k.Region
+					}
+				}
+			}
+			for _, never := range w.service.Policy.Never {
+				matches := true
+				for _, f := range [...][3]string{{never.Cluster, w.self.Cluster.String(), c.Cluster.String()}, {never.Region, w.self.Locality.Region, region}, {never.Zone, w.self.Locality.Zone, zone}} {
+					want := f[0]
+					if want == topology.Same {
+						want = f[1]
+					}
+					matches = matches && (f[0] == "" || want != "" && want == f[2])
+				}
+				for k, v := range never.Labels {
+					matches = matches && labels[k] == v
+				}
+				if matches {
+					t.Fatalf("%v is used, in spite of never %v", c.Target, never)
+				}
+			}
+		}
+	}
+}
+
+func sameInputsSamePlan(t *rapid.T, w world) {
+	plan, err := w.choose()
+	r := rand.New(rand.NewPCG(rapid.Uint64().Draw(t, "seed"), 0))
+	shuffle := func(n int, swap func(i, j int)) { r.Shuffle(n, swap) }
+	w.service.Endpoints = slices.Clone(w.service.Endpoints)
+	shuffle(len(w.service.Endpoints), func(i, j int) {
+		w.service.Endpoints[i], w.service.Endpoints[j] = w.service.Endpoints[j], w.service.Endpoints[i]
+	})
+	w.service.Remotes = slices.Clone(w.service.Remotes)
+	shuffle(len(w.service.Remotes), func(i, j int) {
+		w.service.Remotes[i], w.service.Remotes[j] = w.service.Remotes[j], w.service.Remotes[i]
+	})
+	shuffle(len(w.clusters), func(i, j int) { w.clusters[i], w.clusters[j] = w.clusters[j], w.clusters[i] })
+	w.service.Ports = []topology.Port{w.service.Ports[1], w.service.Ports[0]}
+	other, otherErr := w.choose()
+	if diff := cmp.Diff(plan, other, equateComparable...); diff != "" {
+		t.Fatal(diff)
+	}
+	if fmt.Sprint(err) != fmt.Sprint(otherErr) {
+		t.Fatalf("%v, then %v", err, otherErr)
+	}
+}
+
+// suspicionKeepsAll compares with a world in which nobody is suspected.
+func suspicionKeepsAll(t *rapid.T, w world) {
+	plan, _ := w.choose()
+	calm := w
+	calm.load = nil
+	calm.clusters = slices.Clone(w.clusters)
+	for i := range calm.clusters {
+		calm.clusters[i].Link = topology.LinkUp
+	}
+	reference, _ := calm.choose()
+	rank := make(map[topology.Target]int)
+	for i, tier := range reference.Tiers {
+		for _, c := range tier.Candidates {
+			rank[c.Target] = i
+		}
+	}
+	last, lastResort := -1, false
+	for _, tier := range plan.Tiers {
+		if tier.LastResort != lastResort {
+			if lastResort {
+				t.Fatal("a trusted tier stands behind a suspected one")
+			}
+			last, lastResort = -1, true
+		}
+		here := rank[tier.Candidates[0].Target]
+		if here <= last {
+			t.Fatalf("tier %s stands behind one that it was before", tier.Name)
+		}
+		last = here
+		for _, c := range tier.Candidates {
+			if r, ok := rank[c.Target]; !ok || r != here {
+				t.Fatalf("%v is in tier %d, among those of %d", c.Target, r, here)
+			}
+			delete(rank, c.Target)
+			if _, ejected := w.load[c.Target]; ejected && !tier.LastResort {
+				t.Fatalf("%v is ejected, and trusted", c.Target)
+			}
+		}
+	}
+	if len(rank) > 0 {
+		t.Fatalf("suspicion lost %v", rank)
+	}
+}
+
+func healthyNeverLose(t *rapid.T, w world) {
+	plan, _ := w.choose()
+	before, healthy := traffic(plan), trusted(plan)
+	for _, sufferer := range w.targets() {
+		if healthy[sufferer] {
+			// A healthy copy falls ill.
+			ill := w
+			ill.load = maps.Clone(w.load)
+			ill.load[sufferer] = "evidence"
+			after, _ := ill.choose()
+			nobodyLoses(t, before, traffic(after), healthy, sufferer)
+			continue
+		}
+		after, _ := w.without(sufferer).choose()
+		nobodyLoses(t, before, traffic(after), healthy, sufferer)
+	}
+}
+
+func nobodyLoses(t *rapid.T, before, after map[topology.Target]float64, healthy map[topology.Target]bool, but topology.Target) {
+	for target, share := range before {
+		if healthy[target] && target != but && after[target] < share-epsilon {
+			t.Fatalf("%v suffers, and %v goes from %v to %v", but, target, share, after[target])
+		}
+	}
+}
+
+func movesNoMore(t *rapid.T, w world) {
+	plan, _ := w.choose()
+	before := byCluster(traffic(plan))
+	changed := rapid.SampledFrom([]string{"c0", "c1", "c2"}).Draw(t, "changed cluster")
+	next := w
+	next.service.Endpoints = slices.Clone(w.service.Endpoints)
+	next.service.Remotes = slices.Clone(w.service.Remotes)
+	next.load = maps.Clone(w.load)
+	if changed == "c0" {
+		for i := range next.service.Endpoints {
+			next.service.Endpoints[i].Ready = rapid.Bool().Draw(t, "ready")
+			next.service.Endpoints[i].Capacity = rapid.IntRange(1, 5).Draw(t, "capacity")
+		}
+	}
+	for i := range next.service.Remotes {
+		if r := &next.service.Remotes[i]; r.Cluster.String() == changed {
+			r.Ready = rapid.IntRange(0, 9).Draw(t, "ready")
+			if rapid.Bool().Draw(t, "eject") {
+				next.load[topology.Target{Service: w.service.Name, Cluster: r.Cluster}] = "evidence"
+			}
+		}
+	}
+	plan, _ = next.choose()
+	after := byCluster(traffic(plan))
+	// All others gain, or all others lose: nothing moves between two clusters that didn't change.
+	gain, loss := false, false
+	for _, c := range slices.Concat(slices.Collect(maps.Keys(before)), slices.Collect(maps.Keys(after))) {
+		if c.String() == changed {
+			continue
+		}
+		gain = gain || after[c] > before[c]+epsilon
+		loss = loss || after[c] < before[c]-epsilon
+	}
+	if gain && loss {
+		t.Fatalf("a change in %s moved %v to %v", changed, before, after)
+	}
+}
+
+func byCluster(shares map[topology.Target]float64) map[topology.ClusterName]float64 {
+	out := make(map[topology.ClusterName]float64)
+	for target, share := range shares {
+		out[target.Cluster] += share
+	}
+	return out
+}
+
+func explanationIsPlan(t *rapid.T, w world) {
+	plan, err := w.choose()
+	x := topology.Explain(plan, err)
+	shares := traffic(plan)
+	for _, r := range x.Rows {
+		target := topology.Target{Service: x.Service, Cluster: r.Cluster, Endpoint: r.Endpoint}
+		if share, ok := shares[target]; ok != (r.Rank > 0) || r.Traffic != share || (r.State == topology.Excluded) == ok {
+			t.Fatalf("row %+v, share %v", r, share)
+		}
+		if (r.State == topology.Active || r.State == topology.LastResort && r.Rank == 1) != (r.Traffic > 0) {
+			t.Fatalf("row %+v", r)
+		}
+	}
+	if len(x.Rows) != len(w.targets()) || (x.Error != nil) != (err != nil) {
+		t.Fatalf("%d rows, %v", len(x.Rows), x.Error)
+	}
+	b, err := json.Marshal(x)
+	if err != nil {
+		t.Fatal(err)
+	}
+	var back topology.Explanation
+	if err := json.Unmarshal(b, &back); err != nil {
+		t.Fatal(err)
+	}
+	if diff := cmp.Diff(x, back, equateComparable...); diff != "" {
+		t.Fatal(diff)
+	}
+}
