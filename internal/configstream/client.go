@@ -51,10 +51,10 @@ type ClientConfig struct {
 
 // Status is how a client stands with control.
 type Status struct {
-	Connected bool  // a cut was applied on the present stream
-	Err       error // why the last stream ended or could not be opened; nil once connected
-	Attempts  int   // failed attempts since the last time it was connected
-	Since     time.Time
+	Connected bool      // a cut was applied on the present stream
+	Err       error     // why the last stream ended or could not be opened; nil once connected
+	Attempts  int       // streams that ended or failed to open since it was last connected
+	Since     time.Time // of the last change of Connected
 }
 
 // Client is a program's end of the stream: it holds the program's part of the configuration, whether control is there or not.
@@ -106,8 +106,7 @@ func NewClient(cfg ClientConfig) (*Client, error) {
 // Snapshots holds the present snapshot; nil until the first complete cut, unless one was kept on disk.
 func (c *Client) Snapshots() *live.Value[*topology.Snapshot] { return &c.snapshots }
 
-// Bundles holds what is accepted of each trust domain; nil as long as there is no snapshot. It is stored anew, if unchanged,
-// when the first cut of a stream was applied.
+// Bundles holds what is accepted of each trust domain; nil as long as there is no snapshot.
 func (c *Client) Bundles() *live.Value[Bundles] { return &c.bundles }
 
 // Status holds how the client stands with control.
@@ -167,19 +166,21 @@ func (c *Client) Run(ctx context.Context) error {
 	return nil
 }
 
-// failed notes that there is no stream. It logs the first failure, and then less and less.
+// failed notes that there is no stream. Streams end now and then, and come back: what is worth a warning is one that stays
+// away, and that less and less often.
 func (c *Client) failed(ctx context.Context, err error) {
 	if err == nil {
 		err = errors.New("control ended the stream")
 	}
 	s := c.status.Load()
-	if s.Connected || s.Attempts == 0 {
+	if s.Connected {
+		c.cfg.Log.InfoContext(ctx, "config stream ended", "error", err)
 		s = Status{Since: c.cfg.Now()}
 	}
-	s.Attempts++
 	s.Err = fmt.Errorf("%w: %w", ErrUnavailable, err)
+	s.Attempts++
 	c.status.Store(s)
-	if s.Attempts&(s.Attempts-1) == 0 { // 1, 2, 4, 8, …
+	if s.Attempts > 1 && s.Attempts&(s.Attempts-1) == 0 { // 2, 4, 8, …
 		c.cfg.Log.WarnContext(ctx, "no config stream", "error", err, "attempts", s.Attempts, "since", s.Since)
 	}
 }
@@ -193,9 +194,9 @@ func (c *Client) connected(ctx context.Context) {
 	c.status.Store(Status{Connected: true, Since: c.cfg.Now()})
 }
 
-// publish makes the store's state the present one. anew says that control has just confirmed all of it.
-func (c *Client) publish(v published, anew bool) {
-	if anew || v.bundlesChanged {
+// publish makes the store's state the present one.
+func (c *Client) publish(v published) {
+	if v.bundlesChanged || c.bundles.Load() == nil {
 		c.bundles.Store(v.bundles)
 	}
 	if v.snapshot != c.snapshots.Load() {
@@ -225,7 +226,7 @@ func (c *Client) restore() {
 		}
 		c.services[name] = s
 	}
-	c.publish(v, true)
+	c.publish(v)
 	c.cfg.Log.Info("configuration taken from disk", //nolint:sloglint // at start, without a context
 		"resources", len(kept.resources), "services", len(kept.services), "saved", kept.saved)
 }

@@ -49,7 +49,7 @@ func (c *Client) connect(ctx context.Context) (applied bool, err error) {
 			if !m.GetComplete() {
 				continue
 			}
-			if err := c.apply(ctx, stage, !applied); err != nil {
+			if err := c.apply(ctx, stage); err != nil {
 				return applied, c.refuse(ctx, err)
 			}
 			applied = true
@@ -63,7 +63,7 @@ func (c *Client) connect(ctx context.Context) (applied bool, err error) {
 }
 
 // apply puts a complete cut in force, or returns an error and changes nothing.
-func (c *Client) apply(ctx context.Context, cut stage, first bool) error {
+func (c *Client) apply(ctx context.Context, cut stage) error {
 	v, err := c.store.apply(cut)
 	if err != nil {
 		return err
@@ -72,9 +72,9 @@ func (c *Client) apply(ctx context.Context, cut stage, first bool) error {
 	c.problem = nil
 	services := c.names()
 	c.mu.Unlock()
+	c.publish(v) // before what follows: who waits for that finds the new state
 	c.connected(ctx)
-	c.publish(v, first)
-	c.answer(cut.absent) // after publish: who waited for the answer finds it in the snapshot
+	c.answer(cut.absent)
 	if c.saver != nil {
 		c.saver.keep(c.cfg.Hello, services, c.store.resources(), c.cfg.Now())
 	}

@@ -3,16 +3,14 @@ package configstream
 import (
 	"context"
 	"errors"
-	"fmt"
-	"io"
 	"io/fs"
 	"log/slog"
 	"os"
-	"path/filepath"
 	"sync"
 	"time"
 
 	configv1 "github.com/isthmus-mesh/isthmus/api/config/v1"
+	"github.com/isthmus-mesh/isthmus/internal/atomicfile"
 	"github.com/isthmus-mesh/isthmus/topology"
 )
 
@@ -75,7 +73,7 @@ func (s *saver) save(ctx context.Context) {
 	}
 	b, err := next()
 	if err == nil {
-		err = replaceFile(s.file, b)
+		err = atomicfile.Write(s.file, b, 0o600)
 	}
 	if err != nil {
 		s.log.ErrorContext(ctx, "configuration not kept on disk", "error", err)
@@ -84,7 +82,7 @@ func (s *saver) save(ctx context.Context) {
 
 // load reads what was kept; nil without an error when there is nothing. A file that can't be used is set aside.
 func (s *saver) load(reader *configv1.Hello) (*kept, error) {
-	b, err := readFile(s.file)
+	b, err := atomicfile.Read(s.file, maxStateBytes)
 	if errors.Is(err, fs.ErrNotExist) {
 		return nil, nil //nolint:nilnil // nothing was kept
 	}
@@ -106,43 +104,4 @@ func (s *saver) setAside(reason error) {
 		reason = errors.Join(reason, err)
 	}
 	s.log.Error("kept configuration can't be used", "error", reason, "set_aside", aside) //nolint:sloglint // at start, without a context
-}
-
-func readFile(name string) ([]byte, error) {
-	f, err := os.Open(name) //nolint:gosec // the operator names it
-	if err != nil {
-		return nil, err
-	}
-	defer f.Close() //nolint:errcheck // only read
-	b, err := io.ReadAll(io.LimitReader(f, maxStateBytes+1))
-	if err == nil && len(b) > maxStateBytes {
-		err = fmt.Errorf("more than %d bytes", maxStateBytes)
-	}
-	return b, err
-}
-
-// replaceFile writes a file so that after a crash it is the old or the new one, whole.
-func replaceFile(name string, b []byte) (err error) {
-	dir := filepath.Dir(name)
-	f, err := os.CreateTemp(dir, filepath.Base(name)+".new-*") // 0600
-	if err != nil {
-		return err
-	}
-	defer func() {
-		if err != nil {
-			err = errors.Join(err, os.Remove(f.Name()))
-		}
-	}()
-	_, err = f.Write(b)
-	if err = errors.Join(err, f.Sync(), f.Close()); err != nil {
-		return err
-	}
-	if err := os.Rename(f.Name(), name); err != nil {
-		return err
-	}
-	d, err := os.Open(dir) //nolint:gosec // the operator names it
-	if err != nil {
-		return err
-	}
-	return errors.Join(d.Sync(), d.Close())
 }

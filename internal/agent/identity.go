@@ -1,0 +1,181 @@
+package agent
+
+import (
+	"context"
+	"crypto/x509"
+	"errors"
+	"fmt"
+	"os"
+	"strings"
+
+	"github.com/spiffe/go-spiffe/v2/svid/x509svid"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/status"
+
+	identityv1 "github.com/isthmus-mesh/isthmus/api/identity/v1"
+	"github.com/isthmus-mesh/isthmus/internal/atomicfile"
+	"github.com/isthmus-mesh/isthmus/trust"
+)
+
+const (
+	maxToken       = 4 << 10 // bytes of a join token file
+	maxChain       = 8       // certificates of an SVID
+	maxCertificate = 16 << 10
+)
+
+// Why there is no SVID; each says what to do.
+var (
+	errNoToken      = errors.New("no join token")
+	errTokenRefused = errors.New("control refused the join token (it is good once, and for a while): write a new one to the file")
+	errNoRoots      = errors.New("no roots to know control by: copy trust-bundle.pem from control's state directory to the trust bundle file")
+)
+
+// issue gets a certificate for a request: by the SVID as long as it is good, else by the join token. trust.Renewal calls it,
+// again and again when it fails.
+func (a *Agent) issue(ctx context.Context, csr []byte) ([]*x509.Certificate, error) {
+	chain, err := a.renewOrJoin(ctx, csr)
+	if ctx.Err() == nil {
+		a.note(ctx, err)
+	}
+	return chain, err
+}
+
+// note keeps why there is no SVID for the readiness probe, and logs it where it differs from what was the matter before.
+func (a *Agent) note(ctx context.Context, err error) {
+	before := a.problem.Load()
+	if err == nil {
+		if before != nil {
+			a.problem.Store(nil)
+		}
+		return
+	}
+	a.problem.Store(err)
+	if before == nil || kindOf(before) != kindOf(err) {
+		a.cfg.Log.WarnContext(ctx, "control issues no SVID, trying on", "error", err)
+	}
+}
+
+// kindOf tells apart what is worth another line in the log.
+func kindOf(err error) error {
+	for _, kind := range []error{errNoToken, errTokenRefused, errNoRoots} {
+		if errors.Is(err, kind) {
+			return kind
+		}
+	}
+	return nil
+}
+
+func (a *Agent) renewOrJoin(ctx context.Context, csr []byte) ([]*x509.Certificate, error) {
+	svid, err := a.Identity.SVID()
+	if err == nil {
+		err = a.unusable(svid.Certificates)
+	}
+	if err == nil {
+		return a.renew(ctx, csr)
+	}
+	return a.join(ctx, csr)
+}
+
+// unusable returns why peers would refuse a chain of ours, or nil. Not to know is not to refuse.
+func (a *Agent) unusable(chain []*x509.Certificate) error {
+	_, err := a.Bundles.Verify(chain, a.cfg.Now())
+	if v, ok := errors.AsType[*trust.VerifyError](err); ok && v.Reason == trust.UnknownDomain {
+		return nil
+	}
+	return err
+}
+
+func (a *Agent) renew(ctx context.Context, csr []byte) ([]*x509.Certificate, error) {
+	conn, err := a.dial(a.Identity)
+	if err != nil {
+		return nil, err
+	}
+	defer conn.Close() //nolint:errcheck // nothing is lost with it
+	c, err := identityv1.NewIdentityClient(conn).Renew(ctx, &identityv1.RenewRequest{Csr: csr})
+	if err != nil {
+		return nil, fmt.Errorf("agent: renew: %w", err)
+	}
+	return a.accept(c)
+}
+
+func (a *Agent) join(ctx context.Context, csr []byte) ([]*x509.Certificate, error) {
+	if b, _ := a.Bundles.Get(a.cfg.TrustDomain); len(b.Authorities) == 0 {
+		return nil, fmt.Errorf("agent: join: %w (%s)", errNoRoots, orNone(a.cfg.TrustBundleFile))
+	}
+	token, err := readToken(a.cfg.JoinTokenFile)
+	if err != nil {
+		return nil, fmt.Errorf("agent: join: %w", err)
+	}
+	conn, err := a.dial(nil)
+	if err != nil {
+		return nil, err
+	}
+	defer conn.Close() //nolint:errcheck // nothing is lost with it
+	c, err := identityv1.NewIdentityClient(conn).Join(ctx, &identityv1.JoinRequest{Token: token, Csr: csr})
+	switch status.Code(err) {
+	case codes.OK:
+		return a.accept(c)
+	case codes.Unauthenticated, codes.PermissionDenied, codes.NotFound, codes.InvalidArgument:
+		return nil, fmt.Errorf("agent: join: %w (%s): %w", errTokenRefused, a.cfg.JoinTokenFile, err)
+	default:
+		return nil, fmt.Errorf("agent: join: %w", err)
+	}
+}
+
+// accept parses what control issued and checks that it is a member of the trust domain whom peers will let in.
+func (a *Agent) accept(c *identityv1.Certificate) ([]*x509.Certificate, error) {
+	if n := len(c.GetChain()); n == 0 || n > maxChain {
+		return nil, fmt.Errorf("agent: control issued a chain of %d certificates: want 1 to %d", n, maxChain)
+	}
+	var chain []*x509.Certificate
+	for _, der := range c.GetChain() {
+		if len(der) > maxCertificate {
+			return nil, fmt.Errorf("agent: control issued a certificate of %d bytes: want at most %d", len(der), maxCertificate)
+		}
+		cert, err := x509.ParseCertificate(der)
+		if err != nil {
+			return nil, fmt.Errorf("agent: control issued: %w", err)
+		}
+		chain = append(chain, cert)
+	}
+	peer, err := a.Bundles.Verify(chain, a.cfg.Now())
+	if err != nil {
+		return nil, fmt.Errorf("agent: control issued what peers refuse: %w", err)
+	}
+	if !peer.ID.MemberOf(a.cfg.TrustDomain) || peer.ID.String() != c.GetSpiffeId() {
+		return nil, fmt.Errorf("agent: control issued an SVID of %s and said %q", peer.ID, c.GetSpiffeId())
+	}
+	return chain, nil
+}
+
+// keep writes a new SVID to disk, for a restart while control is away.
+func (a *Agent) keep(svid *x509svid.SVID) error {
+	a.cfg.Log.Info("SVID issued", "spiffe_id", svid.ID.String(), "not_after", svid.Certificates[0].NotAfter) //nolint:sloglint // called without a context
+	return trust.SaveSVID(a.cfg.StateDir, svid)
+}
+
+// readToken reads the join token. The token must not appear in an error.
+func readToken(file string) (string, error) {
+	if file == "" {
+		return "", fmt.Errorf("%w: no join token file is configured", errNoToken)
+	}
+	b, err := atomicfile.Read(file, maxToken)
+	if errors.Is(err, os.ErrNotExist) {
+		return "", fmt.Errorf("%w: write one to %s", errNoToken, file)
+	}
+	if err != nil {
+		return "", fmt.Errorf("%w: %w", errNoToken, err)
+	}
+	token := strings.TrimSpace(string(b))
+	if token == "" {
+		return "", fmt.Errorf("%w: %s is empty: write one to it", errNoToken, file)
+	}
+	return token, nil
+}
+
+func orNone(path string) string {
+	if path == "" {
+		return "none is configured"
+	}
+	return path
+}
