@@ -14,7 +14,7 @@ import (
 )
 
 // fullSpec has something in every field.
-func fullSpec(t testing.TB) topology.SnapshotSpec {
+func fullSpec(t *testing.T) topology.SnapshotSpec {
 	t.Helper()
 	n, td := name(t, "svc.ns"), spiffeid.RequireTrustDomainFromString("eu.example.org")
 	id := spiffeid.RequireFromPath(td, "/ns/ns/sa/svc")
@@ -86,7 +86,7 @@ func TestDiffSeesEveryField(t *testing.T) {
 }
 
 // changeNth changes the n-th thing that can be changed below v, in place, and returns what it was; empty when there are fewer.
-func changeNth(t testing.TB, v reflect.Value, path string, others map[reflect.Type]reflect.Value, n int, count *int) string {
+func changeNth(t *testing.T, v reflect.Value, path string, others map[reflect.Type]reflect.Value, n int, count *int) string {
 	t.Helper()
 	hit := func() bool { *count++; return *count-1 == n }
 	if other, ok := others[v.Type()]; ok && other.IsValid() {

@@ -6,7 +6,7 @@ import (
 	"strings"
 )
 
-// Same, as a selector's cluster, region or zone, means the caller's own.
+// Same means the caller's own, as a selector's cluster, region or zone.
 const Same = "Same"
 
 // Selector picks places a call can go. Every field that is set must match; the empty selector matches all.

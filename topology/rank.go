@@ -200,8 +200,8 @@ func rttBucket(rtt time.Duration) int {
 	if rtt <= 0 {
 		return math.MaxInt
 	}
-	us := uint64(min(rtt, time.Hour).Microseconds()) // its square fits
-	return bits.Len64(us * us / 1_000_000)
+	us := uint64(min(rtt, time.Hour).Microseconds()) //nolint:gosec // G115: positive by the check above
+	return bits.Len64(us * us / 1_000_000)           // an hour's square fits
 }
 
 // arrange makes tiers of ranked spots: those that are trusted first, those that are only suspected behind them.

@@ -22,7 +22,7 @@ import (
 //	  policy shop/checkout
 //	  tier home cluster=Same weights=eu:70,us:30
 //	  never labels=jurisdiction:other
-func parseSnapshot(t testing.TB, text string) *topology.Snapshot {
+func parseSnapshot(t *testing.T, text string) *topology.Snapshot {
 	t.Helper()
 	var spec topology.SnapshotSpec
 	var service *topology.Service
@@ -94,7 +94,7 @@ func parseSnapshot(t testing.TB, text string) *topology.Snapshot {
 
 // fields are the words of a line: positional ones, flags, key=value.
 type fields struct {
-	t      testing.TB
+	t      *testing.T
 	line   string
 	plain  []string
 	values map[string]string
@@ -102,7 +102,8 @@ type fields struct {
 	read   int
 }
 
-func newFields(t testing.TB, line string, words []string) *fields {
+func newFields(t *testing.T, line string, words []string) *fields {
+	t.Helper()
 	f := &fields{t: t, line: line, values: map[string]string{}, flags: map[string]bool{}}
 	for _, w := range words {
 		switch key, value, ok := strings.Cut(w, "="); {
@@ -201,7 +202,7 @@ func (f *fields) done() {
 
 // parseQuery reads "ask checkout.shop 80" with, optionally, "cluster" for the cluster's own name, and lines "eject TARGET EVIDENCE",
 // where TARGET is cluster or cluster/endpoint.
-func parseQuery(t testing.TB, text string) (q topology.Query, load topology.Load) {
+func parseQuery(t *testing.T, text string) (q topology.Query, load topology.Load) {
 	t.Helper()
 	load = make(topology.Load)
 	for line := range strings.Lines(text) {
