@@ -26,6 +26,16 @@ func BinariesIn(dir string) Binaries {
 	}
 }
 
+// check fails when a program can't be found.
+func (b Binaries) check() error {
+	for _, p := range []Program{Control, Gateway, Sidecar, App} {
+		if _, err := b.path(p); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
 func (b Binaries) path(p Program) (string, error) {
 	switch p {
 	case Control:

@@ -1,134 +1,115 @@
 package lab
 
 import (
+	"bytes"
 	"fmt"
-
-	"sigs.k8s.io/yaml"
+	"strconv"
+	"text/template"
 )
 
-// The configuration files of the programs, as their own packages read them (docs/reference).
+// The configuration files of the programs. Who reads them here sees what to write for programs of one's own.
 
-type logConfig struct {
-	Level  string `json:"level"`
-	Format string `json:"format"`
+var configs = map[Program]*template.Template{
+	Control: configTemplate(`# The control plane of cluster {{.Cluster.Name}}.
+cluster: {{.Cluster.Name}}
+trustDomain: {{.Cluster.TrustDomain}}
+region: {{.Cluster.Region}}
+zone: {{.Cluster.Zone}}
+manifests: {{quote .Manifests}}
+state: {{quote .State}}
+listen: {{.At "grpc"}}
+bus:
+  listen: {{.At "bus"}}
+  advertise: ["tls://{{.At "bus"}}"]
+admin:
+  socket: {{quote .Socket}}
+  listen: {{.At "admin"}}
+nodeProxies: [node-0]
+`),
+	Gateway: configTemplate(`# A gateway of cluster {{.Cluster.Name}}.
+id: {{.Name}}
+control: {{.Control}}
+trustDomain: {{.Cluster.TrustDomain}}
+state: {{quote .State}}
+joinTokenFile: {{quote .Token}}
+trustBundleFile: {{quote .TrustBundle}}
+listen:
+  streams: {{.At "streams"}}
+  quic: {{.At "quic"}}
+  admin: {{.At "admin"}}
+advertise:
+  streams: {{.At "streams"}}
+  quic: {{.At "quic"}}
+`),
+	Sidecar: configTemplate(`# The sidecar of a workload of cluster {{.Cluster.Name}}.
+workload: {{.Workload.Namespace}}/{{.Workload.Name}}
+` + sidecarConfig),
+	Node: configTemplate(`# The node proxy of cluster {{.Cluster.Name}}: it stands in for workloads that have no sidecar.
+node: {{.Name}}
+` + sidecarConfig),
 }
 
-type controlConfig struct {
-	Cluster     string       `json:"cluster"`
-	TrustDomain string       `json:"trustDomain"`
-	Region      string       `json:"region"`
-	Zone        string       `json:"zone"`
-	Manifests   string       `json:"manifests"`
-	State       string       `json:"state"`
-	Listen      string       `json:"listen"`
-	Bus         controlBus   `json:"bus"`
-	Admin       controlAdmin `json:"admin"`
-	NodeProxies []string     `json:"nodeProxies,omitempty"`
-	Log         logConfig    `json:"log"`
+const sidecarConfig = `control: {{.Control}}
+trustDomain: {{.Cluster.TrustDomain}}
+state: {{quote .State}}
+joinTokenFile: {{quote .Token}}
+trustBundleFile: {{quote .TrustBundle}}
+listen:
+  inbound: {{.At "inbound"}}
+  proxy: {{.At "proxy"}}
+  dns: {{.At "dns"}}
+  admin: {{.At "admin"}}
+advertise:
+  inbound: {{.At "inbound"}}
+`
+
+const logConfig = `log: {level: info, format: text}
+`
+
+func configTemplate(text string) *template.Template {
+	// A Go string literal of printable text is a YAML double-quoted scalar too.
+	return template.Must(template.New("config").Funcs(template.FuncMap{"quote": strconv.Quote}).Parse(text + logConfig))
 }
 
-type controlBus struct {
-	Listen    string   `json:"listen"`
-	Advertise []string `json:"advertise"`
+// configView is what the templates see.
+type configView struct {
+	p           *Playground
+	u           unit
+	Cluster     Cluster
+	Name        string
+	Workload    Workload
+	Control     string // host:port
+	Manifests   string
+	Socket      string
+	State       string
+	Token       string
+	TrustBundle string
 }
 
-type controlAdmin struct {
-	Socket string `json:"socket"`
-	Listen string `json:"listen"`
-}
-
-type gatewayConfig struct {
-	ID              string           `json:"id"`
-	Control         string           `json:"control"`
-	TrustDomain     string           `json:"trustDomain"`
-	State           string           `json:"state"`
-	JoinTokenFile   string           `json:"joinTokenFile"`
-	TrustBundleFile string           `json:"trustBundleFile"`
-	Listen          gatewayListen    `json:"listen"`
-	Advertise       gatewayAdvertise `json:"advertise"`
-	Log             logConfig        `json:"log"`
-}
-
-type gatewayListen struct {
-	Streams string `json:"streams"`
-	QUIC    string `json:"quic"`
-	Admin   string `json:"admin"`
-}
-
-type gatewayAdvertise struct {
-	Streams string `json:"streams"`
-	QUIC    string `json:"quic"`
-}
-
-type sidecarConfig struct {
-	Workload        string           `json:"workload,omitempty"`
-	Node            string           `json:"node,omitempty"`
-	Control         string           `json:"control"`
-	TrustDomain     string           `json:"trustDomain"`
-	State           string           `json:"state"`
-	JoinTokenFile   string           `json:"joinTokenFile"`
-	TrustBundleFile string           `json:"trustBundleFile"`
-	Listen          sidecarListen    `json:"listen"`
-	Advertise       sidecarAdvertise `json:"advertise"`
-	Log             logConfig        `json:"log"`
-}
-
-type sidecarListen struct {
-	Inbound string `json:"inbound"`
-	Proxy   string `json:"proxy"`
-	DNS     string `json:"dns"`
-	Admin   string `json:"admin"`
-}
-
-type sidecarAdvertise struct {
-	Inbound string `json:"inbound"`
-}
+// At returns the address of one of the program's own ports.
+func (v configView) At(purpose string) string { return v.p.state.address(v.u, purpose) }
 
 // config renders the configuration file of a program; nil for one that has none.
 func (p *Playground) config(u unit) ([]byte, error) {
+	t, ok := configs[u.program]
+	if !ok {
+		return nil, nil
+	}
 	c, ok := p.state.Spec.Cluster(u.cluster)
 	if !ok {
 		return nil, fmt.Errorf("%s: %w", u.id(), ErrNoTarget)
 	}
-	at := func(purpose string) string { return p.state.address(u, purpose) }
-	control := p.state.address(unit{cluster: u.cluster, name: "control"}, "grpc")
-	logs := logConfig{Level: "info", Format: "text"}
-	var file any
-	switch u.program {
-	case Control:
-		file = controlConfig{
-			Cluster: c.Name, TrustDomain: c.TrustDomain, Region: c.Region, Zone: c.Zone,
-			Manifests: p.ManifestsOf(c.Name), State: p.stateDir(u), Listen: at("grpc"),
-			Bus:         controlBus{Listen: at("bus"), Advertise: []string{"tls://" + at("bus")}},
-			Admin:       controlAdmin{Socket: p.SocketOf(c.Name), Listen: at("admin")},
-			NodeProxies: []string{"node-0"}, Log: logs,
-		}
-	case Gateway:
-		file = gatewayConfig{
-			ID: u.name, Control: control, TrustDomain: c.TrustDomain, State: p.stateDir(u),
-			JoinTokenFile: p.tokenFile(u), TrustBundleFile: p.trustBundle(c.Name),
-			Listen:    gatewayListen{Streams: at("streams"), QUIC: at("quic"), Admin: at("admin")},
-			Advertise: gatewayAdvertise{Streams: at("streams"), QUIC: at("quic")},
-			Log:       logs,
-		}
-	case Node, Sidecar:
-		s := sidecarConfig{
-			Control: control, TrustDomain: c.TrustDomain, State: p.stateDir(u),
-			JoinTokenFile: p.tokenFile(u), TrustBundleFile: p.trustBundle(c.Name),
-			Listen:    sidecarListen{Inbound: at("inbound"), Proxy: at("proxy"), DNS: at("dns"), Admin: at("admin")},
-			Advertise: sidecarAdvertise{Inbound: at("inbound")},
-			Log:       logs,
-		}
-		if u.program == Node {
-			s.Node = u.name
-		} else {
-			s.Workload = u.workload.Namespace + "/" + u.workload.Name
-		}
-		file = s
-	default:
-		return nil, nil
+	var b bytes.Buffer
+	err := t.Execute(&b, configView{
+		p: p, u: u, Cluster: c, Name: u.name, Workload: u.workload,
+		Control:   p.state.address(unit{cluster: c.Name, name: "control"}, "grpc"),
+		Manifests: p.ManifestsOf(c.Name), Socket: p.SocketOf(c.Name), State: p.stateDir(u),
+		Token: p.tokenFile(u), TrustBundle: p.trustBundle(c.Name),
+	})
+	if err != nil {
+		return nil, fmt.Errorf("%s: configuration: %w", u.id(), err)
 	}
-	return yaml.Marshal(file)
+	return b.Bytes(), nil
 }
 
 // command returns how a program is started.

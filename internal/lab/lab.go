@@ -105,6 +105,9 @@ func Up(ctx context.Context, dir string, spec Spec, opts Options) (*Playground, 
 	if err = spec.check(); err != nil {
 		return nil, nil, err
 	}
+	if err = opts.Binaries.check(); err != nil {
+		return nil, nil, err
+	}
 	if err = os.MkdirAll(dir, 0o750); err != nil {
 		return nil, nil, fmt.Errorf("playground: %w", err)
 	}
@@ -140,7 +143,11 @@ func (p *Playground) up(ctx context.Context, spec Spec) ([]string, error) {
 	if err = p.prepare(); err != nil {
 		return nil, err
 	}
-	return p.raise(ctx, p.state.all())
+	started, err := p.raise(ctx, p.state.all())
+	if err != nil || len(started) == 0 {
+		return started, err
+	}
+	return started, p.settle(ctx)
 }
 
 // Dir returns the folder, absolute.

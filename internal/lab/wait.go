@@ -65,12 +65,17 @@ func (p *Playground) waitSocket(ctx context.Context, u unit) error {
 	}))
 }
 
+func (p *Playground) readyURL(u unit) string {
+	purpose := "admin"
+	if u.program == App {
+		purpose = "http"
+	}
+	return "http://" + p.state.address(u, purpose) + "/readyz"
+}
+
 // waitReady waits until a program says that it is ready.
 func (p *Playground) waitReady(ctx context.Context, u unit) error {
-	url := "http://" + p.state.address(u, "admin") + "/readyz"
-	if u.program == App {
-		url = "http://" + p.state.address(u, "http") + "/readyz"
-	}
+	url := p.readyURL(u)
 	return p.complain(u, p.poll(ctx, func(ctx context.Context) error {
 		if !p.alive(u) {
 			return errDied

@@ -1,0 +1,137 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"sync"
+
+	"github.com/isthmus-mesh/isthmus/api/admin"
+	"github.com/isthmus-mesh/isthmus/internal/lab"
+)
+
+const (
+	envControl    = "ISTHMUS_CONTROL"
+	envPlayground = "ISTHMUS_PLAYGROUND"
+)
+
+// clients returns a client for each control that the verb speaks of, by the order that the help of isthmus gives.
+func (g *global) clients() ([]*admin.Client, error) {
+	sockets := g.controls
+	if len(sockets) == 0 && g.playground == "" {
+		sockets = filepath.SplitList(os.Getenv(envControl))
+	}
+	if len(sockets) == 0 {
+		p, err := g.open()
+		if errors.Is(err, lab.ErrNotUp) && g.playground == "" && os.Getenv(envPlayground) == "" {
+			return nil, usage{errors.New("which mesh? Name a control with --control SOCKET (" + envControl +
+				"), a playground with --playground DIR (" + envPlayground + "), or start one: isthmus playground up")}
+		}
+		if err != nil {
+			return nil, err
+		}
+		defer p.Close()
+		for _, c := range p.Spec().Clusters {
+			sockets = append(sockets, p.SocketOf(c.Name))
+		}
+	}
+	var out []*admin.Client
+	for _, s := range sockets {
+		out = append(out, admin.NewClient(s))
+	}
+	return out, nil
+}
+
+// playgroundDir returns the folder of the playground that is meant, up or not.
+func (g *global) playgroundDir() (string, error) {
+	if g.playground != "" {
+		return g.playground, nil
+	}
+	if dir := os.Getenv(envPlayground); dir != "" {
+		return dir, nil
+	}
+	return lab.DefaultDir()
+}
+
+// open returns the playground that is meant.
+func (g *global) open() (*lab.Playground, error) {
+	dir, err := g.playgroundDir()
+	if err != nil {
+		return nil, err
+	}
+	return lab.Open(dir, lab.Options{})
+}
+
+// asked is what one control answered.
+type asked[T any] struct {
+	client *admin.Client
+	status admin.Status
+	answer T
+	err    error
+}
+
+// askAll asks every control for its status and for one thing more, all at once. The answers are in the controls' order.
+func askAll[T any](
+	ctx context.Context, g *global, ask func(*admin.Client, context.Context) (T, error),
+) ([]asked[T], error) {
+	clients, err := g.clients()
+	if err != nil {
+		return nil, err
+	}
+	ctx, cancel := context.WithTimeout(ctx, g.timeout)
+	defer cancel()
+	out := make([]asked[T], len(clients))
+	var all sync.WaitGroup
+	for i, c := range clients {
+		all.Go(func() {
+			out[i].client = c
+			if out[i].status, out[i].err = c.Status(ctx); out[i].err == nil {
+				out[i].answer, out[i].err = ask(c, ctx)
+			}
+		})
+	}
+	all.Wait()
+	return out, nil
+}
+
+// failures joins the errors of the controls that did not answer.
+func failures[T any](from []asked[T]) error {
+	var errs []error
+	for _, a := range from {
+		errs = append(errs, a.err)
+	}
+	return errors.Join(errs...)
+}
+
+// one returns the only control that is meant, or that of the named cluster.
+func (g *global) one(ctx context.Context, cluster string) (*admin.Client, error) {
+	clients, err := g.clients()
+	if err != nil {
+		return nil, err
+	}
+	if cluster == "" && len(clients) == 1 {
+		return clients[0], nil
+	}
+	if cluster == "" {
+		return nil, usage{fmt.Errorf("which of %d clusters? Name it with --cluster", len(clients))}
+	}
+	all, err := askAll(ctx, g, func(*admin.Client, context.Context) (struct{}, error) { return struct{}{}, nil })
+	if err != nil {
+		return nil, err
+	}
+	var names []string
+	for _, a := range all {
+		if a.err == nil && a.status.Cluster == cluster {
+			return a.client, nil
+		}
+		if a.err == nil {
+			names = append(names, a.status.Cluster)
+		}
+	}
+	if err := failures(all); err != nil {
+		return nil, fmt.Errorf("cluster %s: %w", cluster, err)
+	}
+	return nil, usage{fmt.Errorf("no cluster %q; there are: %s", cluster, list(names))}
+}

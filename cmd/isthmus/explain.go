@@ -1,0 +1,220 @@
+package main
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"math"
+	"net/http"
+	"net/url"
+	"slices"
+	"strconv"
+	"strings"
+
+	"github.com/spf13/cobra"
+
+	"github.com/isthmus-mesh/isthmus/api/admin"
+	"github.com/isthmus-mesh/isthmus/api/errcode"
+	"github.com/isthmus-mesh/isthmus/cmd/isthmus/internal/output"
+	"github.com/isthmus-mesh/isthmus/topology"
+)
+
+// maxExplanation bounds what is read of a sidecar's answer.
+const maxExplanation = 16 << 20
+
+func newExplain(g *global) *cobra.Command {
+	format := output.TableFormat
+	var port uint16
+	c := &cobra.Command{
+		Use:   "explain {CLUSTER/WORKLOAD SERVICE.NAMESPACE | ISTnnnn}",
+		Short: "Why a call goes where it goes, or what an error code means",
+		Long: `explain asks the sidecar of a workload where its calls to a service go, in which order, and why. The answer comes from
+the process that decides, by the function that decides.
+
+SERVICE.NAMESPACE means the name of the clusterset, SERVICE.NAMESPACE.svc.clusterset.local; full names are taken too.
+With an error code, as errors of Isthmus carry them, it says what the code means and what to do.
+
+It exits with 1 when there is nowhere to go.`,
+		Example: example("isthmus explain eu/web checkout.shop", "isthmus explain eu/web checkout.shop --port 9090", "isthmus explain IST0105"),
+		Args:    cobra.RangeArgs(1, 2),
+		RunE: func(c *cobra.Command, args []string) error {
+			if len(args) == 1 {
+				return explainCode(c.OutOrStdout(), args[0])
+			}
+			ctx, cancel := context.WithTimeout(c.Context(), g.timeout)
+			defer cancel()
+			address, err := g.sidecarAdmin(ctx, c.ErrOrStderr(), args[0])
+			if err != nil {
+				return err
+			}
+			x, raw, err := askSidecar(ctx, address, args[1], port)
+			if err != nil {
+				return fmt.Errorf("the sidecar of %s (its calls are decided there, so nobody else can tell): %w", args[0], err)
+			}
+			if format.IsTable() {
+				err = printExplanation(c.OutOrStdout(), format, x)
+			} else {
+				err = output.Write(c.OutOrStdout(), format, raw, nil)
+			}
+			if err != nil {
+				return err
+			}
+			if x.Error != nil {
+				return finding{x.Error.Message}
+			}
+			return nil
+		},
+	}
+	c.Flags().Uint16Var(&port, "port", 0, "the service's port `number` (default: its first, or 80)")
+	c.Flags().VarP(&format, "output", "o", "output `format`: "+strings.Join(output.Formats, ", "))
+	return c
+}
+
+func explainCode(w io.Writer, code string) error {
+	e, ok := errcode.Lookup(code)
+	if !ok {
+		return usage{fmt.Errorf("%q is neither an error code (ISTnnnn) nor a workload with a service (CLUSTER/WORKLOAD SERVICE.NAMESPACE)", code)}
+	}
+	_, err := fmt.Fprintf(w, "%s  %s\n\n%s\n\nWhat to do: %s\n", e.Code, e.Title, e.Meaning, e.Fix)
+	return err
+}
+
+// sidecarAdmin finds the admin listener of a workload's sidecar: from its cluster's control, or, when that is dead and the
+// cluster is in a playground, from the playground.
+func (g *global) sidecarAdmin(ctx context.Context, chatter io.Writer, workload string) (string, error) {
+	cluster, name, ok := strings.Cut(workload, "/")
+	if !ok {
+		return "", usage{fmt.Errorf("workload %q: want CLUSTER/WORKLOAD, for example eu/web", workload)}
+	}
+	all, err := askAll(ctx, g, (*admin.Client).Proxies)
+	if err != nil {
+		return "", err
+	}
+	var clusters []string
+	for _, a := range all {
+		if a.err != nil {
+			continue
+		}
+		clusters = append(clusters, a.status.Cluster)
+		if a.status.Cluster == cluster {
+			return sidecarIn(cluster, name, a.answer)
+		}
+	}
+	unreachable := failures(all)
+	if len(g.controls) == 0 {
+		if address, err := g.playgroundAdmin(workload); err == nil {
+			_, _ = fmt.Fprintf(chatter, "isthmus: the control of %s does not answer; asking the sidecar that the playground knows\n", cluster)
+			return address, nil
+		}
+	}
+	if unreachable != nil {
+		return "", fmt.Errorf("cluster %s: %w", cluster, unreachable)
+	}
+	return "", usage{fmt.Errorf("no cluster %q; there are: %s", cluster, list(clusters))}
+}
+
+func (g *global) playgroundAdmin(workload string) (string, error) {
+	p, err := g.open()
+	if err != nil {
+		return "", err
+	}
+	defer p.Close()
+	return p.AdminOf(workload)
+}
+
+// sidecarIn finds the sidecar of a workload, "web" or "shop/web".
+func sidecarIn(cluster, name string, proxies []admin.Proxy) (string, error) {
+	var names []string
+	for _, p := range proxies {
+		if p.Program != "sidecar" {
+			continue
+		}
+		names = append(names, cluster+"/"+p.Name)
+		if p.Name == name || strings.HasSuffix(p.Name, "/"+name) {
+			if p.Admin == "" {
+				return "", finding{fmt.Sprintf("the sidecar of %s/%s has no admin listener; give it listen.admin", cluster, p.Name)}
+			}
+			return p.Admin, nil
+		}
+	}
+	slices.Sort(names)
+	return "", usage{fmt.Errorf("cluster %s knows no sidecar of %q; it knows: %s", cluster, name, list(names))}
+}
+
+// askSidecar returns the explanation and, for programs, all that the sidecar said.
+func askSidecar(ctx context.Context, address, to string, port uint16) (topology.Explanation, any, error) {
+	var x topology.Explanation
+	query := url.Values{"to": {to}}
+	if port != 0 {
+		query.Set("port", strconv.Itoa(int(port)))
+	}
+	req, err := http.NewRequestWithContext(ctx, http.MethodGet, "http://"+address+"/explain?"+query.Encode(), http.NoBody)
+	if err != nil {
+		return x, nil, err
+	}
+	resp, err := http.DefaultClient.Do(req)
+	if err != nil {
+		return x, nil, fmt.Errorf("%w: %w", admin.ErrUnreachable, err)
+	}
+	defer func() { _ = resp.Body.Close() }()
+	b, err := io.ReadAll(io.LimitReader(resp.Body, maxExplanation))
+	if err != nil {
+		return x, nil, fmt.Errorf("%w: %w", admin.ErrUnreachable, err)
+	}
+	if resp.StatusCode != http.StatusOK {
+		var said struct {
+			Error string `json:"error"`
+		}
+		if json.Unmarshal(b, &said) == nil && said.Error != "" {
+			return x, nil, errors.New(said.Error)
+		}
+		return x, nil, fmt.Errorf("%s: %s", resp.Status, strings.TrimSpace(string(b)))
+	}
+	var raw any
+	return x, raw, errors.Join(json.Unmarshal(b, &x), json.Unmarshal(b, &raw))
+}
+
+func printExplanation(w io.Writer, format output.Format, x topology.Explanation) error {
+	policy := "the default order (same zone, own cluster, same region, nearest)"
+	if x.Policy != "" {
+		policy = "policy " + x.Policy
+	}
+	_, err := fmt.Fprintf(w, "%s/%s calls %s port %d (%s), by %s:\n\n", x.From.Cluster, x.From.Workload, x.Service, x.Port, x.Protocol, policy)
+	if err != nil {
+		return err
+	}
+	t := output.Table{
+		Columns: []string{"RANK", "TIER", "TARGET", "SHARE", "READY", "STATE", "WHY"},
+		Wide:    []string{"ADDRESS", "SHARE IN TIER"},
+		Empty:   "no copies",
+	}
+	for _, r := range x.Rows {
+		rank := "-"
+		if r.Rank > 0 {
+			rank = strconv.Itoa(r.Rank)
+		}
+		why := r.Reason
+		if r.Stale {
+			why += " (its cluster's last word is old)"
+		}
+		target := "cluster " + r.Cluster.String()
+		if r.Endpoint != "" {
+			target = r.Cluster.String() + "/" + r.Endpoint
+		}
+		t.Row(rank, r.Tier, target, percent(r.Traffic), strconv.Itoa(r.Ready), strings.ReplaceAll(string(r.State), "_", " "), why,
+			r.Address, percent(r.Share))
+	}
+	if err := output.Write(w, format, nil, func() output.Table { return t }); err != nil {
+		return err
+	}
+	if x.Error != nil {
+		_, err = fmt.Fprintf(w, "\nNowhere to go: %s\n", x.Error.Message)
+	}
+	return err
+}
+
+func percent(f float64) string {
+	return strconv.FormatFloat(math.Round(1000*f)/10, 'f', -1, 64) + "%"
+}

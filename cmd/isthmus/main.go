@@ -1,0 +1,33 @@
+// Command isthmus is what a person holds of the mesh: what stands, why a call goes where it goes, and a playground.
+//
+// Results go to standard output, chatter to standard error. Exit codes: 0 ok, 1 a finding, 2 usage, 3 unreachable,
+// 4 time-out. docs/reference/cli.md describes every verb.
+package main
+
+import (
+	"context"
+	"fmt"
+	"io"
+	"os"
+	"os/signal"
+	"syscall"
+)
+
+func main() {
+	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
+	err := run(ctx, os.Args[1:], os.Stdin, os.Stdout, os.Stderr)
+	stop()
+	if line := complaint(err); line != "" {
+		_, _ = fmt.Fprintln(os.Stderr, line)
+	}
+	os.Exit(exitCode(err))
+}
+
+func run(ctx context.Context, args []string, stdin io.Reader, stdout, stderr io.Writer) error {
+	root := newRoot()
+	root.SetArgs(args)
+	root.SetIn(stdin)
+	root.SetOut(stdout)
+	root.SetErr(stderr)
+	return root.ExecuteContext(ctx)
+}

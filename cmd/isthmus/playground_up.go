@@ -1,0 +1,94 @@
+package main
+
+import (
+	"fmt"
+	"io"
+	"time"
+
+	"github.com/spf13/cobra"
+
+	"github.com/isthmus-mesh/isthmus/internal/lab"
+)
+
+func newPlaygroundUp(p *playground) *cobra.Command {
+	clusters := 3
+	var env []string
+	c := &cobra.Command{
+		Use:   "up",
+		Short: "Start a playground, and return when it is ready",
+		Long: `up starts the clusters and returns when calls go through; they live on until "isthmus playground down". Where a playground is up
+already it starts what is dead, and says when there is nothing to do.`,
+		Example: example("isthmus playground up", "isthmus playground up --clusters 5 --dir /tmp/five"),
+		Args:    cobra.NoArgs,
+		RunE: func(c *cobra.Command, _ []string) error {
+			dir, _, err := p.folder()
+			if err != nil {
+				return err
+			}
+			if !c.Flags().Changed("clusters") {
+				if there, err := lab.Open(dir, p.options()); err == nil {
+					clusters = len(there.Spec().Clusters)
+					there.Close()
+				}
+			}
+			spec, err := lab.Sample(clusters)
+			if err != nil {
+				return usage{err}
+			}
+			opts := p.options()
+			opts.Env = env
+			begun := time.Now()
+			_, _ = fmt.Fprintf(c.ErrOrStderr(), "starting %d clusters in %s\n", clusters, dir)
+			pg, started, err := lab.Up(c.Context(), dir, spec, opts)
+			if err != nil {
+				return fmt.Errorf("%w%s", err, p.advice(dir))
+			}
+			defer pg.Close()
+			if len(started) == 0 {
+				_, err = fmt.Fprintf(c.OutOrStdout(), "The playground is already up in %s.\n", pg.Dir())
+			} else {
+				_, err = fmt.Fprintf(c.OutOrStdout(), "The playground is up in %s: %d processes started in %.1f s.\n",
+					pg.Dir(), len(started), time.Since(begun).Seconds())
+			}
+			if err != nil {
+				return err
+			}
+			return p.whatNext(c.OutOrStdout(), pg)
+		},
+	}
+	c.Flags().IntVar(&clusters, "clusters", 3, "how many clusters: eu, us, ap, c4, …")
+	c.Flags().StringArrayVar(&env, "env", nil, "`KEY=VALUE` for the environment of every program; may be given several times")
+	return c
+}
+
+func (p *playground) whatNext(w io.Writer, pg *lab.Playground) error {
+	d := p.dirFlag()
+	_, err := fmt.Fprintf(w, `
+Try:
+  eval "$(isthmus playground env eu/web%[1]s)"         this shell calls as eu/web
+  curl -i http://checkout.shop.svc.clusterset.local/   Served-By-Cluster says who answered
+  isthmus explain eu/web checkout.shop                 why it goes there
+  isthmus playground break us%[1]s                     kill the cluster us, and curl again
+  isthmus playground heal us%[1]s                      bring it back
+  isthmus status                                       clusters, peers, links
+  isthmus playground down%[1]s                         end it all
+
+Each cluster is a folder of manifests; what you put there takes effect at once:
+`, d)
+	for _, c := range pg.Spec().Clusters {
+		if err == nil {
+			_, err = fmt.Fprintf(w, "  %-3s %s\n", c.Name, pg.ManifestsOf(c.Name))
+		}
+	}
+	return err
+}
+
+// advice says how to look at a playground that came up only in part.
+func (p *playground) advice(dir string) string {
+	pg, err := lab.Open(dir, p.options())
+	if err != nil {
+		return ""
+	}
+	pg.Close()
+	return "\nWhat is up stays up; look with: isthmus playground status" + p.dirFlag()
+}

@@ -1,0 +1,202 @@
+package main
+
+import (
+	"context"
+	"fmt"
+	"io"
+	"strconv"
+	"strings"
+	"time"
+
+	"github.com/spf13/cobra"
+
+	"github.com/isthmus-mesh/isthmus/api/admin"
+	"github.com/isthmus-mesh/isthmus/cmd/isthmus/internal/output"
+)
+
+// clusterStatus is one element of `isthmus status -o json`.
+type clusterStatus struct {
+	Socket        string `json:"socket"`
+	Error         string `json:"error,omitempty"` // the control did not answer
+	*admin.Status        // none then
+}
+
+func newStatus(g *global) *cobra.Command {
+	format := output.TableFormat
+	c := &cobra.Command{
+		Use:   "status",
+		Short: "Clusters, peers, links, proxies, and what is wrong with the manifests",
+		Long: `status asks each control plane how its cluster is: peers and how fresh their word is, the gateways' links, the proxies
+that are connected, and every manifest that is not in force, with file and line.
+
+It exits with 1 when something is not as it should be, and with 3 when a control plane does not answer.`,
+		Example: example("isthmus status", "isthmus status -o json | jq '.[].peers'"),
+		Args:    cobra.NoArgs,
+		RunE: func(c *cobra.Command, _ []string) error {
+			asked, err := askAll(c.Context(), g, func(*admin.Client, context.Context) (struct{}, error) { return struct{}{}, nil })
+			if err != nil {
+				return err
+			}
+			var all []clusterStatus
+			findings := 0
+			for _, a := range asked {
+				cs := clusterStatus{Socket: a.client.Socket()}
+				if a.err != nil {
+					cs.Error = a.err.Error()
+				} else {
+					cs.Status = &a.status
+					findings += len(findingsOf(a.status))
+				}
+				all = append(all, cs)
+			}
+			if format.IsTable() {
+				err = printStatus(c.OutOrStdout(), format, all)
+			} else {
+				err = output.Write(c.OutOrStdout(), format, all, nil)
+			}
+			if err != nil {
+				return err
+			}
+			if err := failures(asked); err != nil {
+				return err
+			}
+			if findings > 0 {
+				return finding{fmt.Sprintf("%d finding(s)", findings)}
+			}
+			return nil
+		},
+	}
+	c.Flags().VarP(&format, "output", "o", "output `format`: "+strings.Join(output.Formats, ", "))
+	return c
+}
+
+// findingsOf lists, in words, what is not as it should be in a cluster.
+func findingsOf(s admin.Status) []string {
+	var out []string
+	for _, m := range s.Missing {
+		out = append(out, "not ready: "+m)
+	}
+	if !s.Ready && len(s.Missing) == 0 {
+		out = append(out, "not ready")
+	}
+	for _, p := range s.Manifests.Problems {
+		where := p.File
+		if p.Line > 0 {
+			where += ":" + strconv.Itoa(p.Line)
+		}
+		if p.Object != "" {
+			where += ": " + p.Object
+		}
+		out = append(out, where+": "+p.Reason+" (the last good state stays in force)")
+	}
+	for _, p := range s.Peers {
+		if p.State != "Fresh" {
+			out = append(out, strings.TrimSpace(fmt.Sprintf("peer %s: %s %s", p.Cluster, p.State, p.Reason)))
+		}
+	}
+	for _, l := range s.Links {
+		if l.State != "up" {
+			out = append(out, strings.TrimSpace(fmt.Sprintf("link %s to %s: %s %s", l.Gateway, l.Cluster, l.State, l.Detail)))
+		}
+	}
+	for _, p := range s.Proxies {
+		if !p.Connected {
+			out = append(out, fmt.Sprintf("%s %s: not connected", p.Program, p.Name))
+		}
+	}
+	return out
+}
+
+func printStatus(w io.Writer, format output.Format, all []clusterStatus) error {
+	clusters := output.Table{
+		Columns: []string{"CLUSTER", "READY", "PEERS", "LINKS", "PROXIES", "SERVICES", "EXPORTS", "IMPORTS", "MANIFESTS"},
+		Wide:    []string{"REGION", "TRUST DOMAIN", "UP", "ROOT EXPIRES", "VERSION", "SOCKET"},
+	}
+	links := output.Table{
+		Columns: []string{"CLUSTER", "GATEWAY", "LINK TO", "STATE", "CONNECTIONS", "RTT", "DETAIL"},
+		Empty:   "no links",
+	}
+	peers := output.Table{
+		Columns: []string{"CLUSTER", "PEER", "STATE", "SERVICES", "GATEWAYS", "BUS", "LAST WORD", "REASON"},
+		Wide:    []string{"TRUST DOMAIN", "REGION", "EPOCH", "SEQ"},
+		Empty:   "no peers",
+	}
+	var found []string
+	for _, cs := range all {
+		if cs.Status == nil {
+			clusters.Row("?", "no", "-", "-", "-", "-", "-", "-", "-", "-", "-", "-", "-", "-", cs.Socket)
+			found = append(found, cs.Error)
+			continue
+		}
+		s := cs.Status
+		clusters.Row(s.Cluster, yesNo(s.Ready), share(s.Peers, func(p admin.Peer) bool { return p.State == "Fresh" }),
+			share(s.Links, func(l admin.Link) bool { return l.State == "up" }),
+			share(s.Proxies, func(p admin.Proxy) bool { return p.Connected }),
+			strconv.Itoa(s.Services), strconv.Itoa(s.Exports), strconv.Itoa(s.Imports), manifests(s.Manifests),
+			s.Region, s.TrustDomain, ago(s.Started), s.RootExpires.Format(time.DateOnly), s.Version, cs.Socket)
+		for _, p := range s.Peers {
+			peers.Row(s.Cluster, p.Cluster, p.State, strconv.Itoa(p.Services), strconv.Itoa(p.Gateways), p.Bus, ago(p.Issued), p.Reason,
+				p.TrustDomain, p.Region, strconv.FormatUint(p.Epoch, 10), strconv.FormatUint(p.Seq, 10))
+		}
+		for _, l := range s.Links {
+			links.Row(s.Cluster, l.Gateway, l.Cluster, l.State, strconv.Itoa(l.Connections), l.RTT.Round(time.Microsecond).String(), l.Detail)
+		}
+		for _, f := range findingsOf(*s) {
+			found = append(found, s.Cluster+": "+f)
+		}
+	}
+	for i, t := range []output.Table{clusters, peers, links} {
+		if i > 0 {
+			_, _ = fmt.Fprintln(w) // the next write has the error
+		}
+		if err := output.Write(w, format, nil, func() output.Table { return t }); err != nil {
+			return err
+		}
+	}
+	if len(found) > 0 {
+		_, _ = fmt.Fprintln(w, "\nFINDINGS")
+	}
+	for _, f := range found {
+		if _, err := fmt.Fprintln(w, f); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func yesNo(b bool) string {
+	if b {
+		return "yes"
+	}
+	return "no"
+}
+
+// share says how many of all are good, as "2/3".
+func share[T any](all []T, good func(T) bool) string {
+	n := 0
+	for _, v := range all {
+		if good(v) {
+			n++
+		}
+	}
+	return fmt.Sprintf("%d/%d", n, len(all))
+}
+
+func manifests(m admin.ManifestState) string {
+	if n := len(m.Problems); n > 0 {
+		return fmt.Sprintf("%d objects, %d bad", m.Objects, n)
+	}
+	return fmt.Sprintf("%d objects", m.Objects)
+}
+
+// ago says how long ago that was.
+func ago(t time.Time) string {
+	if t.IsZero() {
+		return "never"
+	}
+	d := time.Since(t)
+	if d < time.Minute {
+		return d.Round(time.Second).String()
+	}
+	return d.Round(time.Minute).String()
+}

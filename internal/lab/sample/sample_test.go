@@ -1,0 +1,165 @@
+package sample
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"io"
+	"net"
+	"net/http"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/google/go-cmp/cmp"
+	"go.uber.org/goleak"
+	"golang.org/x/net/websocket"
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/credentials/insecure"
+	healthv1 "google.golang.org/grpc/health/grpc_health_v1"
+)
+
+func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
+
+// start runs the sample until the test ends, and returns the addresses of its HTTP and its echo port.
+func start(t *testing.T) (httpAddr, tcpAddr string) {
+	t.Helper()
+	listen := func() net.Listener {
+		l, err := net.Listen("tcp", "127.0.0.1:0")
+		if err != nil {
+			t.Fatal(err)
+		}
+		return l
+	}
+	cfg := Config{Cluster: "us", Workload: "checkout-0", HTTP: listen(), TCP: listen()}
+	ctx, cancel := context.WithCancel(t.Context())
+	done := make(chan error, 1)
+	go func() { done <- Run(ctx, cfg) }()
+	t.Cleanup(func() {
+		http.DefaultClient.CloseIdleConnections()
+		cancel()
+		if err := <-done; err != nil {
+			t.Error(err)
+		}
+	})
+	return cfg.HTTP.Addr().String(), cfg.TCP.Addr().String()
+}
+
+func get(t *testing.T, client *http.Client, url string) (*http.Response, string) {
+	t.Helper()
+	resp, err := client.Get(url)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() { _ = resp.Body.Close() }()
+	b, err := io.ReadAll(resp.Body)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return resp, string(b)
+}
+
+func TestAnswerSaysWho(t *testing.T) {
+	addr, _ := start(t)
+	resp, body := get(t, http.DefaultClient, "http://"+addr+"/any/path?q=1")
+	var got Answer
+	if err := json.Unmarshal([]byte(body), &got); err != nil {
+		t.Fatal(err)
+	}
+	want := Answer{
+		Cluster: "us", Workload: "checkout-0", Method: "GET", Path: "/any/path?q=1", Host: addr, Protocol: "HTTP/1.1",
+		Headers: map[string]string{"User-Agent": "Go-http-client/1.1"},
+	}
+	if d := cmp.Diff(want, got); d != "" {
+		t.Errorf("answer (-want +got):\n%s", d)
+	}
+	if c, w := resp.Header.Get(HeaderCluster), resp.Header.Get(HeaderWorkload); c != "us" || w != "checkout-0" {
+		t.Errorf("served by %q %q", c, w)
+	}
+}
+
+func TestPaths(t *testing.T) {
+	addr, _ := start(t)
+	for _, c := range []struct {
+		path   string
+		status int
+	}{
+		{"/status?code=503", 503},
+		{"/status?code=x", 400},
+		{"/slow?ms=1", 200},
+		{"/slow?ms=-1", 400},
+		{"/readyz", 200},
+	} {
+		if resp, _ := get(t, http.DefaultClient, "http://"+addr+c.path); resp.StatusCode != c.status {
+			t.Errorf("%s: %d, want %d", c.path, resp.StatusCode, c.status)
+		}
+	}
+	payload := bytes.Repeat([]byte("isthmus "), 100_000)
+	resp, err := http.Post("http://"+addr+"/echo", "text/plain", bytes.NewReader(payload))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() { _ = resp.Body.Close() }()
+	if echoed, err := io.ReadAll(resp.Body); err != nil || !bytes.Equal(echoed, payload) {
+		t.Errorf("echo of %d bytes: %d bytes, %v", len(payload), len(echoed), err)
+	}
+}
+
+func TestHTTP2(t *testing.T) {
+	addr, _ := start(t)
+	transport := &http.Transport{Protocols: new(http.Protocols)}
+	transport.Protocols.SetUnencryptedHTTP2(true)
+	defer transport.CloseIdleConnections()
+	resp, _ := get(t, &http.Client{Transport: transport}, "http://"+addr+"/")
+	if resp.Proto != "HTTP/2.0" {
+		t.Errorf("spoke %s", resp.Proto)
+	}
+}
+
+func TestGRPCHealth(t *testing.T) {
+	addr, _ := start(t)
+	conn, err := grpc.NewClient(addr, grpc.WithTransportCredentials(insecure.NewCredentials()))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() { _ = conn.Close() }()
+	got, err := healthv1.NewHealthClient(conn).Check(t.Context(), &healthv1.HealthCheckRequest{})
+	if err != nil || got.GetStatus() != healthv1.HealthCheckResponse_SERVING {
+		t.Errorf("health: %v %v", got, err)
+	}
+}
+
+func TestWebSocket(t *testing.T) {
+	addr, _ := start(t)
+	c, err := websocket.Dial("ws://"+addr+"/ws", "", "http://localhost/")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() { _ = c.Close() }()
+	for _, message := range []string{"one", strings.Repeat("x", 70_000)} {
+		var echoed string
+		if err := websocket.Message.Send(c, message); err != nil {
+			t.Fatal(err)
+		}
+		if err := websocket.Message.Receive(c, &echoed); err != nil || echoed != message {
+			t.Errorf("echo of %d bytes: %d bytes, %v", len(message), len(echoed), err)
+		}
+	}
+}
+
+func TestEcho(t *testing.T) {
+	_, addr := start(t)
+	c, err := net.Dial("tcp", addr)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() { _ = c.Close() }()
+	_ = c.SetDeadline(time.Now().Add(time.Minute))
+	if _, err := io.WriteString(c, "hello"); err != nil {
+		t.Fatal(err)
+	}
+	_ = c.(*net.TCPConn).CloseWrite()
+	if b, err := io.ReadAll(c); err != nil || string(b) != "hello" {
+		t.Errorf("echo: %q, %v", b, err)
+	}
+}
