@@ -7,6 +7,8 @@ import (
 	"io"
 
 	"google.golang.org/protobuf/proto"
+
+	"github.com/isthmus-mesh/isthmus/internal/strictproto"
 )
 
 const (
@@ -16,6 +18,9 @@ const (
 	// MaxFrame bounds a frame's body, so that reading one never needs more memory than this. A Preamble needs at most 860.
 	MaxFrame = 1024
 )
+
+// limits of a frame's body. MaxPath bounds the only repeated field.
+var limits = strictproto.Limits{Bytes: MaxFrame, Depth: 2, Repeated: MaxPath}
 
 // Error says what is wrong with a frame that somebody sent.
 type Error struct {
@@ -63,7 +68,7 @@ func readFrame(r io.Reader, m proto.Message) error {
 	if _, err := io.ReadFull(r, body); err != nil {
 		return cut(err)
 	}
-	if err := decode(body, m); err != nil {
+	if err := strictproto.Unmarshal(body, m, limits); err != nil {
 		return &Error{Reason: err.Error(), Err: err}
 	}
 	return nil
@@ -76,5 +81,3 @@ func cut(err error) error {
 	}
 	return err
 }
-
-func decode(b []byte, m proto.Message) error { return proto.Unmarshal(b, m) }

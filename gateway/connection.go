@@ -1,0 +1,138 @@
+package gateway
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/quic-go/quic-go"
+
+	streamv1 "github.com/isthmus-mesh/isthmus/api/stream/v1"
+	"github.com/isthmus-mesh/isthmus/topology"
+)
+
+// connection is one QUIC connection that this gateway has dialed to a gateway of a peer cluster.
+type connection struct {
+	conn    *quic.Conn
+	gateway topology.Gateway // the one that it leads to
+	pulse   *pulse
+	empty   emptiness // what the far gateway says of its services
+
+	active   atomic.Int64 // streams
+	draining atomic.Bool  // no new streams
+	aged     atomic.Bool  // new streams only where there is no other way: a successor is on its way
+}
+
+// life is what bounds a connection from outside. A handshake proves who is there only until the first of both SVIDs ends.
+type life struct {
+	retired <-chan struct{} // closed when the connection isn't wanted any more: its streams may end within grace
+	grace   time.Duration
+	renewIn time.Duration // when to ask for a successor
+	endIn   time.Duration // when the proof ends
+	up      func()        // the peer has let us in
+	renew   func()        // a successor is to be dialed
+}
+
+// usable reports whether new streams may be placed here.
+func (c *connection) usable() bool {
+	return !c.draining.Load() && c.conn.Context().Err() == nil
+}
+
+// run speaks on the control stream until the connection has ended, and returns why. The peer has let us in once it has spoken (a
+// TLS 1.3 client's handshake is over before the server has judged it). When ctx ends, its streams are cut.
+func (c *connection) run(ctx context.Context, l life) error {
+	stream, err := c.conn.OpenStream()
+	if err != nil {
+		return c.close(closeProtocol, err)
+	}
+	stream.SetPriority(0, false) // probes go ahead of bulk
+	writer := &controlWriter{stream: stream}
+
+	var wg sync.WaitGroup
+	defer wg.Wait()
+	wg.Go(func() {
+		if err := c.listen(stream, l.up); err != nil {
+			_ = c.close(closeProtocol, err)
+		}
+	})
+
+	ticker := time.NewTicker(c.pulse.interval)
+	defer ticker.Stop()
+	renew := time.NewTimer(l.renewIn)
+	defer renew.Stop()
+	end := time.NewTimer(l.endIn)
+	defer end.Stop()
+	for {
+		now := time.Now()
+		seq := c.pulse.tick(now)
+		if c.pulse.dead(now) {
+			return c.close(closeDead, errDead)
+		}
+		if (l.retired == nil || c.aged.Load()) && c.active.Load() == 0 {
+			return c.close(closeUnwanted, errUnwanted)
+		}
+		writer.send(probe(seq)) // when there is no room, the silence will tell
+
+		select {
+		case <-ticker.C:
+		case <-renew.C:
+			c.aged.Store(true)
+			l.renew()
+		case <-l.retired:
+			c.draining.Store(true)
+			l.retired = nil
+			end.Reset(min(l.grace, l.endIn))
+		case <-end.C:
+			return c.close(closeUnwanted, errUnwanted)
+		case <-ctx.Done():
+			code := closeUnwanted
+			if errors.Is(context.Cause(ctx), errShutdown) {
+				code = closeShutdown
+			}
+			return c.close(code, context.Cause(ctx))
+		case <-c.conn.Context().Done():
+			return context.Cause(c.conn.Context())
+		}
+	}
+}
+
+// listen reads the control stream to its end.
+func (c *connection) listen(stream io.Reader, up func()) error {
+	buf := make([]byte, maxControl)
+	spoken := false
+	for {
+		m, err := readControl(stream, buf)
+		if err != nil {
+			return err
+		}
+		now := time.Now()
+		c.pulse.hear(now)
+		switch m := m.GetMessage().(type) {
+		case *streamv1.LinkMessage_ProbeReply:
+			c.pulse.reply(m.ProbeReply.GetSeq(), now)
+		case *streamv1.LinkMessage_Capacity:
+			if err := c.empty.apply(m.Capacity); err != nil {
+				return err
+			}
+		case *streamv1.LinkMessage_Draining:
+			c.draining.Store(true)
+		}
+		if !spoken {
+			spoken = true
+			up()
+		}
+	}
+}
+
+// close ends the connection, unless it has ended already, and returns why it did.
+func (c *connection) close(code quic.ApplicationErrorCode, reason error) error {
+	if c.conn.Context().Err() != nil {
+		return context.Cause(c.conn.Context())
+	}
+	_ = c.conn.CloseWithError(code, reason.Error()) // it ends either way
+	return fmt.Errorf("closed: %w", reason)
+}

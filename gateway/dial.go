@@ -1,0 +1,155 @@
+package gateway
+
+import (
+	"context"
+	"crypto/tls"
+	"fmt"
+	"math/rand/v2"
+	"sync"
+	"time"
+
+	"github.com/quic-go/quic-go"
+	"github.com/spiffe/go-spiffe/v2/spiffeid"
+
+	"github.com/isthmus-mesh/isthmus/internal/preamble"
+	"github.com/isthmus-mesh/isthmus/trust"
+)
+
+// How long to wait before dialing again: from the first to the second, doubling, each time a random part of it less.
+const (
+	minBackoff = 50 * time.Millisecond
+	maxBackoff = 2 * time.Second
+)
+
+// keep keeps a connection in s, for as long as it is wanted.
+func (l *link) keep(ctx context.Context, s slot, domain spiffeid.TrustDomain, retired <-chan struct{}) {
+	var wg sync.WaitGroup
+	defer wg.Wait()
+	log := l.log.With("peer_gateway", s.gateway.ID, "address", s.gateway.QUIC)
+	backoff := minBackoff
+	for {
+		type outcome struct {
+			wasUp bool
+			err   error
+		}
+		ended := make(chan outcome, 1) // when nobody waits any more, a successor has been dialed
+		renew := make(chan struct{})
+		wg.Go(func() {
+			wasUp, err := l.connect(ctx, s, domain, retired, func() { close(renew) })
+			ended <- outcome{wasUp, err}
+		})
+		var o outcome
+		select {
+		case o = <-ended:
+		case <-renew:
+			continue
+		}
+		select {
+		case <-ctx.Done():
+			return
+		case <-retired:
+			return
+		default:
+		}
+		if o.wasUp {
+			backoff = minBackoff
+			l.g.metrics.linkLost(l.cluster, s.gateway.ID)
+			log.Warn("connection to a peer gateway ended", "error", o.err)
+		}
+		if l.explain(s.gateway.ID, o.err.Error()) && !o.wasUp {
+			log.Warn("cannot connect to a peer gateway", "error", o.err)
+		}
+		select {
+		case <-time.After(backoff/2 + rand.N(backoff/2)): //nolint:gosec // G404: jitter needs no secret
+		case <-ctx.Done():
+			return
+		case <-retired:
+			return
+		}
+		backoff = min(2*backoff, maxBackoff)
+	}
+}
+
+// A connection's successor is dialed when between these parts of the time that the SVIDs leave have passed; what is left is for
+// the streams of the old one to end.
+const (
+	renewAfter  = 0.6
+	renewSpread = 0.2
+	minRenew    = 10 * time.Second
+	endMargin   = time.Second // before the peer's clock finds that the time is over
+)
+
+// lifetime returns when to renew a connection and when to end it.
+func (g *Gateway) lifetime(cs tls.ConnectionState, now time.Time) (renewIn, endIn time.Duration, err error) {
+	peer, err := trust.PeerOf(cs)
+	if err != nil {
+		return 0, 0, err
+	}
+	own, err := g.cfg.Identity.SVID()
+	if err != nil {
+		return 0, 0, err
+	}
+	left := min(peer.NotAfter.Sub(now), own.Certificates[0].NotAfter.Sub(now))
+	part := renewAfter + renewSpread*rand.Float64() //nolint:gosec // G404: jitter needs no secret
+	renewIn = max(time.Duration(part*float64(left)), minRenew)
+	return renewIn, max(left-endMargin, 0), nil
+}
+
+// connect dials once and stays until that connection has ended. It reports whether the peer let us in, and why it ended.
+func (l *link) connect(ctx context.Context, s slot, domain spiffeid.TrustDomain, retired <-chan struct{}, renew func()) (wasUp bool, err error) {
+	g := l.g
+	dialing, cancel := context.WithTimeoutCause(ctx, dialTimeout, fmt.Errorf("no answer in %s", dialTimeout))
+	defer cancel()
+	address, err := g.cfg.Resolve(dialing, s.gateway.QUIC)
+	if err != nil {
+		return false, fmt.Errorf("resolve: %w", err)
+	}
+	// A socket for each connection: its own queue in the kernel, and when a path fails another one, perhaps on another path.
+	packets, err := g.cfg.DialPacket()
+	if err != nil {
+		return false, fmt.Errorf("open a socket: %w", err)
+	}
+	defer func() { _ = packets.Close() }()
+	transport := &quic.Transport{Conn: g.socket.prepare(packets)}
+	defer func() { _ = transport.Close() }()
+
+	policy := allowGateway(l.cluster, domain, s.gateway)
+	config := trust.ClientConfig(trust.TLS{
+		Identity: g.cfg.Identity, Bundles: g.cfg.Bundles, Policy: policy,
+		Protocols: []string{preamble.ALPNLink}, ServerName: domain.Name(),
+	})
+	conn, err := transport.Dial(dialing, address, config, g.quicConfig(-1)) // the far side opens none
+	if err != nil {
+		if dialing.Err() != nil {
+			err = context.Cause(dialing)
+		}
+		return false, fmt.Errorf("dial: %w", err)
+	}
+	defer g.windows.release(conn)
+	release := g.cfg.Guard.Watch(conn.ConnectionState().TLS, policy, func(error) {
+		_ = conn.CloseWithError(closeUntrusted, "the peer no longer passes verification")
+	})
+	defer release()
+
+	renewIn, endIn, err := g.lifetime(conn.ConnectionState().TLS, time.Now())
+	if err != nil {
+		_ = conn.CloseWithError(closeUntrusted, err.Error())
+		return false, err
+	}
+	c := &connection{
+		conn: conn, gateway: s.gateway,
+		pulse: newPulse(g.cfg.ProbeInterval, g.cfg.DeadAfter, time.Now()),
+	}
+	err = c.run(ctx, life{
+		retired: retired, grace: g.cfg.DrainGrace, renewIn: renewIn, endIn: endIn, renew: renew,
+		up: func() {
+			wasUp = true
+			l.add(c)
+			l.log.Info("connected to a peer gateway", "peer_gateway", s.gateway.ID, "address", s.gateway.QUIC)
+		},
+	})
+	if wasUp {
+		l.remove(c)
+	}
+	return wasUp, err
+}

@@ -1,0 +1,188 @@
+package gateway
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"sync"
+	"sync/atomic"
+
+	"github.com/quic-go/quic-go"
+	"go.opentelemetry.io/otel/trace"
+
+	"github.com/isthmus-mesh/isthmus/internal/drain"
+	"github.com/isthmus-mesh/isthmus/internal/ready"
+	"github.com/isthmus-mesh/isthmus/topology"
+)
+
+// Gateway is one gateway of a cluster.
+type Gateway struct {
+	cfg       Config
+	log       *slog.Logger
+	tracer    trace.Tracer
+	metrics   *metrics
+	socket    *socket
+	windows   windows
+	endpoints *endpoints
+	drain     drain.Drain
+	checks    atomic.Pointer[ready.Checks]
+
+	lastView atomic.Pointer[view]
+	links    atomic.Pointer[map[topology.ClusterName]*link]
+	changed  chan struct{} // capacity 1: a link has changed
+	streams  atomic.Int64  // carried now
+	callers  atomic.Int64  // connections of sidecars now
+	wg       sync.WaitGroup
+
+	mu       sync.Mutex
+	accepted map[topology.ClusterName]int // guarded by mu: connections dialed to us
+}
+
+// New checks the configuration and returns a gateway that serves nothing yet. It registers its metrics.
+func New(cfg Config) (*Gateway, error) {
+	cfg, err := cfg.withDefaults()
+	if err != nil {
+		return nil, err
+	}
+	g := &Gateway{
+		cfg:       cfg,
+		log:       cfg.Log.With("gateway", cfg.ID),
+		tracer:    cfg.Tracer.Tracer("github.com/isthmus-mesh/isthmus/gateway"),
+		endpoints: newEndpoints(),
+		changed:   make(chan struct{}, 1),
+		accepted:  make(map[topology.ClusterName]int),
+	}
+	g.socket = &socket{log: g.log}
+	g.links.Store(new(map[topology.ClusterName]*link))
+	if g.metrics, err = newMetrics(cfg.Metrics, g); err != nil {
+		return nil, fmt.Errorf("gateway: %w", err)
+	}
+	return g, nil
+}
+
+// Checks adds what the gateway waits for to c: a configuration. Call it before Run.
+func (g *Gateway) Checks(c *ready.Checks) {
+	g.checks.Store(c)
+	c.Waiting("gateway", errNoSnapshot.Error())
+}
+
+// Run serves until ctx ends; then it drains: tells the peers, takes nothing new, waits for what is in flight, at most
+// Config.DrainGrace, and closes what is left. It returns nil after that, or why it could not serve. Call it once.
+func (g *Gateway) Run(ctx context.Context) error {
+	// What is in flight outlives ctx.
+	serving, stop := context.WithCancelCause(context.WithoutCancel(ctx))
+	defer stop(nil)
+	transport := &quic.Transport{Conn: g.socket.prepare(g.cfg.Link), VerifySourceAddress: verifyAddresses()}
+	failed := make(chan error, 2)
+	g.wg.Go(func() { failed <- g.acceptPeers(serving, transport) })
+	g.wg.Go(func() { failed <- g.acceptCallers(serving) })
+	g.wg.Go(func() { g.keepLinks(serving) })
+	g.wg.Go(func() { g.report(serving) })
+
+	var err error
+	select {
+	case <-ctx.Done():
+		g.end(serving)
+	case err = <-failed:
+		if err == nil {
+			err = errors.New("a listener was closed")
+		}
+	}
+	stop(errShutdown)
+	_ = g.cfg.Streams.Close() // closed already when drained
+	g.wg.Wait()
+	_ = transport.Close()
+	_ = g.cfg.Link.Close()
+	if err != nil {
+		return fmt.Errorf("gateway: %w", err)
+	}
+	return nil
+}
+
+// end takes nothing new and waits for what is in flight.
+func (g *Gateway) end(ctx context.Context) {
+	if c := g.checks.Load(); c != nil {
+		c.Waiting("gateway", "draining")
+	}
+	g.log.Info("draining", "streams", g.drain.InFlight(), "grace", g.cfg.DrainGrace)
+	g.drain.Start()
+	_ = g.cfg.Streams.Close()
+	grace, cancel := context.WithTimeout(ctx, g.cfg.DrainGrace)
+	defer cancel()
+	if err := g.drain.Wait(grace); err != nil {
+		g.log.Warn("closing with streams in flight", "streams", g.drain.InFlight())
+	}
+}
+
+// keepLinks keeps a link to each peer cluster of the snapshot until ctx ends.
+func (g *Gateway) keepLinks(ctx context.Context) {
+	var wg sync.WaitGroup
+	defer wg.Wait()
+	type running struct {
+		*link
+		stop context.CancelCauseFunc
+	}
+	links := make(map[topology.ClusterName]running)
+	for {
+		changed := g.cfg.Snapshots.Changed()
+		v := g.view()
+		if v == nil {
+			select {
+			case <-changed:
+				continue
+			case <-ctx.Done():
+				return
+			}
+		}
+		for name, l := range links {
+			c := v.snapshot.Cluster(name)
+			if c == nil || len(c.Gateways) == 0 || c.Domain != l.wanted.Load().Domain {
+				l.stop(errRemoved)
+				delete(links, name)
+				g.log.Info("leaving a peer cluster", "cluster", name.String())
+			}
+		}
+		for _, c := range v.snapshot.Clusters() {
+			if len(c.Gateways) == 0 {
+				continue
+			}
+			if l, ok := links[c.Name]; ok {
+				l.wanted.Store(c)
+				continue
+			}
+			linkCtx, stop := context.WithCancelCause(ctx)
+			l := running{newLink(g, c), stop}
+			links[c.Name] = l
+			wg.Go(func() { l.run(linkCtx) })
+		}
+		byName := make(map[topology.ClusterName]*link, len(links))
+		for name, l := range links {
+			byName[name] = l.link
+		}
+		g.links.Store(&byName)
+		g.linkChanged()
+		g.endpoints.forget(v.snapshot)
+		g.cfg.Guard.Recheck() // who may speak depends on who is a peer
+		if c := g.checks.Load(); c != nil {
+			select {
+			case <-g.drain.Draining():
+			default:
+				c.Done("gateway")
+			}
+		}
+		select {
+		case <-changed:
+		case <-ctx.Done():
+			return
+		}
+	}
+}
+
+// linkChanged makes the state of the links be reported soon.
+func (g *Gateway) linkChanged() {
+	select {
+	case g.changed <- struct{}{}:
+	default:
+	}
+}

@@ -1,0 +1,161 @@
+package gateway
+
+import (
+	"crypto/tls"
+	"errors"
+	"io"
+	"net"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
+	"github.com/quic-go/quic-go"
+)
+
+// The streams that are relayed, each with the three ends that relay.Pipe knows: CloseWrite (the sending half ends cleanly,
+// the other goes on), Abort (both halves break, and the other side sees that they did) and Close (whatever isn't over breaks).
+
+// linkStream is one QUIC stream of a link, past its opening.
+type linkStream struct {
+	*quic.Stream
+	received, sent prometheus.Counter
+
+	mu      sync.Mutex
+	closed  bool // guarded by mu: the sending half was ended or reset
+	drained atomic.Bool
+}
+
+func (s *linkStream) Read(p []byte) (int, error) {
+	n, err := s.Stream.Read(p)
+	s.received.Add(float64(n))
+	if errors.Is(err, io.EOF) {
+		s.drained.Store(true)
+	}
+	return n, err
+}
+
+func (s *linkStream) Write(p []byte) (int, error) {
+	n, err := s.Stream.Write(p)
+	s.sent.Add(float64(n))
+	return n, err
+}
+
+// CloseWrite sends FIN. Like Write, it must not be called while a Write is under way.
+func (s *linkStream) CloseWrite() error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.closed {
+		return nil
+	}
+	s.closed = true
+	return s.Stream.Close()
+}
+
+// Abort resets both halves. A FIN that was sent already stands only if the peer has got it.
+func (s *linkStream) Abort(error) { s.reset(resetBroken) }
+
+func (s *linkStream) reset(code quic.StreamErrorCode) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.closed = true
+	s.CancelRead(code)
+	s.CancelWrite(code)
+}
+
+// Close resets the halves that have not ended.
+func (s *linkStream) Close() error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if !s.drained.Load() {
+		s.CancelRead(resetBroken)
+	}
+	if !s.closed {
+		s.closed = true
+		s.CancelWrite(resetBroken)
+	}
+	return nil
+}
+
+// callerStream is the TLS connection of a sidecar.
+type callerStream struct {
+	*tls.Conn
+	raw     net.Conn
+	broken  atomic.Bool
+	drained atomic.Bool
+	ended   atomic.Bool // close_notify was sent
+}
+
+func (s *callerStream) Read(p []byte) (int, error) {
+	n, err := s.Conn.Read(p)
+	if errors.Is(err, io.EOF) {
+		s.drained.Store(true)
+	}
+	return n, err
+}
+
+// CloseWrite sends close_notify: the end that can't be taken for a cut.
+func (s *callerStream) CloseWrite() error {
+	s.ended.Store(true)
+	return s.Conn.CloseWrite()
+}
+
+// Abort drops the TCP connection, without a close_notify and with RST instead of FIN where that can be had.
+func (s *callerStream) Abort(error) {
+	s.broken.Store(true)
+	cut(s.raw)
+}
+
+// Close closes a connection whose two halves have ended, and breaks it otherwise.
+func (s *callerStream) Close() error {
+	if s.broken.Load() || !s.drained.Load() || !s.ended.Load() {
+		s.Abort(nil)
+		return nil
+	}
+	return s.Conn.Close()
+}
+
+// linger lets a refused caller read the refusal: closing with unread bytes would send RST, which may overtake it.
+func (s *callerStream) linger() { _ = s.SetReadDeadline(time.Now().Add(lingerTimeout)) }
+
+// endpointStream is the TCP connection to a copy.
+type endpointStream struct {
+	net.Conn
+	broken atomic.Bool
+}
+
+// CloseWrite sends FIN.
+func (s *endpointStream) CloseWrite() error {
+	if c, ok := s.Conn.(interface{ CloseWrite() error }); ok {
+		return c.CloseWrite()
+	}
+	return s.Close()
+}
+
+// Abort sends RST.
+func (s *endpointStream) Abort(error) {
+	s.broken.Store(true)
+	cut(s.Conn)
+}
+
+// cut closes c so that its peer sees an error.
+func cut(c net.Conn) {
+	if l, ok := c.(interface{ SetLinger(sec int) error }); ok {
+		_ = l.SetLinger(0)
+	}
+	_ = c.Close()
+}
+
+// wholeConn is the TCP connection beneath a server's TLS. FIN without a close_notify is a cut, which crypto/tls would pass off
+// as a clean end when it comes between two records.
+type wholeConn struct{ net.Conn }
+
+var errCut = errors.New("connection was cut: TCP ended without TLS's close_notify")
+
+func (c wholeConn) Read(p []byte) (int, error) {
+	n, err := c.Conn.Read(p)
+	if errors.Is(err, io.EOF) {
+		err = errCut
+	}
+	return n, err
+}

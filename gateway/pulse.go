@@ -1,0 +1,110 @@
+package gateway
+
+import (
+	"sync"
+	"time"
+)
+
+// pulse judges by what a control stream brings whether its connection lives. It holds no timer: whoever owns the connection
+// asks. Safe for concurrent use.
+type pulse struct {
+	interval, deadAfter time.Duration
+
+	mu     sync.Mutex
+	heard  time.Time          // guarded by mu: when the peer last said anything
+	ticked time.Time          // guarded by mu: when we last looked
+	held   time.Duration      // guarded by mu: how long we were held up ourselves since then
+	seq    uint64             // guarded by mu: of the last probe
+	sent   [maxProbes]probing // guarded by mu: by seq
+	srtt   time.Duration      // guarded by mu: smoothed round trip (RFC 6298); 0 = none measured
+	rttvar time.Duration      // guarded by mu
+}
+
+type probing struct {
+	seq uint64
+	at  time.Time
+}
+
+const (
+	// maxProbes is how many unanswered probes are remembered; the reply to an older one measures nothing.
+	maxProbes = 64
+	// jitter is what a probe may be late on top of what the link's own variation explains, at least.
+	minJitter = 25 * time.Millisecond
+	// minPatience is what a far gateway is given to reach an endpoint, on top of the round trip.
+	minPatience = 10 * time.Millisecond
+)
+
+func newPulse(interval, deadAfter time.Duration, now time.Time) *pulse {
+	return &pulse{interval: interval, deadAfter: deadAfter, heard: now, ticked: now}
+}
+
+// tick is called once an interval and returns the number of the probe to send. When the call comes late, so did our reading of
+// what the peer sent, and that much silence isn't the peer's.
+func (p *pulse) tick(now time.Time) uint64 {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if late := now.Sub(p.ticked) - p.interval; late > p.interval/2 {
+		p.held += late
+	}
+	p.ticked = now
+	p.seq++
+	p.sent[p.seq%maxProbes] = probing{p.seq, now}
+	return p.seq
+}
+
+// hear notes that the peer said something.
+func (p *pulse) hear(now time.Time) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.heard, p.held = now, 0
+}
+
+// reply notes the reply to a probe.
+func (p *pulse) reply(seq uint64, now time.Time) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	was := &p.sent[seq%maxProbes]
+	if seq == 0 || was.seq != seq {
+		return // too old, twice, or never asked
+	}
+	rtt := max(now.Sub(was.at), time.Nanosecond)
+	*was = probing{}
+	if p.srtt == 0 {
+		p.srtt, p.rttvar = rtt, rtt/2
+		return
+	}
+	p.rttvar += ((p.srtt - rtt).Abs() - p.rttvar) / 4
+	p.srtt += (rtt - p.srtt) / 8
+}
+
+// silence is how long the peer has said nothing, as far as that is the peer's. mu is held.
+func (p *pulse) silence(now time.Time) time.Duration { return now.Sub(p.heard) - p.held }
+
+// dead reports whether the connection is to be given up. Replies come once an interval however long they travel; what is lost
+// on the way takes round trips to be sent again, so a long link is given at least three of them.
+func (p *pulse) dead(now time.Time) bool {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return p.silence(now) > max(p.deadAfter, 3*p.srtt+2*p.interval)
+}
+
+// suspect reports whether the next word is overdue: others are to be preferred.
+func (p *pulse) suspect(now time.Time) bool {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return p.silence(now) > p.interval+4*p.rttvar+max(p.interval/2, minJitter)
+}
+
+// patience is how long an answer may take before another way is tried beside.
+func (p *pulse) patience() time.Duration {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return p.srtt + max(4*p.rttvar, minPatience)
+}
+
+// rtt returns the smoothed round trip; 0 = none measured.
+func (p *pulse) rtt() time.Duration {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return p.srtt
+}
