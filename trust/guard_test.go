@@ -1,0 +1,479 @@
+package trust
+
+import (
+	"crypto/tls"
+	"crypto/x509"
+	"errors"
+	"fmt"
+	"maps"
+	"math/rand/v2"
+	"sync"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/google/go-cmp/cmp"
+	"github.com/spiffe/go-spiffe/v2/spiffeid"
+)
+
+// stateOf is the state of a connection whose peer showed chain.
+func stateOf(chain []*x509.Certificate) tls.ConnectionState {
+	return tls.ConnectionState{HandshakeComplete: true, PeerCertificates: chain}
+}
+
+// closes records what a guard closed, and why.
+type closes struct {
+	mu   sync.Mutex
+	errs map[int][]error // guarded by mu
+}
+
+func (c *closes) of(n int) func(error) {
+	return func(err error) {
+		c.mu.Lock()
+		defer c.mu.Unlock()
+		if c.errs == nil {
+			c.errs = map[int][]error{}
+		}
+		c.errs[n] = append(c.errs[n], err)
+	}
+}
+
+func (c *closes) reasons(t *testing.T) map[int]string {
+	t.Helper()
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	got := map[int]string{}
+	for n, errs := range c.errs {
+		got[n] = reasonOf(t, errs[0]).String()
+		if len(errs) > 1 {
+			t.Errorf("connection %d was closed %d times", n, len(errs))
+		}
+	}
+	return got
+}
+
+func TestGuard(t *testing.T) {
+	for _, test := range []struct {
+		name string
+		act  func(p *pair, g *Guard, barred *bool)
+		want string // why the peer of b.test is closed
+	}{
+		{"nothing", func(*pair, *Guard, *bool) {}, ""},
+		{"another domain removed", func(p *pair, _ *Guard, _ *bool) { p.bundlesA.Remove(domainA) }, ""},
+		{"domain removed", func(p *pair, _ *Guard, _ *bool) { p.bundlesA.Remove(domainB) }, "unknown_domain"},
+		{"everything replaced by nothing", func(p *pair, _ *Guard, _ *bool) { p.bundlesA.Replace(nil) }, "unknown_domain"},
+		{"root replaced", func(p *pair, _ *Guard, _ *bool) { p.bundlesA.Set(domainB, rootOf(p.rootA.t, domainB).bundle()) }, "bad_chain"},
+		{"root joined by another", func(p *pair, _ *Guard, _ *bool) {
+			p.bundlesA.Set(domainB, Bundle{Authorities: []*x509.Certificate{rootOf(p.rootA.t, domainB).cert, p.rootB.cert}})
+		}, ""},
+		{"key revoked", func(p *pair, _ *Guard, _ *bool) {
+			b := p.rootB.bundle()
+			b.Revoked = map[[32]byte]struct{}{Fingerprint(p.rootB.cert): {}}
+			p.bundlesA.Set(domainB, b)
+		}, "revoked"},
+		{"policy changed, nobody said so", func(_ *pair, _ *Guard, barred *bool) { *barred = true }, ""},
+		{"policy changed", func(_ *pair, g *Guard, barred *bool) { *barred = true; g.Recheck() }, "not_allowed"},
+		{"policy asked again, same answer", func(_ *pair, g *Guard, _ *bool) { g.Recheck() }, ""},
+		{"removed and added again before anybody looked", func(p *pair, _ *Guard, _ *bool) {
+			b := p.rootB.bundle()
+			p.bundlesA.Remove(domainB)
+			p.bundlesA.Set(domainB, b)
+		}, ""},
+		{"one nap later", func(*pair, *Guard, *bool) { time.Sleep(2 * longestNap) }, ""},
+		{"SVID ended", func(*pair, *Guard, *bool) { time.Sleep(2 * time.Hour) }, "expired"},
+	} {
+		t.Run(test.name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				p := newPair(t)
+				g := NewGuard(p.bundlesA, nil, nil)
+				defer run(t, g.Run)()
+				var mu sync.Mutex
+				barred := false
+				policy := func(Peer) error {
+					mu.Lock()
+					defer mu.Unlock()
+					if barred {
+						return errors.New("barred")
+					}
+					return nil
+				}
+				var c closes
+				svid, _ := p.clientID.SVID()
+				release := g.Watch(stateOf(svid.Certificates), policy, c.of(1))
+				synctest.Wait()
+				if g.Watched() != 1 {
+					t.Fatalf("%d watched, want 1", g.Watched())
+				}
+				mu.Lock() // Recheck and bundles don't call policies themselves
+				test.act(p, g, &barred)
+				mu.Unlock()
+				synctest.Wait()
+				want := map[int]string{}
+				if test.want != "" {
+					want[1] = test.want
+				}
+				if diff := cmp.Diff(want, c.reasons(t)); diff != "" {
+					t.Errorf("closed (-want +got):\n%s", diff)
+				}
+				if want := 1 - len(want); g.Watched() != want {
+					t.Errorf("%d watched, want %d", g.Watched(), want)
+				}
+				release()
+				release()
+				if g.Watched() != 0 {
+					t.Errorf("%d watched after release", g.Watched())
+				}
+				p.bundlesA.Replace(nil)
+				g.Recheck()
+				synctest.Wait()
+				c.reasons(t)
+			})
+		})
+	}
+}
+
+// Who would be refused when Watch is called is closed, with the right reason; also when Run starts later only.
+func TestGuardRefusesAtOnce(t *testing.T) {
+	for _, runFirst := range []bool{true, false} {
+		synctest.Test(t, func(t *testing.T) {
+			p := newPair(t)
+			g := NewGuard(p.bundlesA, nil, nil)
+			start := func() func() { return run(t, g.Run) }
+			if runFirst {
+				defer start()()
+				synctest.Wait()
+			}
+			svid, _ := p.clientID.SVID()
+			unfinished := stateOf(svid.Certificates)
+			unfinished.HandshakeComplete = false
+			var c closes
+			g.Watch(stateOf(nil), AllowAny(), c.of(1))
+			g.Watch(stateOf(svid.Certificates), nil, c.of(2))
+			g.Watch(stateOf(svid.Certificates), AllowIDs(gatewayA), c.of(3))
+			g.Watch(stateOf(p.rootB.lived(gatewayB, time.Now().Add(-time.Second)).Certificates), AllowAny(), c.of(4))
+			g.Watch(stateOf(rootOf(t, domainB).svid(gatewayB).Certificates), AllowAny(), c.of(5))
+			g.Watch(unfinished, AllowAny(), c.of(6))
+			g.Watch(stateOf(svid.Certificates), AllowAny(), c.of(7))
+			if !runFirst {
+				if got := c.reasons(t); len(got) > 0 {
+					t.Errorf("closed before Run: %v", got)
+				}
+				defer start()()
+			}
+			synctest.Wait()
+			want := map[int]string{1: "bad_svid", 2: "not_allowed", 3: "not_allowed", 4: "expired", 5: "bad_chain", 6: "bad_svid"}
+			if diff := cmp.Diff(want, c.reasons(t)); diff != "" {
+				t.Errorf("closed (-want +got):\n%s", diff)
+			}
+		})
+	}
+}
+
+// A bundle that changes between a handshake and Watch, or right after Watch has verified, is not missed.
+func TestGuardRaces(t *testing.T) {
+	p := newPair(t)
+	other := rootOf(t, domainB)
+	var all []*x509.Certificate
+	svid, _ := p.clientID.SVID()
+	all = svid.Certificates
+	g := NewGuard(p.bundlesA, nil, nil)
+	stop := run(t, g.Run)
+	closed := make(chan error, 1000)
+	var watching sync.WaitGroup
+	for range 4 {
+		watching.Go(func() {
+			for range 50 {
+				g.Watch(stateOf(all), AllowAny(), func(err error) { closed <- err })
+			}
+		})
+	}
+	watching.Go(func() {
+		for range 20 {
+			p.bundlesA.Set(domainB, Bundle{Authorities: []*x509.Certificate{p.rootB.cert, other.cert}})
+			g.Recheck()
+			p.bundlesA.Set(domainB, p.rootB.bundle())
+		}
+		p.bundlesA.Remove(domainB)
+	})
+	watching.Wait()
+	for range 200 {
+		select {
+		case err := <-closed:
+			if reasonOf(t, err) != UnknownDomain {
+				t.Errorf("closed with %v", err)
+			}
+		case <-time.After(testDeadline):
+			t.Fatalf("still %d open", g.Watched())
+		}
+	}
+	stop()
+	if len(closed) > 0 || g.Watched() != 0 {
+		t.Errorf("%d closed twice, %d watched", len(closed), g.Watched())
+	}
+}
+
+// Closing may call back into the guard, and one that hangs holds up neither the others nor the guard.
+func TestGuardCloseHangs(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		p := newPair(t)
+		g := NewGuard(p.bundlesA, nil, nil)
+		stop := run(t, g.Run)
+		svid, _ := p.clientID.SVID()
+		hang := make(chan struct{})
+		g.Watch(stateOf(svid.Certificates), AllowAny(), func(error) { <-hang })
+		var c closes
+		for n := range 3 * maxClosers {
+			var release func()
+			release = g.Watch(stateOf(svid.Certificates), AllowAny(), func(err error) {
+				release()
+				g.Recheck()
+				_ = g.Watched()
+				c.of(n)(err)
+			})
+		}
+		p.bundlesA.Remove(domainB)
+		synctest.Wait()
+		if got := len(c.reasons(t)); got != 3*maxClosers {
+			t.Errorf("%d closed beside the one that hangs, want %d", got, 3*maxClosers)
+		}
+		p.bundlesA.Set(domainB, p.rootB.bundle())
+		synctest.Wait()
+		g.Watch(stateOf(svid.Certificates), AllowAny(), c.of(1000))
+		p.bundlesA.Remove(domainB)
+		synctest.Wait()
+		if c.reasons(t)[1000] != "unknown_domain" {
+			t.Error("the guard stands still while one close hangs")
+		}
+		close(hang)
+		stop()
+	})
+}
+
+// What is watched when Run ends stays open: the program is draining.
+func TestGuardEnds(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		p := newPair(t)
+		g := NewGuard(p.bundlesA, nil, nil)
+		svid, _ := p.clientID.SVID()
+		var c closes
+		defer g.Watch(stateOf(svid.Certificates), AllowAny(), c.of(1))()
+		run(t, g.Run)()
+		p.bundlesA.Remove(domainB)
+		synctest.Wait()
+		if got := c.reasons(t); len(got) > 0 {
+			t.Errorf("closed: %v", got)
+		}
+	})
+}
+
+// Any mixture of events, against a model: after each, exactly those connections are closed whose peer would be refused now.
+func TestGuardModel(t *testing.T) {
+	for seed := range uint64(20) {
+		t.Run(fmt.Sprint(seed), func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) { guardModel(t, rand.New(rand.NewPCG(seed, 1))) })
+		})
+	}
+}
+
+func guardModel(t *testing.T, random *rand.Rand) {
+	t.Helper()
+	type connection struct {
+		chain   []*x509.Certificate
+		id      spiffeid.ID
+		release func()
+		closed  bool
+	}
+	domains := []spiffeid.TrustDomain{domainA, domainB}
+	roots := map[spiffeid.TrustDomain][]*testCA{}
+	for _, td := range domains {
+		roots[td] = []*testCA{rootOf(t, td), rootOf(t, td)}
+	}
+	bundles := NewBundles()
+	g := NewGuard(bundles, nil, nil)
+	defer run(t, g.Run)()
+
+	var mu sync.Mutex
+	barred := map[spiffeid.ID]bool{} // guarded by mu
+	policy := func(p Peer) error {
+		mu.Lock()
+		defer mu.Unlock()
+		if barred[p.ID] {
+			return errors.New("barred")
+		}
+		return nil
+	}
+	var c closes
+	open := map[int]*connection{}
+	randomBundle := func(td spiffeid.TrustDomain) Bundle {
+		b := Bundle{Revoked: map[[32]byte]struct{}{}}
+		for _, ca := range roots[td] {
+			if random.IntN(4) > 0 {
+				b.Authorities = append(b.Authorities, ca.cert)
+			}
+			if random.IntN(8) == 0 {
+				b.Revoked[Fingerprint(ca.cert)] = struct{}{}
+			}
+		}
+		return b
+	}
+	for n := range 150 {
+		td := domains[random.IntN(2)]
+		switch random.IntN(8) {
+		case 0, 1, 2:
+			id := spiffeid.RequireFromPath(td, fmt.Sprintf("/%d", random.IntN(3)))
+			end := time.Now().Add(time.Duration(random.IntN(1200)) * time.Second)
+			svid := roots[td][random.IntN(2)].lived(id, end)
+			open[n] = &connection{chain: svid.Certificates, id: id}
+			open[n].release = g.Watch(stateOf(svid.Certificates), policy, c.of(n))
+		case 3:
+			for k, conn := range open { // any of them
+				conn.release()
+				conn.release()
+				delete(open, k)
+				break
+			}
+		case 4:
+			bundles.Set(td, randomBundle(td))
+		case 5:
+			bundles.Replace(map[spiffeid.TrustDomain]Bundle{td: randomBundle(td)})
+		case 6:
+			mu.Lock()
+			id := spiffeid.RequireFromPath(td, fmt.Sprintf("/%d", random.IntN(3)))
+			barred[id] = !barred[id]
+			mu.Unlock()
+			g.Recheck()
+		case 7:
+			time.Sleep(time.Duration(random.IntN(300)) * time.Second)
+		}
+		synctest.Wait()
+		now := time.Now()
+		reasons := c.reasons(t)
+		watched := 0
+		for k, conn := range open {
+			_, err := bundles.Verify(conn.chain, now)
+			sound := err == nil && !barred[conn.id] && now.Before(conn.chain[0].NotAfter)
+			_, closed := reasons[k]
+			// What was closed once stays closed.
+			if conn.closed = conn.closed || !sound; closed != conn.closed {
+				t.Fatalf("step %d: connection %d of %s closed: %v, want %v (verify: %v, barred: %v, ends in %v)", n, k, conn.id, closed, conn.closed,
+					err, barred[conn.id], conn.chain[0].NotAfter.Sub(now))
+			}
+			if !conn.closed {
+				watched++
+			}
+		}
+		if g.Watched() != watched {
+			t.Fatalf("step %d: %d watched, want %d", n, g.Watched(), watched)
+		}
+	}
+	if len(c.reasons(t)) < 5 {
+		t.Errorf("only %d closed: the test has lost its bite", len(c.reasons(t)))
+	}
+}
+
+// A change of one domain costs the connections of the others nothing.
+func TestGuardVerifiesOnlyWhatChanged(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		p := newPair(t)
+		g := NewGuard(p.bundlesA, nil, nil)
+		defer run(t, g.Run)()
+		asked := map[spiffeid.TrustDomain]int{}
+		policy := func(p Peer) error { asked[p.ID.TrustDomain()]++; return nil }
+		for _, ca := range []struct {
+			*testCA
+			id spiffeid.ID
+		}{{p.rootA, gatewayA}, {p.rootB, gatewayB}} {
+			defer g.Watch(stateOf(ca.svid(ca.id).Certificates), policy, func(error) {})()
+		}
+		synctest.Wait()
+		p.bundlesA.Set(domainB, Bundle{Authorities: []*x509.Certificate{p.rootB.cert, rootOf(t, domainB).cert}})
+		synctest.Wait()
+		p.bundlesA.Replace(p.bundlesA.All()) // nothing new
+		synctest.Wait()
+		time.Sleep(5 * longestNap)
+		if diff := cmp.Diff(map[string]int{"a.test": 1, "b.test": 2}, byName(asked)); diff != "" {
+			t.Errorf("policy asked (-want +got):\n%s", diff)
+		}
+		g.Recheck()
+		synctest.Wait()
+		if diff := cmp.Diff(map[string]int{"a.test": 2, "b.test": 3}, byName(asked)); diff != "" {
+			t.Errorf("policy asked (-want +got):\n%s", diff)
+		}
+	})
+}
+
+func byName(m map[spiffeid.TrustDomain]int) map[string]int {
+	named := map[string]int{}
+	for td, n := range m {
+		named[td.Name()] = n
+	}
+	return named
+}
+
+func TestBundles(t *testing.T) {
+	a, b := rootOf(t, domainA), rootOf(t, domainB)
+	s := NewBundles()
+	isClosed := func(c <-chan struct{}) bool {
+		select {
+		case <-c:
+			return true
+		default:
+			return false
+		}
+	}
+	for _, step := range []struct {
+		name    string
+		act     func()
+		changes bool
+		domains []spiffeid.TrustDomain
+	}{
+		{"set", func() { s.Set(domainA, a.bundle()) }, true, []spiffeid.TrustDomain{domainA}},
+		{"the same again", func() { s.Set(domainA, a.bundle()) }, false, []spiffeid.TrustDomain{domainA}},
+		{"another", func() { s.Set(domainB, b.bundle()) }, true, []spiffeid.TrustDomain{domainA, domainB}},
+		{"no domain", func() { s.Set(spiffeid.TrustDomain{}, b.bundle()) }, false, []spiffeid.TrustDomain{domainA, domainB}},
+		{"the same set", func() { s.Replace(s.All()) }, false, []spiffeid.TrustDomain{domainA, domainB}},
+		{"more roots", func() { s.Set(domainB, Bundle{Authorities: []*x509.Certificate{b.cert, a.cert}}) }, true, []spiffeid.TrustDomain{domainA, domainB}},
+		{"other order", func() { s.Set(domainB, Bundle{Authorities: []*x509.Certificate{a.cert, b.cert}}) }, false, []spiffeid.TrustDomain{domainA, domainB}},
+		{"a revocation", func() {
+			s.Set(domainB, Bundle{Authorities: []*x509.Certificate{a.cert, b.cert}, Revoked: map[[32]byte]struct{}{{1}: {}}})
+		}, true, []spiffeid.TrustDomain{domainA, domainB}},
+		{"remove", func() { s.Remove(domainA) }, true, []spiffeid.TrustDomain{domainB}},
+		{"remove what isn't there", func() { s.Remove(domainA) }, false, []spiffeid.TrustDomain{domainB}},
+		{"replace", func() { s.Replace(map[spiffeid.TrustDomain]Bundle{domainA: a.bundle()}) }, true, []spiffeid.TrustDomain{domainA}},
+		{"replace by nothing", func() { s.Replace(nil) }, true, nil},
+	} {
+		changed := s.Changed()
+		step.act()
+		if got := isClosed(changed); got != step.changes {
+			t.Errorf("%s: changed %v, want %v", step.name, got, step.changes)
+		}
+		all := s.All()
+		for _, td := range step.domains {
+			if _, ok := s.Get(td); !ok {
+				t.Errorf("%s: no bundle of %s", step.name, td)
+			}
+			delete(all, td)
+		}
+		if len(all) > 0 {
+			t.Errorf("%s: left over: %v", step.name, maps.Keys(all))
+		}
+	}
+}
+
+// What is handed in and out is a copy.
+func TestBundlesAreCopies(t *testing.T) {
+	a := rootOf(t, domainA)
+	svid := a.svid(gatewayA)
+	given := a.bundle()
+	given.Revoked = map[[32]byte]struct{}{}
+	s := NewBundles()
+	s.Set(domainA, given)
+	given.Authorities[0] = rootOf(t, domainA).cert
+	given.Revoked[Fingerprint(a.cert)] = struct{}{}
+	got, _ := s.Get(domainA)
+	got.Authorities[0] = given.Authorities[0]
+	got.Revoked[Fingerprint(a.cert)] = struct{}{}
+	if _, err := s.Verify(svid.Certificates, time.Now()); err != nil {
+		t.Errorf("changed from outside: %v", err)
+	}
+}
