@@ -1,0 +1,330 @@
+package lab
+
+import (
+	"context"
+	"errors"
+	"io/fs"
+	"net"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/google/go-cmp/cmp"
+
+	"sigs.k8s.io/yaml"
+)
+
+// up brings a playground of fakes up, and takes it down when the test ends.
+func up(t *testing.T, clusters int, opts Options) *Playground {
+	t.Helper()
+	spec, err := Sample(clusters)
+	if err != nil {
+		t.Fatal(err)
+	}
+	opts.Binaries, opts.DieWithParent = fakes(t), true
+	p, started, err := Up(t.Context(), t.TempDir(), spec, opts)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		if _, err := p.Stop(context.Background(), time.Second); err != nil && !errors.Is(err, ErrNotUp) { //nolint:usetesting // it ends before cleanup
+			t.Error(err)
+		}
+		p.Close()
+	})
+	if want := len(p.state.all()); len(started) != want {
+		t.Fatalf("started %d of %d", len(started), want)
+	}
+	return p
+}
+
+func (p *Playground) dead() []string {
+	var out []string
+	for _, u := range p.state.all() {
+		if !p.alive(u) {
+			out = append(out, u.id())
+		}
+	}
+	return out
+}
+
+func TestUpIsIdempotent(t *testing.T) {
+	p := up(t, 2, Options{})
+	again, started, err := Up(t.Context(), p.Dir(), p.Spec(), p.opts)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer again.Close()
+	if len(started) > 0 {
+		t.Errorf("started %v a second time", started)
+	}
+	three, _ := Sample(3)
+	if _, _, err := Up(t.Context(), p.Dir(), three, p.opts); err == nil || !strings.Contains(err.Error(), "it has 2 clusters, not 3") {
+		t.Errorf("three clusters in a playground of two: %v", err)
+	}
+}
+
+func TestBreakAndHeal(t *testing.T) {
+	p := up(t, 2, Options{})
+	for _, c := range []struct {
+		targets []string
+		want    []string
+	}{
+		{[]string{"us/gateway-0"}, []string{"us/gateway-0"}},
+		{[]string{"us/checkout"}, []string{"us/checkout-0-app", "us/checkout-0-sidecar"}},
+		{[]string{"us/checkout-0-app", "eu/control"}, []string{"eu/control", "us/checkout-0-app"}},
+		{[]string{"us"}, []string{"us/control", "us/gateway-0", "us/gateway-1", "us/node-0", "us/checkout-0-app", "us/checkout-0-sidecar"}},
+	} {
+		dead, err := p.Break(t.Context(), c.targets...)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if d := cmp.Diff(c.want, dead); d != "" {
+			t.Errorf("break %v (-want +got):\n%s", c.targets, d)
+		}
+		if d := cmp.Diff(c.want, p.dead()); d != "" {
+			t.Errorf("dead after break %v (-want +got):\n%s", c.targets, d)
+		}
+		healed, err := p.Heal(t.Context(), c.targets...)
+		if err != nil {
+			t.Fatal(err)
+		}
+		slices.Sort(c.want)
+		if d := cmp.Diff(c.want, healed); d != "" {
+			t.Errorf("heal %v (-want +got):\n%s", c.targets, d)
+		}
+	}
+	if _, err := p.Break(t.Context(), "us/gateway-9"); !errors.Is(err, ErrNoTarget) || !strings.Contains(err.Error(), "us/gateway-1") {
+		t.Errorf("no such target: %v", err)
+	}
+}
+
+func TestHealWithoutControl(t *testing.T) {
+	p := up(t, 2, Options{})
+	if _, err := p.Break(t.Context(), "us/control", "us/gateway-0"); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := p.Heal(t.Context(), "us/gateway-0"); err != nil {
+		t.Errorf("a gateway that has joined before: %v", err)
+	}
+}
+
+func TestDownLeavesNothing(t *testing.T) {
+	p := up(t, 2, Options{})
+	kept := filepath.Join(p.Dir(), "mine")
+	if err := os.WriteFile(kept, []byte("x"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	var pids []running
+	for _, r := range p.state.Running {
+		pids = append(pids, r)
+	}
+	if err := p.Down(t.Context(), time.Second, false); err != nil {
+		t.Fatal(err)
+	}
+	for _, r := range pids {
+		if r.alive() {
+			t.Errorf("pid %d lives", r.Pid)
+		}
+	}
+	left, err := os.ReadDir(p.Dir())
+	if err != nil || len(left) != 1 || left[0].Name() != "mine" {
+		t.Errorf("left: %v, %v", left, err)
+	}
+	if _, err := os.Stat(p.state.Sockets); !errors.Is(err, fs.ErrNotExist) {
+		t.Errorf("sockets: %v", err)
+	}
+	if _, err := Open(p.Dir(), Options{}); !errors.Is(err, ErrNotUp) {
+		t.Errorf("open: %v", err)
+	}
+}
+
+// A machine that crashed took all processes; somebody else has one of our ports since.
+func TestUpAfterCrashWithPortTaken(t *testing.T) {
+	p := up(t, 2, Options{})
+	if _, err := p.Break(t.Context(), "eu", "us"); err != nil {
+		t.Fatal(err)
+	}
+	taken := p.state.Ports["us/gateway-0/admin"]
+	l, err := net.Listen("tcp4", loopback(taken))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() { _ = l.Close() }()
+	web := filepath.Join(p.ManifestsOf("eu"), "web.yaml")
+	before, err := os.ReadFile(web)
+	if err != nil {
+		t.Fatal(err)
+	}
+	again, started, err := Up(t.Context(), p.Dir(), p.Spec(), p.opts)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer again.Close()
+	if want := len(p.state.all()); len(started) != want {
+		t.Errorf("started %d of %d", len(started), want)
+	}
+	if again.state.Ports["us/gateway-0/admin"] == taken {
+		t.Error("the port that is taken is still ours")
+	}
+	if after, err := os.ReadFile(web); err != nil || cmp.Equal(before, after) {
+		t.Errorf("the manifest still names the old ports: %v", err)
+	}
+}
+
+// With others alive the ports can't move: the error says which one is taken.
+func TestHealWithPortTaken(t *testing.T) {
+	p := up(t, 2, Options{})
+	if _, err := p.Break(t.Context(), "us/gateway-0"); err != nil {
+		t.Fatal(err)
+	}
+	l, err := net.ListenPacket("udp4", loopback(p.state.Ports["us/gateway-0/quic"]))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() { _ = l.Close() }()
+	if _, err := p.Heal(t.Context()); err == nil || !strings.Contains(err.Error(), "us/gateway-0: its port") {
+		t.Errorf("heal: %v", err)
+	}
+}
+
+func TestUsersManifestsStay(t *testing.T) {
+	p := up(t, 2, Options{})
+	dir := p.ManifestsOf("us")
+	if err := os.Remove(filepath.Join(dir, "checkout-export.yaml")); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.WriteFile(filepath.Join(dir, "peer-eu.yaml"), []byte("# mine\n"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := p.Break(t.Context(), "us"); err != nil {
+		t.Fatal(err)
+	}
+	again, _, err := Up(t.Context(), p.Dir(), p.Spec(), p.opts)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer again.Close()
+	if _, err := os.Stat(filepath.Join(dir, "checkout-export.yaml")); !errors.Is(err, fs.ErrNotExist) {
+		t.Errorf("the export is back: %v", err)
+	}
+	if b, err := os.ReadFile(filepath.Join(dir, "peer-eu.yaml")); err != nil || string(b) != "# mine\n" {
+		t.Errorf("the peer was overwritten: %q, %v", b, err)
+	}
+}
+
+// A program that ends at once is reported with what it said, long before patience ends.
+func TestProgramThatDies(t *testing.T) {
+	b := fakes(t)
+	script := filepath.Join(t.TempDir(), "gateway")
+	if err := os.WriteFile(script, []byte("#!/bin/sh\necho 'config.yaml:3: unknown key'\nexit 1\n"), 0o700); err != nil { //nolint:gosec // a program
+		t.Fatal(err)
+	}
+	b.Gateway = script
+	spec, _ := Sample(2)
+	p, _, err := Up(t.Context(), t.TempDir(), spec, Options{Binaries: b, DieWithParent: true, Patience: 5 * time.Minute})
+	if err == nil {
+		p.Close()
+		t.Fatal("it came up")
+	}
+	for _, want := range []string{"gateway-", "it has ended", "config.yaml:3: unknown key"} {
+		if !strings.Contains(err.Error(), want) {
+			t.Errorf("%q is missing in:\n%v", want, err)
+		}
+	}
+}
+
+func TestMissingProgram(t *testing.T) {
+	spec, _ := Sample(2)
+	dir := t.TempDir()
+	t.Setenv("PATH", t.TempDir())
+	_, _, err := Up(t.Context(), dir, spec, Options{})
+	if err == nil || !strings.Contains(err.Error(), "isthmus-control is neither beside") {
+		t.Errorf("up: %v", err)
+	}
+	if _, err := Open(dir, Options{}); !errors.Is(err, ErrNotUp) {
+		t.Errorf("it left a state: %v", err)
+	}
+}
+
+func TestSocketsOfADeepFolder(t *testing.T) {
+	spec, _ := Sample(2)
+	dir := filepath.Join(t.TempDir(), strings.Repeat("deep/", 20))
+	sockets, err := socketDir(dir, spec)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if got := filepath.Join(sockets, socketName("eu")); len(got) > maxSocketPath || strings.HasPrefix(got, dir) {
+		t.Errorf("socket %s", got)
+	}
+}
+
+// Two playgrounds that are being created at once never get the same ports.
+func TestClaimsExclude(t *testing.T) {
+	seen := map[int]bool{}
+	for range 5 {
+		claims, err := claimBlocks(150)
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, c := range claims {
+			defer c.release()
+			for _, p := range c.ports() {
+				if seen[p] {
+					t.Fatalf("port %d twice", p)
+				}
+				seen[p] = true
+			}
+		}
+	}
+}
+
+func TestRecycledPidIsNotKilled(t *testing.T) {
+	r := running{Pid: os.Getpid(), Started: "another boot/1"}
+	if r.alive() {
+		t.Error("it took us for another")
+	}
+	if err := r.kill(t.Context()); err != nil {
+		t.Error(err)
+	}
+	if got := (running{Pid: os.Getpid(), Started: identity(os.Getpid())}); !got.alive() {
+		t.Errorf("we are dead: %+v", got)
+	}
+}
+
+func TestManifestsAreYAML(t *testing.T) {
+	p := up(t, 4, Options{})
+	n := 0
+	for _, c := range p.Spec().Clusters {
+		files, err := filepath.Glob(filepath.Join(p.ManifestsOf(c.Name), "*.yaml"))
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, f := range files {
+			b, err := os.ReadFile(f)
+			if err != nil {
+				t.Fatal(err)
+			}
+			for doc := range strings.SplitSeq(string(b), "\n---\n") {
+				var object struct {
+					APIVersion string `json:"apiVersion"`
+					Kind       string `json:"kind"`
+				}
+				if err := yaml.UnmarshalStrict([]byte(doc), new(any)); err != nil {
+					t.Errorf("%s: %v", f, err)
+				}
+				if err := yaml.Unmarshal([]byte(doc), &object); err != nil || object.Kind == "" || object.APIVersion == "" {
+					t.Errorf("%s: %+v, %v", f, object, err)
+				}
+				n++
+			}
+		}
+	}
+	// Per cluster: a workload, its service and three peers; an export in all but eu, a policy in eu.
+	if want := 4 * (1 + 1 + 3 + 1); n != want {
+		t.Errorf("%d objects, want %d", n, want)
+	}
+}
