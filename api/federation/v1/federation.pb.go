@@ -986,7 +986,8 @@ func (x *ZoneCapacity) GetReady() uint32 {
 // public records only, and answering is rate-limited.
 type Want struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// Everything the receiver holds that is newer than what is listed; domains not listed count as never seen.
+	// Everything the receiver holds of the listed domains that is newer than the mark; (0, 0) is a domain never seen. Domains
+	// that are not listed are not asked for. The sender's own domain is listed too, so that receivers see what they lack.
 	Have []*Mark `protobuf:"bytes,1,rep,name=have,proto3" json:"have,omitempty"`
 	// Single records by hash.
 	Hashes        [][]byte `protobuf:"bytes,2,rep,name=hashes,proto3" json:"hashes,omitempty"`

@@ -1,0 +1,164 @@
+package federation
+
+import (
+	"context"
+	"errors"
+	"log/slog"
+	"maps"
+	"sync"
+	"time"
+
+	"golang.org/x/time/rate"
+)
+
+const (
+	outboxSize     = 512 // messages that wait to be published on one bus; more are dropped, and asked for again
+	inboxSize      = 256
+	publishTimeout = 5 * time.Second
+	resubscribe    = 200 * time.Millisecond // the first pause after a subscription that ended
+	resubscribeMax = 10 * time.Second
+)
+
+// addressed is a record and where it goes.
+type addressed struct {
+	record  *record
+	subject string
+}
+
+func (a addressed) message() Message { return Message{a.subject, a.record.raw} }
+
+// inbound is what a link's reader tells the loop: a message, or (without one) that it hears from now on.
+type inbound struct {
+	link    *link
+	ready   bool
+	message Message
+}
+
+// link is the member on one bus: a goroutine that reads, one that writes, and what the owner loop remembers of the bus. The
+// loop never waits for either of them; a reader waits for the loop, so that a flood fills the bus's own queue and nothing else.
+type link struct {
+	name   string
+	bus    Bus
+	log    *slog.Logger
+	out    chan Message
+	cancel context.CancelFunc
+
+	// Of the owner loop:
+
+	planned map[Hash]planned   // answers to give, unless somebody else is faster
+	seen    map[Hash]time.Time // when a record was last on this bus
+	budget  *rate.Limiter      // of answers, in bytes
+}
+
+type planned struct {
+	what addressed
+	at   time.Time
+}
+
+func startLink(ctx context.Context, group *sync.WaitGroup, name string, bus Bus, inbox chan<- inbound, log *slog.Logger, m *metrics) *link {
+	ctx, cancel := context.WithCancel(ctx)
+	k := &link{
+		name: name, bus: bus, log: log.With("bus", name), out: make(chan Message, outboxSize), cancel: cancel,
+		planned: make(map[Hash]planned), seen: make(map[Hash]time.Time),
+		budget: rate.NewLimiter(answerBytesPerSecond, answerBurst),
+	}
+	group.Go(func() { k.read(ctx, inbox, m) })
+	group.Go(func() { k.write(ctx, m) })
+	return k
+}
+
+func (k *link) read(ctx context.Context, inbox chan<- inbound, m *metrics) {
+	pause := resubscribe
+	tell := func(i inbound) {
+		select {
+		case inbox <- i:
+		case <-ctx.Done():
+		}
+	}
+	for {
+		err := k.bus.Subscribe(ctx,
+			func() { pause = resubscribe; tell(inbound{link: k, ready: true}) },
+			func(msg Message) { tell(inbound{link: k, message: msg}) })
+		if ctx.Err() != nil {
+			return
+		}
+		if errors.Is(err, ErrGap) {
+			m.gaps.Inc()
+			k.log.Debug("subscription ended; subscribing anew", "error", err)
+		} else {
+			k.log.Warn("subscription failed; trying again", "error", err)
+		}
+		if !sleep(ctx, jitter(pause)) {
+			return
+		}
+		pause = min(2*pause, resubscribeMax)
+	}
+}
+
+func (k *link) write(ctx context.Context, m *metrics) {
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case msg := <-k.out:
+			sending, cancel := context.WithTimeout(ctx, publishTimeout)
+			err := k.bus.Publish(sending, msg)
+			cancel()
+			if err != nil && ctx.Err() == nil {
+				m.dropped.Inc()
+				k.log.Debug("message not published", "subject", msg.Subject, "error", err)
+			}
+		}
+	}
+}
+
+func sleep(ctx context.Context, d time.Duration) bool {
+	t := time.NewTimer(d)
+	defer t.Stop()
+	select {
+	case <-ctx.Done():
+		return false
+	case <-t.C:
+		return true
+	}
+}
+
+// plan notes an answer, unless it was on the bus a moment ago or is planned already.
+func (k *link) plan(what addressed, at, now time.Time) {
+	hash := what.record.hash
+	if _, ok := k.planned[hash]; ok || len(k.planned) >= maxAnswers {
+		return
+	}
+	if last, ok := k.seen[hash]; ok && now.Sub(last) < answerQuiet {
+		return
+	}
+	k.planned[hash] = planned{what, at}
+}
+
+// heard notes that a record was on the bus: nobody needs it from us.
+func (k *link) heard(hash Hash, now time.Time) {
+	delete(k.planned, hash)
+	k.seen[hash] = now
+	if len(k.seen) > maxAnswers {
+		maps.DeleteFunc(k.seen, func(_ Hash, at time.Time) bool { return now.Sub(at) >= answerQuiet })
+	}
+	if len(k.seen) > maxAnswers {
+		clear(k.seen)
+	}
+}
+
+// due takes out the answers whose time has come, as far as the budget goes, and returns when the next one comes. What the
+// budget doesn't cover is not said: who needs it asks again.
+func (k *link) due(now time.Time) (out []addressed, next time.Time) {
+	for hash, p := range k.planned {
+		if p.at.After(now) {
+			next = earliest(next, p.at)
+			continue
+		}
+		delete(k.planned, hash)
+		if k.budget.AllowN(now, max(len(p.what.record.raw), answerLeastCost)) {
+			out = append(out, p.what)
+		}
+	}
+	return out, next
+}

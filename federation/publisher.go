@@ -1,0 +1,234 @@
+package federation
+
+import (
+	"bytes"
+	"crypto/sha256"
+	"crypto/x509"
+	"errors"
+	"fmt"
+	"log/slog"
+	"maps"
+	"slices"
+	"time"
+
+	"github.com/spiffe/go-spiffe/v2/spiffeid"
+
+	"github.com/isthmus-mesh/isthmus/trust"
+)
+
+const (
+	// HeadInterval is how often a Head goes out when nothing changes.
+	HeadInterval = 10 * time.Second
+	// HeadLifetime is how long a Head may be taken for new.
+	HeadLifetime = 5 * time.Minute
+	// changeDelay is how long a change waits for others, to go out as one with them.
+	changeDelay = 100 * time.Millisecond
+	// publishRetry is the pause after a Head that could not be made or noted on disk.
+	publishRetry = time.Second
+)
+
+// ownContent is what the own cluster tells, encoded as far as it doesn't depend on numbers. Immutable.
+type ownContent struct {
+	roots    []*x509.Certificate
+	revoked  [][sha256.Size]byte
+	gateways *record // nil: none
+	shards   map[uint32]*record
+}
+
+// newOwnContent encodes own. With an error, the content is what could be encoded; nil when nothing may be told at all.
+func newOwnContent(domain spiffeid.TrustDomain, own Own) (*ownContent, error) {
+	if _, err := trust.MarshalBundle(domain, own.Roots, 1); err != nil {
+		return nil, err
+	}
+	if n := len(own.Revoked); n > maxRevokedKeys {
+		// A revocation that is left out lets somebody in.
+		return nil, refuse(TooLarge, "%d revoked keys; the limit is %d", n, maxRevokedKeys)
+	}
+	c := &ownContent{roots: slices.Clone(own.Roots), revoked: slices.Clone(own.Revoked)}
+	slices.SortFunc(c.revoked, func(a, b [sha256.Size]byte) int { return bytes.Compare(a[:], b[:]) })
+	c.revoked = slices.Compact(c.revoked)
+	var gatewaysErr, catalogErr error
+	if c.gateways, gatewaysErr = encodeGateways(domain, own.Gateways); gatewaysErr != nil {
+		gatewaysErr = fmt.Errorf("no gateway is told: %w", gatewaysErr)
+	}
+	c.shards, catalogErr = encodeCatalog(domain, own.Exports)
+	return c, errors.Join(gatewaysErr, catalogErr)
+}
+
+// equal reports whether both tell the same.
+func (c *ownContent) equal(o *ownContent) bool {
+	same := func(a, b *record) bool { return a == b || a != nil && b != nil && a.hash == b.hash }
+	return slices.EqualFunc(c.roots, o.roots, (*x509.Certificate).Equal) && slices.Equal(c.revoked, o.revoked) &&
+		same(c.gateways, o.gateways) && maps.EqualFunc(c.shards, o.shards, same)
+}
+
+// publisher numbers, signs and notes what the own cluster tells. It belongs to the owner loop.
+type publisher struct {
+	cfg   MemberConfig
+	store *store
+	saved savedOwn
+	log   *slog.Logger
+
+	content *ownContent // last published or to be published
+	bundle  *record
+	root    *record
+	head    *record
+	at      mark
+	parts   map[Hash]*record // that head names
+	refs    []ref
+
+	due time.Time // when the next Head is to be made; zero: not yet
+}
+
+func newPublisher(cfg MemberConfig, s *store) *publisher {
+	return &publisher{cfg: cfg, store: s, saved: s.loadOwn(), log: cfg.Log}
+}
+
+// set notes new content, if it is new; it is due soon.
+func (p *publisher) set(c *ownContent, now time.Time) {
+	if c == nil || c == p.content {
+		return
+	}
+	same := p.content != nil && p.content.equal(c)
+	p.content = c
+	if same {
+		return
+	}
+	if soon := now.Add(changeDelay); p.due.IsZero() || soon.Before(p.due) {
+		p.due = soon
+	}
+}
+
+// publish makes the next Head, with number and hash on disk, and returns the records to send, in the order in which receivers
+// can use them: a receiver keeps a part only when a Head has named it.
+func (p *publisher) publish(wall time.Time) ([]addressed, error) {
+	stated, err := p.cfg.Keys.statement(p.cfg.Domain, wall)
+	if err != nil {
+		return nil, err
+	}
+	ms := uint64(max(wall.UnixMilli(), 1))
+	saved := p.saved
+	if saved.Epoch == stated.content.epoch && saved.Seq > ms+uint64(MaxAhead.Milliseconds()) {
+		// Our clock was far ahead once. Peers take no such number for as long; a new epoch begins anew.
+		p.log.Warn("the last head's number is ahead of the clock; beginning a new epoch", "seq", saved.Seq)
+		if err := p.cfg.Keys.Rotate(p.cfg.Domain, wall); err != nil {
+			p.log.Error("peers will refuse our heads until the clock has caught up", "seq", saved.Seq, "error", err)
+		} else if stated, err = p.cfg.Keys.statement(p.cfg.Domain, wall); err != nil {
+			return nil, err
+		}
+	}
+	if saved.Epoch != stated.content.epoch {
+		saved.Epoch, saved.Seq, saved.Head = stated.content.epoch, 0, nil
+	}
+	saved.Seq = max(saved.Seq+1, ms)
+	bundle, err := p.nextBundle(&saved, wall)
+	if err != nil {
+		return nil, err
+	}
+	parts, refs := p.collect(bundle)
+	said := head{
+		domain: p.cfg.Domain, cluster: p.cfg.Cluster, region: p.cfg.Region, epoch: saved.Epoch, seq: saved.Seq,
+		issued: wall, expires: wall.Add(HeadLifetime), refs: refs, revoked: p.content.revoked, previous: saved.Head,
+	}
+	h, err := said.seal(stated.signing)
+	if err != nil {
+		return nil, err
+	}
+	saved.Head, saved.Saved = h.hash[:], wall
+	if err := p.store.saveOwn(saved); err != nil {
+		return nil, fmt.Errorf("federation: own number: %w", err)
+	}
+
+	var out []addressed
+	if p.root == nil || p.root.hash != stated.record.hash {
+		out = append(out, p.address(stated.record, 0))
+	}
+	out = append(out, p.address(h, 0))
+	for _, f := range refs {
+		if p.parts[f.hash] == nil {
+			out = append(out, p.address(parts[f.hash], f.index))
+		}
+	}
+	p.saved, p.root, p.head, p.bundle = saved, stated.record, h, bundle
+	p.at, p.parts, p.refs = mark{saved.Epoch, saved.Seq}, parts, refs
+	return out, nil
+}
+
+// nextBundle makes the trust bundle. Its sequence grows whenever its bytes change, for whatever cause.
+func (p *publisher) nextBundle(saved *savedOwn, wall time.Time) (*record, error) {
+	if saved.BundleSequence > 0 {
+		r, err := encodeBundle(p.cfg.Domain, p.content.roots, saved.BundleSequence)
+		if err != nil {
+			return nil, err
+		}
+		if bytes.Equal(r.hash[:], saved.Bundle) {
+			return r, nil
+		}
+	}
+	// By the clock, so that a publisher that lost its disk still moves forward.
+	saved.BundleSequence = max(saved.BundleSequence+1, uint64(max(wall.Unix(), 1)))
+	r, err := encodeBundle(p.cfg.Domain, p.content.roots, saved.BundleSequence)
+	if err != nil {
+		return nil, err
+	}
+	saved.Bundle = r.hash[:]
+	return r, nil
+}
+
+func (p *publisher) collect(bundle *record) (map[Hash]*record, []ref) {
+	parts := map[Hash]*record{bundle.hash: bundle}
+	refs := []ref{{RecordTrustBundle, 0, bundle.hash}}
+	if g := p.content.gateways; g != nil {
+		parts[g.hash] = g
+		refs = append(refs, ref{RecordGatewaySet, 0, g.hash})
+	}
+	for _, index := range slices.Sorted(maps.Keys(p.content.shards)) {
+		s := p.content.shards[index]
+		parts[s.hash] = s
+		refs = append(refs, ref{RecordCatalogShard, index, s.hash})
+	}
+	return parts, refs
+}
+
+func (p *publisher) address(r *record, index uint32) addressed {
+	return addressed{record: r, subject: subject(p.cfg.Domain, r.kind, index)}
+}
+
+// claimed reports whether the record says that it is signed by us.
+func (p *publisher) claimed(r *record) bool {
+	stated := p.cfg.Keys.present()
+	return r.claims(keyID(p.cfg.Keys.Fingerprint())) || stated.record != nil && r.claims(idOf(public(stated.signing)))
+}
+
+// heard looks at a record that says it is our own, and came from somebody else. Old ones are echoes. One that we have not
+// published means that we have lost our numbers, or that somebody has our key; either way our next number is above it.
+func (p *publisher) heard(r *record, wall, now time.Time) error {
+	stated := p.cfg.Keys.present()
+	if stated.record == nil {
+		return refuse(UnknownKey, "%s %s", r.kind, r.hash)
+	}
+	if r.kind == RecordMemberRoot {
+		if !r.verify(stated.content.rootKey) {
+			return refuse(BadSignature, "%s of our own", r.kind)
+		}
+		return errDuplicate
+	}
+	if !r.verify(public(stated.signing)) {
+		return refuse(BadSignature, "%s of our own", r.kind)
+	}
+	said, err := decodeHead(r)
+	if err != nil {
+		return err
+	}
+	at, own := mark{said.epoch, said.seq}, mark{p.saved.Epoch, p.saved.Seq}
+	if at.compare(own) < 0 || at == own && bytes.Equal(r.hash[:], p.saved.Head) {
+		return errDuplicate
+	}
+	if limit := wall.Add(MaxAhead).UnixMilli(); at.epoch == stated.content.epoch && at.compare(own) > 0 && said.seq <= uint64(max(limit, 0)) {
+		p.saved.Epoch, p.saved.Seq = at.epoch, at.seq
+		if p.content != nil {
+			p.due = now
+		}
+	}
+	return refuse(OwnKeyUsedByOther, "a head of number (%d, %d), and ours is (%d, %d)", at.epoch, at.seq, own.epoch, own.seq)
+}
