@@ -17,20 +17,20 @@ import (
 
 const traceparent = "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01"
 
-func cluster(t testing.TB, s string) topology.ClusterName {
-	t.Helper()
+func cluster(tb testing.TB, s string) topology.ClusterName {
+	tb.Helper()
 	c, err := topology.ParseClusterName(s)
 	if err != nil {
-		t.Fatal(err)
+		tb.Fatal(err)
 	}
 	return c
 }
 
-func service(t testing.TB, s string) topology.ServiceName {
-	t.Helper()
+func service(tb testing.TB, s string) topology.ServiceName {
+	tb.Helper()
 	n, err := topology.ParseServiceName(s)
 	if err != nil {
-		t.Fatal(err)
+		tb.Fatal(err)
 	}
 	return n
 }

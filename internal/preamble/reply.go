@@ -48,7 +48,7 @@ func (r *Refusal) Error() string {
 
 // Is makes errors.Is(err, &Refusal{Code: c}) ask for the code alone.
 func (r *Refusal) Is(target error) bool {
-	t, ok := target.(*Refusal) //nolint:errorlint // Is must look at the target itself
+	t, ok := target.(*Refusal)
 	return ok && t.Code == r.Code && t.Detail == "" && len(t.Path) == 0
 }
 
