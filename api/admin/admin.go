@@ -4,8 +4,10 @@
 //
 //	GET  /v1/status                 Status
 //	GET  /v1/services               []Service      (likewise endpoints, peers, exports, imports)
+//	GET  /v1/problems               []Problem
 //	GET  /v1/introduction           Introduction
 //	GET  /v1/proxies                []Proxy
+//	DELETE /v1/proxies/{gateway|node}/{name}       takes it out of the roster: it gets no further identity
 //	POST /v1/tokens                 TokenRequest → Token
 //
 // Errors are {"error": "..."} with a 4xx or 5xx status. A sidecar's admin listener serves GET /explain?to=NAME[&port=N] →
@@ -129,6 +131,8 @@ type Import struct {
 	IPs       []string `json:"ips"`
 	Ports     []string `json:"ports"`
 	Clusters  []string `json:"clusters"`
+
+	Conditions []Condition `json:"conditions"`
 }
 
 // Condition is a Kubernetes condition.

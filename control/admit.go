@@ -1,0 +1,160 @@
+package control
+
+import (
+	"errors"
+	"fmt"
+	"net/netip"
+	"slices"
+	"strings"
+
+	"github.com/spiffe/go-spiffe/v2/spiffeid"
+
+	configv1 "github.com/isthmus-mesh/isthmus/api/config/v1"
+	"github.com/isthmus-mesh/isthmus/internal/configstream"
+	"github.com/isthmus-mesh/isthmus/trust"
+)
+
+// errNotLoaded says that control can't tell yet who may exist.
+var errNotLoaded = errors.New("the manifests have not been read yet: try again")
+
+// directory says which programs may exist: workloads by the registry, gateways and node proxies by the roster.
+type directory struct {
+	domain   spiffeid.TrustDomain
+	registry Registry
+	fleet    *fleet
+	nodes    []string // node proxies that may join
+}
+
+// workload returns the workload of that name, "namespace/name".
+func (d *directory) workload(id string) (*Workload, error) {
+	objects := d.registry.Objects().Load()
+	if objects == nil {
+		return nil, errNotLoaded
+	}
+	for i := range objects.Workloads {
+		if objects.Workloads[i].ID() == id {
+			return &objects.Workloads[i], nil
+		}
+	}
+	return nil, fmt.Errorf("there is no Workload %s", id)
+}
+
+// identity returns the SPIFFE ID of a program that may exist now.
+func (d *directory) identity(program, name string) (spiffeid.ID, error) {
+	switch program {
+	case configstream.ProgramSidecar:
+		w, err := d.workload(name)
+		if err != nil {
+			return spiffeid.ID{}, err
+		}
+		return trust.WorkloadID(d.domain, w.Namespace, w.ServiceAccount)
+	case configstream.ProgramGateway:
+		if !nameSegment.MatchString(name) {
+			return spiffeid.ID{}, fmt.Errorf("gateway %q: want lower-case letters, digits and inner hyphens, at most 63", name)
+		}
+		return trust.GatewayID(d.domain, name)
+	case configstream.ProgramNode:
+		if !slices.Contains(d.nodes, name) {
+			return spiffeid.ID{}, fmt.Errorf("there is no node proxy %q: control's configuration (nodeProxies) names them", name)
+		}
+		return trust.NodeID(d.domain, name)
+	default:
+		return spiffeid.ID{}, fmt.Errorf("unknown program %q", program)
+	}
+}
+
+// renewable returns which program an SVID is of, if that still exists: a workload of that service account, a gateway or a node proxy
+// that has joined and was not removed.
+func (d *directory) renewable(id spiffeid.ID) (program, name string, err error) {
+	if !id.MemberOf(d.domain) {
+		return "", "", fmt.Errorf("%s is not of %s", id, d.domain.Name())
+	}
+	if name, ok := trust.ParseGateway(id); ok {
+		return configstream.ProgramGateway, name, d.joined(configstream.ProgramGateway, name)
+	}
+	if name, ok := trust.ParseNode(id); ok {
+		if !slices.Contains(d.nodes, name) {
+			return "", "", fmt.Errorf("there is no node proxy %q any more", name)
+		}
+		return configstream.ProgramNode, name, d.joined(configstream.ProgramNode, name)
+	}
+	namespace, account, ok := trust.ParseWorkload(id)
+	if !ok {
+		return "", "", fmt.Errorf("%s is no program's identity", id)
+	}
+	objects := d.registry.Objects().Load()
+	if objects == nil {
+		return "", "", errNotLoaded
+	}
+	if !slices.ContainsFunc(objects.Workloads, func(w Workload) bool { return w.Namespace == namespace && w.ServiceAccount == account }) {
+		return "", "", fmt.Errorf("no Workload has the service account %s/%s any more", namespace, account)
+	}
+	return configstream.ProgramSidecar, namespace + "/" + account, nil
+}
+
+func (d *directory) joined(program, name string) error {
+	if !d.fleet.knows(program, name) {
+		return fmt.Errorf("the %s %q has not joined, or was removed", program, name)
+	}
+	return nil
+}
+
+// admit checks that the SVID shown is that of the program that a Hello says it is, and returns what that may see.
+func (d *directory) admit(id spiffeid.ID, h *configv1.Hello) (func(key string) bool, error) {
+	receiver, err := configstream.ReceiverOf(h)
+	if err != nil {
+		return nil, err
+	}
+	program, name := cutProgram(receiver)
+	want, err := d.identity(program, name)
+	if err != nil {
+		return nil, err
+	}
+	if id != want {
+		return nil, fmt.Errorf("%s is not %s, who would be %s", id, receiver, want)
+	}
+	if program != configstream.ProgramSidecar {
+		if err := d.joined(program, name); err != nil {
+			return nil, err
+		}
+	}
+	if err := checkHello(program, h); err != nil {
+		return nil, err
+	}
+	return visibleTo(program), nil
+}
+
+// checkHello checks what a program says of where it is: others will dial it.
+func checkHello(program string, h *configv1.Hello) error {
+	switch program {
+	case configstream.ProgramGateway:
+		g := h.GetGateway()
+		if !isHostPort(g.GetAddress()) || !isHostPort(g.GetQuicAddress()) {
+			return fmt.Errorf("gateway addresses %q (TCP) and %q (QUIC): want host:port", clip(g.GetAddress(), 100), clip(g.GetQuicAddress(), 100))
+		}
+		if len(g.GetZone()) > 63 {
+			return errors.New("gateway zone: want at most 63 bytes")
+		}
+	case configstream.ProgramNode:
+		a, err := netip.ParseAddrPort(h.GetInboundAddress())
+		if err != nil || a.Port() == 0 || !a.Addr().IsValid() || a.Addr().IsUnspecified() {
+			return fmt.Errorf("inbound address %q: want ip:port that callers can dial", clip(h.GetInboundAddress(), 100))
+		}
+	}
+	return nil
+}
+
+// visibleTo returns which resources a kind of program may see, besides those that are addressed to it alone.
+func visibleTo(program string) func(key string) bool {
+	return func(key string) bool {
+		kind, _, _ := strings.Cut(key, "/")
+		switch kind {
+		case "export":
+			return program == configstream.ProgramGateway
+		case "service", "inbound":
+			return program != configstream.ProgramGateway
+		default:
+			return true
+		}
+	}
+}

@@ -1,0 +1,257 @@
+package control
+
+import (
+	"cmp"
+	"crypto/x509"
+	"fmt"
+	"maps"
+	"net/netip"
+	"slices"
+
+	"github.com/spiffe/go-spiffe/v2/spiffeid"
+
+	configv1 "github.com/isthmus-mesh/isthmus/api/config/v1"
+	"github.com/isthmus-mesh/isthmus/federation"
+	"github.com/isthmus-mesh/isthmus/internal/configstream"
+	"github.com/isthmus-mesh/isthmus/topology"
+	"github.com/isthmus-mesh/isthmus/trust"
+)
+
+// inputs is all that the cluster's configuration follows from, at one moment.
+type inputs struct {
+	self     Self
+	objects  *Objects
+	roots    []*x509.Certificate // of the own trust domain
+	views    []*federation.View  // of all pinned peers, ordered by cluster
+	gateways []topology.Gateway  // that have joined, ordered by ID
+	nodes    []node              // that have joined, ordered by name
+	// known are the node proxies that may join.
+	known     []string
+	links     map[topology.ClusterName]linkWord
+	addresses allocation
+	cidr      netip.Prefix
+	complete  bool // every pinned peer has spoken once: addresses may be given back
+}
+
+// world is all that follows from inputs. Immutable.
+type world struct {
+	in        inputs
+	resources []*configv1.Resource
+	own       federation.Own
+	peers     []ClusterPeer      // that are in force
+	usable    []*federation.View // of peers whose word counts, ordered by cluster
+	addresses allocation
+	services  map[topology.ServiceName]*resolved
+	callable  []*topology.Service // as callers see them, ordered by name
+	exports   []ExportStatus      // without Condition.Since
+	imports   []ImportStatus      // likewise
+	problems  []Problem           // of objects that don't fit together
+}
+
+// build computes a world. It is pure: the same inputs give the same world, whatever came before.
+func build(in inputs) *world {
+	w := &world{in: in, services: make(map[topology.ServiceName]*resolved, len(in.objects.Services))}
+	w.peers, w.problems = acceptedPeers(in.self, in.objects.Peers)
+	w.usable = usableViews(in.views, w.peers)
+	resolver := newResolver(in.self, in.objects, in.nodes)
+	for i := range in.objects.Services {
+		r := resolver.resolve(&in.objects.Services[i])
+		w.services[r.service.ID] = r
+		w.reportStranded(r)
+	}
+	valid := w.ownRecords()
+	exports := map[topology.ClusterName][]federation.Export{in.self.Cluster: w.own.Exports}
+	for _, v := range w.usable {
+		for _, e := range v.Exports {
+			if e.Admits(in.self.Cluster) {
+				exports[v.Cluster] = append(exports[v.Cluster], e)
+			}
+		}
+	}
+	merged := federation.Merge(in.self.Cluster, exports)
+	w.exportConditions(valid, merged)
+	w.importStatus(merged.Imports)
+	w.assemble(valid, exports)
+	w.problems = SortProblems(w.problems)
+	return w
+}
+
+// acceptedPeers leaves out the ClusterPeers that can't be told apart from others or from the own cluster.
+func acceptedPeers(self Self, in []ClusterPeer) (accepted []ClusterPeer, problems []Problem) {
+	owner := make(map[string]string)
+	for _, p := range in {
+		reason := ""
+		switch {
+		case p.Cluster == self.Cluster:
+			reason = "is this cluster's own name"
+		case p.Domain == self.Domain:
+			reason = fmt.Sprintf("spec.trustDomain: %s is this cluster's own", p.Domain.Name())
+		}
+		for _, pin := range []struct{ field, value string }{
+			{"spec.trustDomain", p.Domain.Name()}, {"spec.rootFingerprint", p.RootFingerprint}, {"spec.bus.key", p.BusKey},
+		} {
+			if other, taken := owner[pin.field+pin.value]; taken && reason == "" {
+				reason = fmt.Sprintf("%s: is that of %s too, which is in force; this one is not", pin.field, other)
+			}
+		}
+		if reason != "" {
+			problems = append(problems, Problem{Source: p.Source, Object: p.Object(), Reason: reason})
+			continue
+		}
+		for _, pin := range []string{"spec.trustDomain" + p.Domain.Name(), "spec.rootFingerprint" + p.RootFingerprint, "spec.bus.key" + p.BusKey} {
+			owner[pin] = p.Object()
+		}
+		accepted = append(accepted, p)
+	}
+	return accepted, problems
+}
+
+// usableViews returns the views of the peers whose word counts.
+func usableViews(views []*federation.View, peers []ClusterPeer) []*federation.View {
+	var out []*federation.View
+	for _, v := range views {
+		if v.Usable() && slices.ContainsFunc(peers, func(p ClusterPeer) bool { return p.Cluster == v.Cluster && p.Domain == v.Domain }) {
+			out = append(out, v)
+		}
+	}
+	return out
+}
+
+func (w *world) reportStranded(r *resolved) {
+	if r.stranded == 0 {
+		return
+	}
+	why := "no node proxy is configured (nodeProxies) to stand in for them"
+	if len(w.in.known) > 0 {
+		why = "no node proxy has joined yet to stand in for them"
+	}
+	w.problems = append(w.problems, Problem{
+		Source: r.service.Source, Object: r.service.Object(),
+		Reason: fmt.Sprintf("%d copies have no sidecar, and %s", r.stranded, why),
+	})
+}
+
+// ownRecords computes what peers are told, and returns the exports that are valid, by service.
+func (w *world) ownRecords() map[topology.ServiceName]*ServiceExport {
+	w.own.Roots = w.in.roots
+	for _, g := range w.in.gateways {
+		if g.QUIC != "" {
+			w.own.Gateways = append(w.own.Gateways, federation.Gateway{
+				ID: g.ID, QUIC: []string{g.QUIC}, Identity: g.Identity, Capacity: 1, Draining: g.Draining, Zone: g.Zone,
+			})
+		}
+	}
+	valid := make(map[topology.ServiceName]*ServiceExport, len(w.in.objects.Exports))
+	for i := range w.in.objects.Exports {
+		e := &w.in.objects.Exports[i]
+		r := w.services[e.Service]
+		if r == nil || r.service.ExternalName {
+			continue
+		}
+		valid[e.Service] = e
+		w.own.Exports = append(w.own.Exports, exportOf(e, r))
+	}
+	return valid
+}
+
+// exportOf joins a ServiceExport and its Service into what peers are told.
+func exportOf(e *ServiceExport, r *resolved) federation.Export {
+	s := r.service
+	out := federation.Export{
+		Name: s.ID, Created: e.Created, Type: federation.ClusterSetIP,
+		SessionAffinity: s.SessionAffinity, SessionAffinityTimeout: s.SessionAffinityTimeout,
+		InternalTrafficPolicy: s.InternalTrafficPolicy, TrafficDistribution: s.TrafficDistribution,
+		Labels: e.Labels, Annotations: e.Annotations, Audience: e.Audience,
+		Servers: r.servers, Capacity: r.capacity,
+	}
+	if s.Headless {
+		out.Type = federation.Headless
+		out.Hostnames = r.hostnames
+	}
+	for _, p := range s.Ports {
+		out.Ports = append(out.Ports, federation.Port{Name: p.Name, Number: p.Number, Transport: p.Transport, AppProtocol: p.AppProtocol})
+	}
+	return out
+}
+
+// assemble makes the resources of the config stream.
+func (w *world) assemble(valid map[topology.ServiceName]*ServiceExport, exports map[topology.ClusterName][]federation.Export) {
+	in := &w.in
+	add := func(r *configv1.Resource) { w.resources = append(w.resources, r) }
+	add(configstream.EncodeBundle(in.self.Domain, configstream.BundleData{Authorities: in.roots}))
+	for _, v := range w.usable {
+		add(configstream.EncodeBundle(v.Domain, configstream.BundleData{Authorities: v.Bundle.Authorities, Revoked: v.Bundle.Revoked}))
+	}
+	for _, g := range in.gateways {
+		add(configstream.EncodeGateway(g))
+		add(configstream.EncodeSelf(configstream.ProgramGateway+"/"+g.ID, w.selfOf("", g.ID, g.Zone)))
+	}
+	for _, name := range in.known {
+		add(configstream.EncodeSelf(configstream.ProgramNode+"/"+name, w.selfOf("", name, "")))
+	}
+	for i := range in.objects.Workloads {
+		o := &in.objects.Workloads[i]
+		add(configstream.EncodeSelf(configstream.ProgramSidecar+"/"+o.ID(), w.selfOf(o.Namespace, o.Name, o.Zone)))
+	}
+	for _, p := range w.peers {
+		add(configstream.EncodeCluster(w.cluster(p)))
+	}
+	for _, name := range slices.SortedFunc(maps.Keys(w.services), topology.ServiceName.Compare) {
+		r := w.services[name]
+		for _, receiver := range slices.Sorted(maps.Keys(r.inbounds)) {
+			add(configstream.EncodeInbound(receiver, &topology.Inbound{Name: name, Ports: r.inbounds[receiver]}))
+		}
+		if e := valid[name]; e != nil {
+			add(configstream.EncodeExport(&topology.Export{Name: name, Ports: numbers(r.ports), Audience: e.Audience, Endpoints: r.endpoints}))
+		}
+	}
+	w.callable = w.callables(valid, exports)
+	for _, s := range w.callable {
+		add(configstream.EncodeService(s))
+	}
+	slices.SortFunc(w.resources, func(a, b *configv1.Resource) int { return cmp.Compare(a.GetKey(), b.GetKey()) })
+}
+
+func (w *world) selfOf(namespace, name, zone string) topology.Self {
+	return topology.Self{
+		Cluster: w.in.self.Cluster, Domain: w.in.self.Domain, Namespace: namespace, Workload: name,
+		Locality: topology.Locality{Region: w.in.self.Region, Zone: cmp.Or(zone, w.in.self.Zone)},
+	}
+}
+
+// cluster is a peer as proxies see it. Where its gateways are is known as long as its word counts.
+func (w *world) cluster(p ClusterPeer) *topology.Cluster {
+	word := w.in.links[p.Cluster]
+	c := &topology.Cluster{Name: p.Cluster, Domain: p.Domain, Link: word.state, RTT: word.rtt}
+	for _, v := range w.usable {
+		if v.Cluster != p.Cluster {
+			continue
+		}
+		c.Region = v.Region
+		for _, g := range v.Gateways {
+			if len(g.QUIC) > 0 {
+				c.Gateways = append(c.Gateways, topology.Gateway{ID: g.ID, QUIC: g.QUIC[0], Identity: g.Identity, Zone: g.Zone, Draining: g.Draining})
+			}
+		}
+	}
+	return c
+}
+
+func numbers(ports []topology.Port) []uint16 {
+	out := make([]uint16, 0, len(ports))
+	for _, p := range ports {
+		out = append(out, p.Number)
+	}
+	return out
+}
+
+// membersOf keeps the IDs that a domain may speak for.
+func membersOf(domain spiffeid.TrustDomain, ids []spiffeid.ID) []spiffeid.ID {
+	var out []spiffeid.ID
+	for _, id := range ids {
+		if id.MemberOf(domain) && !trust.IsControl(id) {
+			out = append(out, id)
+		}
+	}
+	return out
+}

@@ -1,0 +1,125 @@
+package control
+
+import (
+	"fmt"
+	"net/netip"
+	"slices"
+	"time"
+
+	"github.com/isthmus-mesh/isthmus/federation"
+	"github.com/isthmus-mesh/isthmus/topology"
+)
+
+// exportConditions says of each ServiceExport what became of it.
+func (w *world) exportConditions(valid map[topology.ServiceName]*ServiceExport, merged federation.Merged) {
+	for i := range w.in.objects.Exports {
+		e := &w.in.objects.Exports[i]
+		status := ExportStatus{Export: *e}
+		switch r := w.services[e.Service]; {
+		case r == nil:
+			reason := fmt.Sprintf("there is no Service %s/%s", e.Namespace, e.Name)
+			status.Conditions = []Condition{
+				{Type: conditionValid, Status: False, Reason: reasonNoService, Message: reason},
+				{Type: conditionReady, Status: False, Reason: reasonPending, Message: reason},
+			}
+		case valid[e.Service] == nil:
+			const reason = "a Service of type ExternalName can't be exported"
+			status.Conditions = []Condition{
+				{Type: conditionValid, Status: False, Reason: reasonInvalidServiceType, Message: reason},
+				{Type: conditionReady, Status: False, Reason: reasonFailed, Message: reason},
+			}
+		default:
+			status.Conditions = []Condition{
+				{Type: conditionValid, Status: True, Reason: reasonValid},
+				w.exportReady(r),
+			}
+			for _, c := range merged.Conditions[e.Service][w.in.self.Cluster] {
+				status.Conditions = append(status.Conditions, conditionOf(c))
+			}
+		}
+		w.exports = append(w.exports, status)
+	}
+	slices.SortFunc(w.exports, func(a, b ExportStatus) int { return a.Export.Service.Compare(b.Export.Service) })
+}
+
+// exportReady says whether other clusters can reach the export.
+func (w *world) exportReady(r *resolved) Condition {
+	pending := func(message string) Condition {
+		return Condition{Type: conditionReady, Status: False, Reason: reasonPending, Message: message}
+	}
+	switch {
+	case len(w.own.Gateways) == 0:
+		return pending("no gateway has joined: other clusters can't reach this one")
+	case r.stranded > 0 && r.stranded == r.copies:
+		return pending("its copies have no sidecar, and no node proxy has joined to stand in for them")
+	default:
+		return Condition{Type: conditionReady, Status: True, Reason: reasonExported}
+	}
+}
+
+func conditionOf(c federation.Condition) Condition {
+	out := Condition{Type: string(c.Type), Status: False, Reason: c.Reason, Message: c.Message}
+	if c.Status {
+		out.Status = True
+	}
+	return out
+}
+
+// importStatus gives each import its address.
+func (w *world) importStatus(imports []federation.Import) {
+	var wanted []topology.ServiceName
+	for _, i := range imports {
+		if i.Type != federation.Headless {
+			wanted = append(wanted, i.Name)
+		}
+	}
+	var none []topology.ServiceName
+	w.addresses, none = allocate(w.in.addresses, wanted, w.in.cidr, !w.in.complete)
+	for _, i := range imports {
+		status := ImportStatus{Import: i, Conditions: []Condition{{Type: conditionReady, Status: True, Reason: reasonReady}}}
+		if a, ok := w.addresses[i.Name]; ok && i.Type != federation.Headless {
+			status.IPs = []netip.Addr{a}
+		}
+		if slices.Contains(none, i.Name) {
+			status.Conditions[0] = Condition{
+				Type: conditionReady, Status: False, Reason: reasonPending,
+				Message: fmt.Sprintf("no address is free in clusterSetCIDR %s", w.in.cidr),
+			}
+		}
+		w.imports = append(w.imports, status)
+	}
+	slices.SortFunc(w.imports, func(a, b ImportStatus) int { return a.Service().Compare(b.Service()) })
+}
+
+// stampConditions sets Since of each condition to when its status last changed: now, or what it was in last.
+func stampConditions(conditions, last []Condition, now time.Time) {
+	for i := range conditions {
+		conditions[i].Since = now.UTC().Truncate(time.Second)
+		for _, l := range last {
+			if l.Type == conditions[i].Type && l.Status == conditions[i].Status {
+				conditions[i].Since = l.Since
+			}
+		}
+	}
+}
+
+// stampStatus stamps all conditions of next; last may be nil.
+func stampStatus(next, last *Status, now time.Time) {
+	if last == nil {
+		last = new(Status)
+	}
+	exports := make(map[topology.ServiceName][]Condition, len(last.Exports))
+	for _, e := range last.Exports {
+		exports[e.Export.Service] = e.Conditions
+	}
+	imports := make(map[topology.ServiceName][]Condition, len(last.Imports))
+	for _, i := range last.Imports {
+		imports[i.Service()] = i.Conditions
+	}
+	for _, e := range next.Exports {
+		stampConditions(e.Conditions, exports[e.Export.Service], now)
+	}
+	for _, i := range next.Imports {
+		stampConditions(i.Conditions, imports[i.Service()], now)
+	}
+}

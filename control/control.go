@@ -1,0 +1,105 @@
+// Package control is the control plane of one cluster: what its Registry declares and what its peers say goes in; what the
+// cluster says to its peers, and what its gateways and sidecars need to know, goes out.
+//
+// It has one owner loop (Control.Run). Events only wake it; it then takes the present state of everything (the registry's
+// snapshot, the peers' views, who has joined, what gateways reported) and computes all that follows from it anew, in
+// build, a pure function over values. What comes out is handed on as immutable values: to federation.Member, to the config
+// stream, to the registry's status.
+//
+// It also is who its programs ask for their identity (api/identity/v1), and it answers the CLI (api/admin).
+//
+// What holds whatever happens: nothing is deleted before every source has been read once; a control plane that starts again with the
+// same state folder gives every service the same address; a peer that falls silent keeps its place until its word has ended, and a peer
+// whose ClusterPeer is removed loses it at once.
+//
+// The multi-cluster rules are KEP-1645's, in federation.Merge; the conditions are worded as sigs.k8s.io/mcs-api v1beta1 has them.
+package control
+
+import (
+	"fmt"
+	"log/slog"
+	"net"
+	"net/netip"
+	"regexp"
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
+	"github.com/spiffe/go-spiffe/v2/spiffeid"
+
+	"github.com/isthmus-mesh/isthmus/internal/ready"
+	"github.com/isthmus-mesh/isthmus/topology"
+)
+
+// Config is what a Control is made from.
+type Config struct {
+	Cluster topology.ClusterName // required
+	Domain  spiffeid.TrustDomain // required
+	Region  string
+	Zone    string // of what names none
+
+	// StateDir holds keys, what peers said last, who has joined, and the addresses of imports. Required; made 0700.
+	StateDir string
+	Registry Registry // required
+	Courier  Courier  // required
+	// BusURLs is what peers are told of the own bus, e.g. "tls://203.0.113.7:4222".
+	BusURLs []string
+	// ClusterSetCIDR is where the addresses of imports come from. Default 241.0.0.0/8.
+	ClusterSetCIDR netip.Prefix
+	// NodeProxies are the names of the node proxies that may join and stand in for copies without a sidecar.
+	NodeProxies []string
+
+	GRPC   net.Listener // required: config stream and identities, for the own cluster's programs
+	Socket net.Listener // the admin API, for who may open it; nil: not served
+	Admin  net.Listener // metrics and probes; nil: not served
+
+	Checks  *ready.Checks        // default: none
+	Metrics *prometheus.Registry // default: none
+	Log     *slog.Logger         // default: none
+	Now     func() time.Time     // default time.Now
+	Version string               // shown in status
+}
+
+// DefaultClusterSetCIDR is a part of 240.0.0.0/4 that nobody routes (RFC 1112 section 4 reserves it).
+var DefaultClusterSetCIDR = netip.MustParsePrefix("241.0.0.0/8")
+
+// nameSegment is what the name of a gateway or node proxy is made of: one segment of a SPIFFE ID's path (SPIFFE-ID section 2.2), and
+// a DNS label, so that it reads the same everywhere.
+var nameSegment = regexp.MustCompile(`^[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?$`)
+
+func (c Config) withDefaults() (Config, error) {
+	switch {
+	case c.Cluster.IsZero():
+		return c, fmt.Errorf("control: no cluster name")
+	case c.Domain.IsZero():
+		return c, fmt.Errorf("control: no trust domain")
+	case c.StateDir == "":
+		return c, fmt.Errorf("control: no state folder")
+	case c.Registry == nil || c.Courier == nil || c.GRPC == nil:
+		return c, fmt.Errorf("control: registry, courier and gRPC listener are required")
+	}
+	if !c.ClusterSetCIDR.IsValid() {
+		c.ClusterSetCIDR = DefaultClusterSetCIDR
+	}
+	c.ClusterSetCIDR = c.ClusterSetCIDR.Masked()
+	if hostBits(c.ClusterSetCIDR) < minHostBits {
+		return c, fmt.Errorf("control: clusterset CIDR %s: too small, want at most /%d", c.ClusterSetCIDR, c.ClusterSetCIDR.Addr().BitLen()-minHostBits)
+	}
+	for _, n := range c.NodeProxies {
+		if !nameSegment.MatchString(n) {
+			return c, fmt.Errorf("control: node proxy %q: want lower-case letters, digits and inner hyphens, at most 63", n)
+		}
+	}
+	if c.Checks == nil {
+		c.Checks = ready.New()
+	}
+	if c.Metrics == nil {
+		c.Metrics = prometheus.NewRegistry()
+	}
+	if c.Log == nil {
+		c.Log = slog.New(slog.DiscardHandler)
+	}
+	if c.Now == nil {
+		c.Now = time.Now
+	}
+	return c, nil
+}

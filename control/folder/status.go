@@ -1,0 +1,45 @@
+package folder
+
+import (
+	"context"
+	"fmt"
+	"os"
+	"path/filepath"
+
+	"github.com/isthmus-mesh/isthmus/control"
+	"github.com/isthmus-mesh/isthmus/control/manifest"
+	"github.com/isthmus-mesh/isthmus/internal/atomicfile"
+)
+
+// statusFolder is where status is written, below the folder. The dot keeps it from being read.
+const statusFolder = ".status"
+
+// PutStatus writes what has changed to <dir>/.status: exports.yaml, imports.yaml and problems.yaml.
+func (f *Folder) PutStatus(_ context.Context, s *control.Status) error {
+	exports, err := manifest.Exports(s.Exports)
+	if err != nil {
+		return fmt.Errorf("folder: %w", err)
+	}
+	imports, err := manifest.Imports(s.Imports)
+	if err != nil {
+		return fmt.Errorf("folder: %w", err)
+	}
+	problems, err := manifest.Problems(s.Problems)
+	if err != nil {
+		return fmt.Errorf("folder: %w", err)
+	}
+	dir := filepath.Join(f.cfg.Dir, statusFolder)
+	for name, data := range map[string][]byte{"exports.yaml": exports, "imports.yaml": imports, "problems.yaml": problems} {
+		if last, ok := f.written[name]; ok && last == string(data) {
+			continue
+		}
+		if err := os.Mkdir(dir, 0o755); err != nil && !os.IsExist(err) { //nolint:gosec // G301: as readable as the manifests beside it
+			return fmt.Errorf("folder: status: %w", err)
+		}
+		if err := atomicfile.Write(filepath.Join(dir, name), data, 0o644); err != nil {
+			return fmt.Errorf("folder: status: %w", err)
+		}
+		f.written[name] = string(data)
+	}
+	return nil
+}

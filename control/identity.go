@@ -1,0 +1,123 @@
+package control
+
+import (
+	"context"
+	"crypto/ecdsa"
+	"crypto/elliptic"
+	"crypto/x509"
+	"errors"
+	"fmt"
+	"log/slog"
+
+	"github.com/spiffe/go-spiffe/v2/spiffeid"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/status"
+
+	identityv1 "github.com/isthmus-mesh/isthmus/api/identity/v1"
+	"github.com/isthmus-mesh/isthmus/trust"
+)
+
+// maxCSR bounds a certificate request: one of a P-256 key has some 300 bytes.
+const maxCSR = 8 << 10
+
+// identityServer gives programs their SVIDs: the first for a join token, the next for the one before.
+type identityServer struct {
+	identityv1.UnimplementedIdentityServer
+
+	directory *directory
+	tokens    *tokens
+	authority *trust.Authority
+	peer      func(context.Context) (trust.Peer, error) // who is at the other end, verified and not over
+	log       *slog.Logger
+}
+
+// Join trades a join token for the first SVID. What is wrong with the request leaves the token good.
+func (s *identityServer) Join(ctx context.Context, r *identityv1.JoinRequest) (*identityv1.Certificate, error) {
+	if err := checkRequest(r.GetCsr()); err != nil {
+		return nil, status.Error(codes.InvalidArgument, err.Error())
+	}
+	g, undo, err := s.tokens.redeem(r.GetToken())
+	if err != nil {
+		s.log.WarnContext(ctx, "join refused", "error", err)
+		return nil, status.Error(codes.Unauthenticated, err.Error())
+	}
+	id, err := s.directory.identity(g.program, g.name)
+	if err != nil {
+		if errors.Is(err, errNotLoaded) {
+			undo()
+		}
+		return nil, s.refuse(ctx, "join refused", g.program+"/"+g.name, err)
+	}
+	c, err := s.issue(ctx, r.GetCsr(), id, g.program, g.name)
+	if err != nil {
+		undo() // nobody has got anything for it
+		return nil, err
+	}
+	s.log.InfoContext(ctx, "joined", "program", g.program, "name", g.name, "spiffe_id", id.String())
+	return c, nil
+}
+
+// Renew trades the SVID of the connection for a new one of the same ID.
+func (s *identityServer) Renew(ctx context.Context, r *identityv1.RenewRequest) (*identityv1.Certificate, error) {
+	peer, err := s.peer(ctx)
+	if err != nil {
+		return nil, status.Error(codes.Unauthenticated, err.Error())
+	}
+	if err := checkRequest(r.GetCsr()); err != nil {
+		return nil, status.Error(codes.InvalidArgument, err.Error())
+	}
+	program, name, err := s.directory.renewable(peer.ID)
+	if err != nil {
+		return nil, s.refuse(ctx, "renewal refused", peer.ID.String(), err)
+	}
+	return s.issue(ctx, r.GetCsr(), peer.ID, program, name)
+}
+
+func (s *identityServer) refuse(ctx context.Context, what, who string, err error) error {
+	if errors.Is(err, errNotLoaded) {
+		return status.Error(codes.Unavailable, err.Error())
+	}
+	s.log.WarnContext(ctx, what, "peer", who, "error", err) //nolint:sloglint // one of two constants of this file
+	return status.Error(codes.PermissionDenied, err.Error())
+}
+
+func (s *identityServer) issue(ctx context.Context, csr []byte, id spiffeid.ID, program, name string) (*identityv1.Certificate, error) {
+	chain, err := s.authority.Issue(csr, id)
+	if err != nil {
+		s.log.ErrorContext(ctx, "SVID not issued", "spiffe_id", id.String(), "error", err)
+		return nil, status.Error(codes.Unavailable, "the authority can't issue now")
+	}
+	if err := s.directory.fleet.joined(program, name, chain[0].NotAfter); err != nil {
+		s.log.ErrorContext(ctx, "SVID not given out, the roster can't take it", "spiffe_id", id.String(), "error", err)
+		if errors.Is(err, errRosterFull) {
+			return nil, status.Error(codes.ResourceExhausted, err.Error())
+		}
+		return nil, status.Error(codes.Unavailable, "the roster can't be written")
+	}
+	out := &identityv1.Certificate{SpiffeId: id.String()}
+	for _, c := range chain {
+		out.Chain = append(out.Chain, c.Raw)
+	}
+	for _, c := range s.authority.Roots() {
+		out.Bundle = append(out.Bundle, c.Raw)
+	}
+	return out, nil
+}
+
+// checkRequest takes a PKCS #10 request by whoever holds its P-256 key. Only the key counts; what it asks for does not.
+func checkRequest(der []byte) error {
+	if len(der) == 0 || len(der) > maxCSR {
+		return fmt.Errorf("certificate request of %d bytes: want 1 to %d", len(der), maxCSR)
+	}
+	r, err := x509.ParseCertificateRequest(der)
+	if err != nil {
+		return fmt.Errorf("certificate request: %w", err)
+	}
+	if key, ok := r.PublicKey.(*ecdsa.PublicKey); !ok || key.Curve != elliptic.P256() {
+		return errors.New("certificate request: want an ECDSA P-256 key")
+	}
+	if err := r.CheckSignature(); err != nil {
+		return fmt.Errorf("certificate request: %w", err)
+	}
+	return nil
+}

@@ -1,0 +1,222 @@
+package control
+
+import (
+	"context"
+	"crypto/x509"
+	"path/filepath"
+	"reflect"
+	"slices"
+	"time"
+
+	"google.golang.org/protobuf/proto"
+
+	configv1 "github.com/isthmus-mesh/isthmus/api/config/v1"
+	"github.com/isthmus-mesh/isthmus/federation"
+	"github.com/isthmus-mesh/isthmus/internal/configstream"
+)
+
+// How events are gathered.
+const (
+	gather      = 20 * time.Millisecond  // after the first of a burst
+	gatherMost  = 500 * time.Millisecond // where computing takes long: at most a third of a core goes into it
+	retryStatus = 10 * time.Second       // when the status could not be written
+)
+
+// loop is the owner of what control decides. It looks at the present state of everything and puts in force what follows.
+type loop struct {
+	c          *Control
+	neighbours *neighbours
+	links      *linkTracker
+	problems   ProblemLog
+
+	started   time.Time
+	settled   bool // what peers had said before the start was read again, or waited for in vain
+	heard     heard
+	addresses allocation
+	peers     []ClusterPeer // last set
+	own       *federation.Own
+	resources []*configv1.Resource // last set
+	status    *Status              // last written
+	statusDue bool                 // it could not be written
+	busesSet  bool
+}
+
+// follow runs the loop until ctx ends.
+func (l *loop) follow(ctx context.Context) error {
+	defer l.neighbours.close()
+	timer := time.NewTimer(0)
+	defer timer.Stop()
+	for {
+		objects, views := l.c.cfg.Registry.Objects().Changed(), l.c.member.Changed()
+		began := time.Now()
+		again := l.step(ctx)
+		took := time.Since(began)
+		l.c.metrics.computed.Observe(took.Seconds())
+		if again > 0 {
+			timer.Reset(again)
+		} else {
+			timer.Stop()
+		}
+		select {
+		case <-ctx.Done():
+			return nil
+		case <-objects:
+		case <-views:
+		case <-l.c.wake:
+		case <-timer.C:
+		}
+		if !pause(ctx, min(max(gather, 2*took), gatherMost)) {
+			return nil
+		}
+	}
+}
+
+// pause waits, and reports whether ctx goes on.
+func pause(ctx context.Context, d time.Duration) bool {
+	t := time.NewTimer(d)
+	defer t.Stop()
+	select {
+	case <-ctx.Done():
+		return false
+	case <-t.C:
+		return true
+	}
+}
+
+// step brings everything up to date. again is when to come back without being told; 0: need not.
+func (l *loop) step(ctx context.Context) (again time.Duration) {
+	c := l.c
+	objects := c.cfg.Registry.Objects().Load()
+	if objects == nil {
+		return 0 // readiness says so; nothing is concluded from what was not read
+	}
+	now := c.cfg.Now()
+	fleet := c.fleet.state(c.cfg.NodeProxies)
+	again = l.links.update(fleet.reports, now)
+	peers, _ := acceptedPeers(c.self, objects.Peers) // build tells of the others
+	l.setPeers(ctx, peers)
+	views := c.member.Views()
+	complete, wait := l.settle(ctx, peers, views)
+	if wait > 0 {
+		return wait
+	}
+	w := build(inputs{
+		self: c.self, objects: objects, roots: c.authority.Roots(), views: views.All(),
+		gateways: fleet.gateways, nodes: fleet.nodes, known: c.cfg.NodeProxies,
+		links: l.links.snapshot(), addresses: l.addresses, cidr: c.cfg.ClusterSetCIDR, complete: complete,
+	})
+	l.setAddresses(ctx, w.addresses)
+	l.setOwn(ctx, &w.own)
+	l.setResources(w.resources)
+	l.setStatus(ctx, w, now)
+	c.present.Store(&present{world: w, fleet: fleet, views: views, status: l.status, buses: l.neighbours.states()})
+	c.cfg.Checks.Done(checkManifests)
+	c.metrics.observe(w, len(l.status.Problems))
+	if l.statusDue && (again == 0 || retryStatus < again) {
+		again = retryStatus
+	}
+	return again
+}
+
+// setPeers tells who the peers are. It comes before everything else: a peer whose ClusterPeer was removed is gone from the views
+// when it returns.
+func (l *loop) setPeers(ctx context.Context, peers []ClusterPeer) {
+	keys := make([]string, 0, len(peers))
+	specs := make([]federation.PeerSpec, 0, len(peers))
+	for _, p := range peers {
+		fingerprint, err := federation.ParseFingerprint(p.RootFingerprint)
+		if err != nil {
+			l.c.cfg.Log.ErrorContext(ctx, "peer left out", "peer", p.Cluster.String(), "error", err) // the registry should have said so
+			continue
+		}
+		keys = append(keys, p.BusKey)
+		specs = append(specs, federation.PeerSpec{Cluster: p.Cluster, Domain: p.Domain, RootFingerprint: fingerprint})
+	}
+	if l.peers == nil || !slices.EqualFunc(l.peers, peers, samePins) {
+		l.peers = slices.Clone(peers)
+		if l.peers == nil {
+			l.peers = []ClusterPeer{}
+		}
+		l.c.clients.Store(&keys)
+		if err := l.c.member.SetPeers(specs); err != nil {
+			l.c.cfg.Log.ErrorContext(ctx, "not all peers can be taken", "error", err)
+		}
+	}
+	if buses, changed := l.neighbours.reconcile(ctx, peers); changed || !l.busesSet {
+		l.busesSet = true
+		l.c.member.SetBuses(buses)
+	}
+}
+
+// samePins reports whether two ClusterPeers pin the same peer the same way; where they stand is of no matter.
+func samePins(a, b ClusterPeer) bool {
+	return a.Cluster == b.Cluster && a.Domain == b.Domain && a.RootFingerprint == b.RootFingerprint && a.BusKey == b.BusKey
+}
+
+// settle waits, after a start, for the words of peers who had spoken before. complete tells whether every peer has spoken.
+func (l *loop) settle(ctx context.Context, peers []ClusterPeer, views *federation.Views) (complete bool, wait time.Duration) {
+	next, awaited, all := l.heard.next(peers, views)
+	if !l.settled && awaited {
+		if left := recallGrace - time.Since(l.started); left > 0 {
+			return false, min(left, 100*time.Millisecond)
+		}
+		l.c.cfg.Log.ErrorContext(ctx, "what some peers said before the start is lost; going on without it")
+	}
+	l.settled = true
+	if !next.equal(l.heard) {
+		l.heard = next
+		if err := writeHeard(filepath.Join(l.c.cfg.StateDir, heardFile), next); err != nil {
+			l.c.cfg.Log.ErrorContext(ctx, "state not written", "error", err)
+		}
+	}
+	return all, 0
+}
+
+// setAddresses puts the imports' addresses on disk before anybody hears of them.
+func (l *loop) setAddresses(ctx context.Context, next allocation) {
+	if reflect.DeepEqual(l.addresses, next) {
+		return
+	}
+	l.addresses = next
+	if err := writeAllocation(filepath.Join(l.c.cfg.StateDir, addressesFile), next); err != nil {
+		l.c.cfg.Log.ErrorContext(ctx, "state not written", "error", err)
+	}
+}
+
+// setOwn tells the peers, if it is news.
+func (l *loop) setOwn(ctx context.Context, own *federation.Own) {
+	if l.own != nil && slices.EqualFunc(l.own.Roots, own.Roots, (*x509.Certificate).Equal) &&
+		reflect.DeepEqual(l.own.Gateways, own.Gateways) && reflect.DeepEqual(l.own.Exports, own.Exports) {
+		return
+	}
+	l.own = own
+	if err := l.c.member.SetOwn(*own); err != nil {
+		l.c.cfg.Log.ErrorContext(ctx, "not everything can be told to the peers", "error", err)
+	}
+}
+
+// setResources tells the proxies, if it is news. resources are ordered by key.
+func (l *loop) setResources(resources []*configv1.Resource) {
+	same := slices.EqualFunc(l.resources, resources, func(a, b *configv1.Resource) bool { return proto.Equal(a, b) })
+	if same && l.resources != nil {
+		return
+	}
+	l.resources = resources
+	l.c.stream.Set(configstream.NewWorld(resources))
+}
+
+// setStatus writes back what became of the exports, if it is news.
+func (l *loop) setStatus(ctx context.Context, w *world, now time.Time) {
+	next := &Status{Exports: w.exports, Imports: w.imports, Problems: SortProblems(slices.Concat(w.in.objects.Problems, w.problems))}
+	l.problems.Report(ctx, w.problems) // the registry tells of its own
+	stampStatus(next, l.status, now)
+	if l.status != nil && !l.statusDue && reflect.DeepEqual(l.status, next) {
+		return
+	}
+	l.status = next
+	err := l.c.cfg.Registry.PutStatus(ctx, next)
+	if err != nil && !l.statusDue {
+		l.c.cfg.Log.ErrorContext(ctx, "status not written; trying again", "error", err)
+	}
+	l.statusDue = err != nil
+}

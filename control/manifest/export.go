@@ -1,0 +1,62 @@
+package manifest
+
+import (
+	"slices"
+	"strconv"
+	"strings"
+
+	"k8s.io/apimachinery/pkg/util/validation"
+	mcsv1alpha1 "sigs.k8s.io/mcs-api/pkg/apis/v1alpha1"
+	mcsv1beta1 "sigs.k8s.io/mcs-api/pkg/apis/v1beta1"
+
+	"github.com/isthmus-mesh/isthmus/control"
+	"github.com/isthmus-mesh/isthmus/topology"
+)
+
+// maxAudience bounds the clusters that an export names.
+const maxAudience = 256
+
+func serviceExport(c *checker, in *mcsv1beta1.ServiceExport) Object {
+	e := &control.ServiceExport{
+		Meta:   c.meta(&in.ObjectMeta, true, validation.IsDNS1123Label),
+		Labels: in.Spec.ExportedLabels, Annotations: in.Spec.ExportedAnnotations, APIVersion: c.header.apiVersion,
+	}
+	if len(c.errs) == 0 {
+		e.Service = c.service("metadata.name", e.Namespace, e.Name)
+	}
+	c.labels("spec.exportedLabels", in.Spec.ExportedLabels)
+	for k := range in.Spec.ExportedAnnotations {
+		c.all("spec.exportedAnnotations."+k, "key "+strconv.Quote(k), validation.IsQualifiedName(strings.ToLower(k)))
+	}
+	if audience, ok := in.Annotations[control.AudienceAnnotation]; ok {
+		e.Audience = c.audience(audience)
+	}
+	return Object{Export: e}
+}
+
+// serviceExportAlpha reads the older version, which has the same fields.
+func serviceExportAlpha(c *checker, in *mcsv1alpha1.ServiceExport) Object {
+	return serviceExport(c, &mcsv1beta1.ServiceExport{ObjectMeta: in.ObjectMeta, Spec: mcsv1beta1.ServiceExportSpec{
+		ExportedLabels: in.Spec.ExportedLabels, ExportedAnnotations: in.Spec.ExportedAnnotations,
+	}})
+}
+
+// audience reads cluster names separated by commas. An empty list is refused: it would read as "nobody" and act as "everybody".
+func (c *checker) audience(s string) []topology.ClusterName {
+	field := "metadata.annotations"
+	var out []topology.ClusterName
+	for part := range strings.SplitSeq(s, ",") {
+		name, err := topology.ParseClusterName(strings.TrimSpace(part))
+		if err != nil {
+			c.addf(field, "%s: %q: want cluster names separated by commas: %v", control.AudienceAnnotation, s, err)
+			return nil
+		}
+		if len(out) == maxAudience {
+			c.addf(field, "%s: more than %d clusters", control.AudienceAnnotation, maxAudience)
+			return nil
+		}
+		out = append(out, name)
+	}
+	slices.SortFunc(out, topology.ClusterName.Compare)
+	return slices.Compact(out)
+}

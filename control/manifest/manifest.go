@@ -1,0 +1,245 @@
+// Package manifest turns manifests into control's objects, and what became of them back into the objects' status.
+//
+// A manifest holds objects of the kinds that Kubernetes, the Multi-Cluster Services API and Isthmus define: v1 Service,
+// discovery.k8s.io/v1 EndpointSlice (KEP-752), multicluster.x-k8s.io ServiceExport (KEP-1645) and isthmus.dev/v1alpha1. Decoding is
+// strict: what is not understood is a problem with a line, never silently dropped. The package is pure; registries use it.
+package manifest
+
+import (
+	"errors"
+	"slices"
+
+	discoveryv1 "k8s.io/api/discovery/v1"
+
+	corev1 "k8s.io/api/core/v1"
+	mcsv1alpha1 "sigs.k8s.io/mcs-api/pkg/apis/v1alpha1"
+	mcsv1beta1 "sigs.k8s.io/mcs-api/pkg/apis/v1beta1"
+
+	meshv1alpha1 "github.com/isthmus-mesh/isthmus/api/mesh/v1alpha1"
+	"github.com/isthmus-mesh/isthmus/control"
+	"github.com/isthmus-mesh/isthmus/internal/strictyaml"
+)
+
+// maxObjects bounds the objects of one file, items of lists included.
+const maxObjects = 10_000
+
+// Object is one checked object. Exactly one field is set.
+type Object struct {
+	Service  *control.Service
+	Slice    *control.EndpointSlice
+	Workload *control.Workload
+	Export   *control.ServiceExport
+	Peer     *control.ClusterPeer
+	Policy   *control.FailoverPolicy
+}
+
+// Meta returns the object's metadata.
+func (o Object) Meta() *control.Meta {
+	switch {
+	case o.Service != nil:
+		return &o.Service.Meta
+	case o.Slice != nil:
+		return &o.Slice.Meta
+	case o.Workload != nil:
+		return &o.Workload.Meta
+	case o.Export != nil:
+		return &o.Export.Meta
+	case o.Peer != nil:
+		return &o.Peer.Meta
+	default:
+		return &o.Policy.Meta
+	}
+}
+
+// File is what a file of manifests holds.
+type File struct {
+	Objects []Object
+	// Problems make the file as a whole unfit: its last good version should stay in force.
+	Problems []control.Problem
+	// Skipped are objects of kinds that control has no use for. The others of the file count.
+	Skipped []control.Problem
+}
+
+// Parse reads a file: YAML or JSON, several documents, lists. It never fails as a whole: see File.
+func Parse(file string, data []byte) File {
+	docs, err := strictyaml.Documents(file, data)
+	if err != nil {
+		return File{Problems: problems(file, "", err)}
+	}
+	var f File
+	for i := range docs {
+		f.document(&docs[i], true)
+	}
+	f.duplicates()
+	if len(f.Problems) > 0 {
+		f.Objects = nil
+	}
+	f.Problems, f.Skipped = control.SortProblems(f.Problems), control.SortProblems(f.Skipped)
+	return f
+}
+
+// header is what tells one kind from another. Everything else is decoded once the kind is known.
+type header struct {
+	apiVersion, kind, namespace, name string
+}
+
+func readHeader(d *strictyaml.Document) (header, error) {
+	var all map[string]any
+	if err := d.Decode(&all); err != nil {
+		return header{}, err
+	}
+	text := func(m map[string]any, key string) string {
+		s, _ := m[key].(string) // another type fails the strict decoding later
+		return s
+	}
+	h := header{apiVersion: text(all, "apiVersion"), kind: text(all, "kind")}
+	if meta, ok := all["metadata"].(map[string]any); ok {
+		h.namespace, h.name = text(meta, "namespace"), text(meta, "name")
+	}
+	switch {
+	case h.apiVersion == "":
+		return h, d.Errorf("apiVersion", "is missing: every object names its apiVersion and kind")
+	case h.kind == "":
+		return h, d.Errorf("kind", "is missing: every object names its apiVersion and kind")
+	}
+	return h, nil
+}
+
+func (f *File) document(d *strictyaml.Document, listAllowed bool) {
+	h, err := readHeader(d)
+	if err != nil {
+		f.Problems = append(f.Problems, problems(d.File, "", err)...)
+		return
+	}
+	if h.apiVersion == "v1" && h.kind == "List" {
+		f.list(d, listAllowed)
+		return
+	}
+	if len(f.Objects) >= maxObjects {
+		f.Problems = append(f.Problems, problems(d.File, "", d.Errorf("", "more than %d objects in one file", maxObjects))...)
+		return
+	}
+	decode, ok := kinds[h.apiVersion+" "+h.kind]
+	if !ok {
+		f.Skipped = append(f.Skipped, problems(d.File, h.object(), d.Errorf("kind", "%s", unknownKind(h)))...)
+		return
+	}
+	c := &checker{doc: d, header: h}
+	object, err := decode(c)
+	if err = errors.Join(err, errors.Join(c.errs...)); err != nil {
+		f.Problems = append(f.Problems, problems(d.File, c.object(), err)...)
+		return
+	}
+	f.Objects = append(f.Objects, object)
+}
+
+func (f *File) list(d *strictyaml.Document, allowed bool) {
+	if !allowed {
+		f.Problems = append(f.Problems, problems(d.File, "List", d.Errorf("kind", "a List inside a List"))...)
+		return
+	}
+	var shape struct {
+		APIVersion string         `json:"apiVersion"`
+		Kind       string         `json:"kind"`
+		Metadata   map[string]any `json:"metadata"`
+		Items      []any          `json:"items"`
+	}
+	if err := d.Decode(&shape); err != nil {
+		f.Problems = append(f.Problems, problems(d.File, "List", err)...)
+		return
+	}
+	if len(shape.Items) == 0 {
+		return
+	}
+	items, err := d.Items("items")
+	if err != nil {
+		f.Problems = append(f.Problems, problems(d.File, "List", err)...)
+		return
+	}
+	for i := range items {
+		f.document(&items[i], false)
+	}
+}
+
+// duplicates finds objects that stand twice in the file.
+func (f *File) duplicates() {
+	first := make(map[string]control.Source, len(f.Objects))
+	for _, o := range f.Objects {
+		m := o.Meta()
+		if at, twice := first[m.Object()]; twice {
+			f.Problems = append(f.Problems, control.Problem{Source: m.Source, Object: m.Object(), Reason: "stands twice: also at " + at.String()})
+			continue
+		}
+		first[m.Object()] = m.Source
+	}
+}
+
+// kinds are the decoders, by "apiVersion kind".
+var kinds = map[string]func(*checker) (Object, error){
+	"v1 Service":                                   decoded(service),
+	"discovery.k8s.io/v1 EndpointSlice":            decoded(endpointSlice),
+	"multicluster.x-k8s.io/v1beta1 ServiceExport":  decoded(serviceExport),
+	"multicluster.x-k8s.io/v1alpha1 ServiceExport": decoded(serviceExportAlpha),
+	meshv1alpha1.GroupVersion + " Workload":        decoded(workload),
+	meshv1alpha1.GroupVersion + " ClusterPeer":     decoded(clusterPeer),
+	meshv1alpha1.GroupVersion + " FailoverPolicy":  decoded(failoverPolicy),
+}
+
+// decoded joins strict decoding into the kind's Go type and its conversion.
+func decoded[T corev1.Service | discoveryv1.EndpointSlice | mcsv1beta1.ServiceExport | mcsv1alpha1.ServiceExport |
+	meshv1alpha1.Workload | meshv1alpha1.ClusterPeer | meshv1alpha1.FailoverPolicy](convert func(*checker, *T) Object,
+) func(*checker) (Object, error) {
+	return func(c *checker) (Object, error) {
+		var in T
+		if err := c.doc.Decode(&in); err != nil {
+			return Object{}, err
+		}
+		return convert(c, &in), nil
+	}
+}
+
+// unknownKind says why a kind is skipped, and what would be understood.
+func unknownKind(h header) string {
+	if h.kind == "ServiceImport" {
+		return "a ServiceImport is written by control alone, beside the manifests; declare a ServiceExport"
+	}
+	var same []string
+	for k := range kinds {
+		if version, kind := cutLast(k); kind == h.kind {
+			same = append(same, version)
+		}
+	}
+	if len(same) > 0 {
+		slices.Sort(same)
+		return "apiVersion " + h.apiVersion + " is not known for " + h.kind + ": use " + same[len(same)-1]
+	}
+	return h.apiVersion + " " + h.kind + " is not used here and was skipped"
+}
+
+func cutLast(s string) (before, after string) {
+	for i := len(s) - 1; i >= 0; i-- {
+		if s[i] == ' ' {
+			return s[:i], s[i+1:]
+		}
+	}
+	return "", s
+}
+
+// problems flattens joined errors.
+func problems(file, object string, err error) []control.Problem {
+	if joined, ok := err.(interface{ Unwrap() []error }); ok { //nolint:errorlint // the tree itself is walked here
+		var out []control.Problem
+		for _, e := range joined.Unwrap() {
+			out = append(out, problems(file, object, e)...)
+		}
+		return out
+	}
+	if e, ok := errors.AsType[*strictyaml.Error](err); ok {
+		p := control.Problem{Source: control.Source{File: e.File, Line: e.Line}, Object: object, Reason: e.Reason}
+		if e.Field != "" {
+			p.Reason = e.Field + ": " + e.Reason
+		}
+		return []control.Problem{p}
+	}
+	return []control.Problem{{Source: control.Source{File: file}, Object: object, Reason: err.Error()}}
+}

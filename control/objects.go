@@ -1,0 +1,145 @@
+package control
+
+import (
+	"net/netip"
+	"time"
+
+	"github.com/spiffe/go-spiffe/v2/spiffeid"
+
+	"github.com/isthmus-mesh/isthmus/federation"
+	"github.com/isthmus-mesh/isthmus/topology"
+)
+
+// AudienceAnnotation on a ServiceExport names the clusters that may call the service, separated by commas.
+// Without it every peer may.
+const AudienceAnnotation = "isthmus.dev/audience"
+
+// Meta is what every object has.
+type Meta struct {
+	Source
+	Kind      string
+	Namespace string // empty for cluster-scoped kinds
+	Name      string
+	// Created is when the object came to be, in whole seconds: the older of two exports wins a conflict (KEP-1645).
+	Created time.Time
+}
+
+// Object returns "Kind namespace/name".
+func (m Meta) Object() string {
+	if m.Namespace == "" {
+		return m.Kind + " " + m.Name
+	}
+	return m.Kind + " " + m.Namespace + "/" + m.Name
+}
+
+// Service is a v1 Service.
+type Service struct {
+	Meta
+
+	ID           topology.ServiceName
+	ExternalName bool // of type ExternalName: can't be exported
+	Headless     bool
+	ClusterIPs   []netip.Addr
+	Ports        []ServicePort
+	// Selector picks the Workloads that serve it; empty: only EndpointSlices name copies.
+	Selector map[string]string
+
+	SessionAffinity        federation.Affinity
+	SessionAffinityTimeout time.Duration // of ClientIP, whole seconds
+	InternalTrafficPolicy  string        // "Cluster" or "Local"; empty: not set
+	TrafficDistribution    string        // empty: not set
+	IPFamilies             []string      // "IPv4", "IPv6"; empty: not set
+}
+
+// ServicePort is a port of a Service.
+type ServicePort struct {
+	Name        string
+	Number      uint16
+	Transport   federation.Transport
+	AppProtocol string // verbatim
+	// Target is where the application listens: a name, or else a number.
+	TargetName   string
+	TargetNumber uint16
+}
+
+// EndpointSlice is a discovery.k8s.io/v1 EndpointSlice: copies of one service that have no sidecar.
+type EndpointSlice struct {
+	Meta
+
+	Service   topology.ServiceName
+	Ports     []SlicePort
+	Endpoints []SliceEndpoint
+}
+
+// SlicePort is where the endpoints of a slice serve the service port of that name.
+type SlicePort struct {
+	Name      string
+	Number    uint16
+	Transport federation.Transport
+}
+
+// SliceEndpoint is one copy.
+type SliceEndpoint struct {
+	Address  netip.Addr
+	Ready    bool
+	Zone     string
+	Hostname string
+}
+
+// Workload is a running copy of an application (isthmus.dev/v1alpha1).
+type Workload struct {
+	Meta
+
+	Labels         map[string]string
+	ServiceAccount string
+	Address        netip.Addr
+	Ports          []WorkloadPort
+	Zone           string // empty: the cluster's
+	Ready          bool
+	Inbound        uint16 // where its sidecar takes mTLS; 0: it has none
+}
+
+// ID returns "namespace/name", as the sidecar names its workload.
+func (w *Workload) ID() string { return w.Namespace + "/" + w.Name }
+
+// WorkloadPort is a port of the application.
+type WorkloadPort struct {
+	Name   string
+	Number uint16
+}
+
+// ServiceExport says that a Service of its name may be called from other clusters.
+type ServiceExport struct {
+	Meta
+
+	Service     topology.ServiceName
+	Labels      map[string]string
+	Annotations map[string]string
+	Audience    []topology.ClusterName // who may call; empty: every peer
+	APIVersion  string                 // as declared; its status is written back under the same
+}
+
+// ClusterPeer lets another cluster in (isthmus.dev/v1alpha1).
+type ClusterPeer struct {
+	Meta
+
+	Cluster         topology.ClusterName
+	Domain          spiffeid.TrustDomain
+	RootFingerprint string   // "sha256:" and 64 lower-case hex digits
+	BusURLs         []string // empty: we don't dial
+	BusKey          string   // public NKey, "U…"
+}
+
+// FailoverPolicy orders where calls to a service go (isthmus.dev/v1alpha1).
+type FailoverPolicy struct {
+	Meta
+
+	Targets []PolicyTarget
+	Policy  topology.Policy
+}
+
+// PolicyTarget is a service that a policy is for, named as ServiceImport or as Service; both mean the same calls.
+type PolicyTarget struct {
+	Kind    string
+	Service topology.ServiceName
+}

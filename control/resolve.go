@@ -1,0 +1,275 @@
+package control
+
+import (
+	"cmp"
+	"maps"
+	"net/netip"
+	"slices"
+
+	"github.com/spiffe/go-spiffe/v2/spiffeid"
+
+	"github.com/isthmus-mesh/isthmus/federation"
+	"github.com/isthmus-mesh/isthmus/internal/configstream"
+	"github.com/isthmus-mesh/isthmus/topology"
+	"github.com/isthmus-mesh/isthmus/trust"
+)
+
+// resolved is a Service of the own cluster with its copies.
+type resolved struct {
+	service *Service
+	ports   []topology.Port // that are carried, by number
+	// endpoints are how callers reach the copies, by ID: each sidecar, and each node proxy for all copies without one.
+	endpoints []topology.Endpoint
+	inbounds  map[string][]topology.InboundPort // by receiver, as in the keys of the config stream
+	servers   []spiffeid.ID                     // who may answer, ordered
+	capacity  []federation.ZoneCapacity         // ready copies by zone
+	hostnames []string                          // of ready copies, ordered
+	copies    int                               // all that there are, ready or not
+	stranded  int                               // copies without a sidecar that no node proxy stands in for
+}
+
+// ready returns the number of copies that calls may go to.
+func (r *resolved) ready() int {
+	n := 0
+	for _, z := range r.capacity {
+		n += int(z.Ready)
+	}
+	return n
+}
+
+// node is a node proxy that has joined.
+type node struct {
+	name    string
+	inbound netip.AddrPort
+	server  spiffeid.ID
+}
+
+// plain is a copy without a sidecar.
+type plain struct {
+	ready    bool
+	zone     string
+	hostname string
+	labels   map[string]string
+	targets  map[uint16]netip.AddrPort // by service port
+}
+
+// resolver finds the copies of Services.
+type resolver struct {
+	self      Self
+	nodes     []node
+	workloads map[string][]*Workload // by namespace
+	slices    map[topology.ServiceName][]*EndpointSlice
+}
+
+// Self is who the cluster is.
+type Self struct {
+	Cluster topology.ClusterName
+	Domain  spiffeid.TrustDomain
+	Region  string
+	Zone    string // of what names none
+}
+
+func newResolver(self Self, o *Objects, nodes []node) *resolver {
+	r := &resolver{
+		self: self, nodes: nodes,
+		workloads: make(map[string][]*Workload), slices: make(map[topology.ServiceName][]*EndpointSlice),
+	}
+	for i := range o.Workloads {
+		w := &o.Workloads[i]
+		r.workloads[w.Namespace] = append(r.workloads[w.Namespace], w)
+	}
+	for i := range o.Slices {
+		s := &o.Slices[i]
+		r.slices[s.Service] = append(r.slices[s.Service], s)
+	}
+	return r
+}
+
+// resolve finds the copies of one Service. The order in which objects were declared is of no matter.
+func (r *resolver) resolve(s *Service) *resolved {
+	out := &resolved{service: s, inbounds: make(map[string][]topology.InboundPort)}
+	for _, p := range s.Ports {
+		if p.Transport == federation.TCP {
+			out.ports = append(out.ports, topology.Port{Name: p.Name, Number: p.Number, Protocol: topology.ParseProtocol(p.AppProtocol, p.Name)})
+		}
+	}
+	slices.SortFunc(out.ports, func(a, b topology.Port) int { return cmp.Compare(a.Number, b.Number) })
+	if s.ExternalName {
+		return out
+	}
+	zones := make(map[string]uint32)
+	known := make(map[netip.AddrPort]struct{}) // where the workloads listen: a slice that names them too adds no copy
+	var plains []plain
+	for _, w := range r.workloads[s.Namespace] {
+		if !selects(s.Selector, w.Labels) {
+			continue
+		}
+		targets := workloadTargets(s, w)
+		if len(targets) == 0 {
+			continue
+		}
+		out.copies++
+		for _, t := range targets {
+			known[t] = struct{}{}
+		}
+		if w.Inbound == 0 {
+			plains = append(plains, plain{ready: w.Ready, zone: cmp.Or(w.Zone, r.self.Zone), labels: w.Labels, targets: targets})
+			continue
+		}
+		r.sidecar(out, w, targets)
+		if w.Ready {
+			zones[cmp.Or(w.Zone, r.self.Zone)]++
+		}
+	}
+	for _, slice := range r.slices[s.ID] {
+		for _, p := range r.sliceCopies(s, slice, known) {
+			out.copies++
+			plains = append(plains, p)
+		}
+	}
+	if len(r.nodes) == 0 {
+		out.stranded = len(plains)
+	} else {
+		r.standIns(out, plains, zones)
+	}
+	for _, z := range slices.Sorted(maps.Keys(zones)) {
+		out.capacity = append(out.capacity, federation.ZoneCapacity{Zone: z, Ready: zones[z]})
+	}
+	slices.SortFunc(out.endpoints, func(a, b topology.Endpoint) int { return cmp.Compare(a.ID, b.ID) })
+	slices.SortFunc(out.servers, func(a, b spiffeid.ID) int { return cmp.Compare(a.String(), b.String()) })
+	out.servers = slices.Compact(out.servers)
+	slices.Sort(out.hostnames)
+	out.hostnames = slices.Compact(out.hostnames)
+	return out
+}
+
+// selects reports whether a Service's selector picks labels. An empty one picks nothing, as in Kubernetes.
+func selects(selector, labels map[string]string) bool {
+	for k, v := range selector {
+		if have, ok := labels[k]; !ok || have != v {
+			return false
+		}
+	}
+	return len(selector) > 0
+}
+
+// workloadTargets returns where w serves each port of s: by the name of a port that it declares, or by any number.
+func workloadTargets(s *Service, w *Workload) map[uint16]netip.AddrPort {
+	out := make(map[uint16]netip.AddrPort, len(s.Ports))
+	for _, p := range s.Ports {
+		if p.Transport != federation.TCP {
+			continue
+		}
+		target := p.TargetNumber
+		if p.TargetName != "" {
+			i := slices.IndexFunc(w.Ports, func(wp WorkloadPort) bool { return wp.Name == p.TargetName })
+			if i < 0 {
+				continue
+			}
+			target = w.Ports[i].Number
+		}
+		out[p.Number] = netip.AddrPortFrom(w.Address, target)
+	}
+	return out
+}
+
+// sidecar adds a copy that has one.
+func (r *resolver) sidecar(out *resolved, w *Workload, targets map[uint16]netip.AddrPort) {
+	server, err := trust.WorkloadID(r.self.Domain, w.Namespace, w.ServiceAccount)
+	if err != nil {
+		return // only an over-long name: the manifest check bounds it, and without an identity there is no peer
+	}
+	out.servers = append(out.servers, server)
+	out.endpoints = append(out.endpoints, topology.Endpoint{
+		ID: w.Name, Address: netip.AddrPortFrom(w.Address, w.Inbound), Server: server,
+		Locality: topology.Locality{Region: r.self.Region, Zone: cmp.Or(w.Zone, r.self.Zone)},
+		Labels:   w.Labels, Ports: slices.Sorted(maps.Keys(targets)), Ready: w.Ready, Capacity: 1,
+	})
+	receiver := configstream.ProgramSidecar + "/" + w.ID()
+	for _, p := range out.ports {
+		if t, ok := targets[p.Number]; ok {
+			out.inbounds[receiver] = append(out.inbounds[receiver], topology.InboundPort{
+				Number: p.Number, Protocol: p.Protocol, Targets: []netip.AddrPort{t},
+			})
+		}
+	}
+}
+
+// sliceCopies returns the endpoints of a slice, but for those that are known already.
+func (r *resolver) sliceCopies(s *Service, slice *EndpointSlice, known map[netip.AddrPort]struct{}) []plain {
+	var out []plain
+	for _, e := range slice.Endpoints {
+		p := plain{
+			ready: e.Ready, zone: cmp.Or(e.Zone, r.self.Zone), hostname: e.Hostname,
+			targets: make(map[uint16]netip.AddrPort, len(slice.Ports)),
+		}
+		for _, port := range s.Ports {
+			i := slices.IndexFunc(slice.Ports, func(sp SlicePort) bool { return sp.Name == port.Name && sp.Transport == port.Transport })
+			if port.Transport != federation.TCP || i < 0 {
+				continue
+			}
+			target := netip.AddrPortFrom(e.Address, slice.Ports[i].Number)
+			if _, ok := known[target]; !ok {
+				p.targets[port.Number] = target
+			}
+		}
+		if len(p.targets) > 0 {
+			out = append(out, p)
+		}
+	}
+	return out
+}
+
+// standIns lets each node proxy stand in for all copies without a sidecar. The proxies share them: what each counts for adds up to
+// the number of copies, but is never nothing, so that one proxy takes over from another.
+func (r *resolver) standIns(out *resolved, plains []plain, zones map[string]uint32) {
+	if len(plains) == 0 {
+		return
+	}
+	ready := 0
+	targets := make(map[uint16][]netip.AddrPort)
+	served := make(map[uint16]struct{})
+	labels := maps.Clone(plains[0].labels)
+	for _, p := range plains {
+		for port := range p.targets {
+			served[port] = struct{}{}
+		}
+		// A label says something of the stand-in only if it is true of whatever answers behind it.
+		maps.DeleteFunc(labels, func(k, v string) bool { return p.labels[k] != v })
+		if !p.ready {
+			continue
+		}
+		ready++
+		zones[p.zone]++
+		if p.hostname != "" {
+			out.hostnames = append(out.hostnames, p.hostname)
+		}
+		for port, t := range p.targets {
+			targets[port] = append(targets[port], t)
+		}
+	}
+	for port := range targets {
+		slices.SortFunc(targets[port], netip.AddrPort.Compare)
+		targets[port] = slices.Compact(targets[port])
+	}
+	for i, n := range r.nodes {
+		share := ready / len(r.nodes)
+		if i < ready%len(r.nodes) {
+			share++
+		}
+		out.servers = append(out.servers, n.server)
+		out.endpoints = append(out.endpoints, topology.Endpoint{
+			ID: configstream.ProgramNode + "/" + n.name, Address: n.inbound, Server: n.server,
+			Locality: topology.Locality{Region: r.self.Region, Zone: r.self.Zone},
+			Labels:   labels, Ports: slices.Sorted(maps.Keys(served)), Ready: ready > 0, Capacity: max(share, 1), StandIn: true,
+		})
+		receiver := configstream.ProgramNode + "/" + n.name
+		for _, p := range out.ports {
+			if _, ok := served[p.Number]; ok {
+				out.inbounds[receiver] = append(out.inbounds[receiver], topology.InboundPort{
+					Number: p.Number, Protocol: p.Protocol, Targets: targets[p.Number],
+				})
+			}
+		}
+	}
+}

@@ -1,0 +1,282 @@
+package control
+
+import (
+	"context"
+	"crypto/x509"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/spiffe/go-spiffe/v2/svid/x509svid"
+
+	"github.com/isthmus-mesh/isthmus/federation"
+	"github.com/isthmus-mesh/isthmus/internal/atomicfile"
+	"github.com/isthmus-mesh/isthmus/internal/configstream"
+	"github.com/isthmus-mesh/isthmus/internal/telemetry"
+	"github.com/isthmus-mesh/isthmus/trust"
+)
+
+// What lies in the state folder.
+const (
+	authorityFolder  = "authority"
+	keysFolder       = "federation-keys"
+	federationFolder = "federation"
+	rosterFile       = "roster.json"
+	addressesFile    = "clusterset-addresses.json"
+	heardFile        = "peers-heard.json"
+	trustBundleFile  = "trust-bundle.pem"
+)
+
+// The conditions of readiness.
+const (
+	checkManifests = "manifests"
+	checkBus       = "bus"
+)
+
+// Control is the control plane of one cluster. Make one with New, and Run it.
+type Control struct {
+	cfg  Config
+	self Self
+
+	authority *trust.Authority
+	identity  *trust.Identity
+	bundles   *trust.Bundles // of the own trust domain alone
+	guard     *trust.Guard
+	keys      *federation.Keys
+	member    *federation.Member
+	fleet     *fleet
+	tokens    *tokens
+	directory *directory
+	stream    *configstream.Server
+	metrics   *metrics
+
+	wake    chan struct{}            // holds one: something for the owner loop to look at
+	clients atomic.Pointer[[]string] // bus keys of the peers
+	present atomic.Pointer[present]  // nil until the registry was read
+	started time.Time
+}
+
+// present is what is in force, for those who ask. Immutable.
+type present struct {
+	world  *world
+	fleet  fleetState
+	views  *federation.Views
+	status *Status
+	buses  map[string]func() string // state of the line to a peer's server, by cluster
+}
+
+// New opens the state folder, makes keys and authority where there are none, and gets the program its own identity.
+func New(cfg Config) (*Control, error) {
+	cfg, err := cfg.withDefaults()
+	if err != nil {
+		return nil, err
+	}
+	if err := os.MkdirAll(cfg.StateDir, 0o700); err != nil {
+		return nil, fmt.Errorf("control: %w", err)
+	}
+	c := &Control{
+		cfg:  cfg,
+		self: Self{Cluster: cfg.Cluster, Domain: cfg.Domain, Region: cfg.Region, Zone: cfg.Zone},
+		wake: make(chan struct{}, 1), started: cfg.Now(),
+		identity: trust.NewIdentity(), bundles: trust.NewBundles(),
+		tokens: &tokens{now: cfg.Now},
+	}
+	c.clients.Store(new([]string))
+	cfg.Checks.Waiting(checkManifests, "not all of them have been read yet")
+	cfg.Checks.Waiting(checkBus, "not started yet")
+	if err := c.openTrust(); err != nil {
+		return nil, err
+	}
+	if err := c.openFederation(); err != nil {
+		return nil, err
+	}
+	if c.fleet, err = openFleet(c.path(rosterFile), cfg.Domain, cfg.Now, cfg.Log, c.poke); err != nil {
+		return nil, err
+	}
+	c.directory = &directory{domain: cfg.Domain, registry: cfg.Registry, fleet: c.fleet, nodes: cfg.NodeProxies}
+	c.stream = configstream.NewServer(configstream.ServerConfig{
+		Log: cfg.Log, Peer: c.peerID, Admit: c.directory.admit,
+		OnConnect:    c.fleet.connect,
+		OnReport:     c.fleet.report,
+		OnDisconnect: func(s *configstream.Session, _ error) { c.fleet.disconnect(s) },
+	})
+	c.metrics, err = newMetrics(cfg.Metrics, func() float64 { return float64(len(c.stream.Sessions())) })
+	return c, err
+}
+
+func (c *Control) path(name string) string { return filepath.Join(c.cfg.StateDir, name) }
+
+// poke wakes the owner loop.
+func (c *Control) poke() {
+	select {
+	case c.wake <- struct{}{}:
+	default:
+	}
+}
+
+// openTrust opens the authority and issues control's own SVID.
+func (c *Control) openTrust() error {
+	var err error
+	c.authority, err = trust.OpenAuthority(trust.AuthorityConfig{
+		TrustDomain: c.cfg.Domain, Dir: c.path(authorityFolder), Now: c.cfg.Now, Log: c.cfg.Log,
+	})
+	if err != nil {
+		return fmt.Errorf("control: %w", err)
+	}
+	if err := c.takeRoots(); err != nil {
+		return err
+	}
+	key, csr, err := trust.NewRequest()
+	if err != nil {
+		return fmt.Errorf("control: %w", err)
+	}
+	chain, err := c.issueOwn(context.Background(), csr)
+	if err != nil {
+		return fmt.Errorf("control: own identity: %w", err)
+	}
+	id, err := trust.ControlID(c.cfg.Domain)
+	if err != nil {
+		return fmt.Errorf("control: %w", err)
+	}
+	c.identity.Set(&x509svid.SVID{ID: id, Certificates: chain, PrivateKey: key})
+	c.guard = trust.NewGuard(c.bundles, c.cfg.Now, c.cfg.Log)
+	return nil
+}
+
+func (c *Control) issueOwn(_ context.Context, csr []byte) ([]*x509.Certificate, error) {
+	id, err := trust.ControlID(c.cfg.Domain)
+	if err != nil {
+		return nil, err
+	}
+	return c.authority.Issue(csr, id)
+}
+
+// takeRoots puts the authority's roots in force here, and into the file that programs are started with.
+func (c *Control) takeRoots() error {
+	roots := c.authority.Roots()
+	c.bundles.Set(c.cfg.Domain, trust.Bundle{Authorities: roots})
+	// Readable by all: it is public, and programs of other users are started with it.
+	if err := atomicfile.Write(c.path(trustBundleFile), trust.MarshalPEM(roots), 0o644); err != nil {
+		return fmt.Errorf("control: %w", err)
+	}
+	return nil
+}
+
+// followRoots takes the authority's roots anew when they change.
+func (c *Control) followRoots(ctx context.Context) error {
+	for {
+		changed := c.authority.Changed()
+		if err := c.takeRoots(); err != nil {
+			c.cfg.Log.ErrorContext(ctx, "trust bundle not written", "error", err)
+		}
+		c.poke()
+		select {
+		case <-ctx.Done():
+			return nil
+		case <-changed:
+		}
+	}
+}
+
+func (c *Control) openFederation() error {
+	var err error
+	if c.keys, err = federation.OpenKeys(c.path(keysFolder)); err != nil {
+		return fmt.Errorf("control: %w", err)
+	}
+	c.member, err = federation.NewMember(federation.MemberConfig{
+		Cluster: c.cfg.Cluster, Domain: c.cfg.Domain, Region: c.cfg.Region, Keys: c.keys, StateDir: c.path(federationFolder),
+		Now: c.cfg.Now, Log: c.cfg.Log, Metrics: c.cfg.Metrics,
+	})
+	if err != nil {
+		return fmt.Errorf("control: %w", err)
+	}
+	return nil
+}
+
+// busClients returns the bus keys of those who may connect to the own bus server.
+func (c *Control) busClients() []string { return *c.clients.Load() }
+
+// Run serves until ctx ends, and then returns nil; or until something that can't be done without fails. It may be called once. It
+// closes the listeners of Config.
+func (c *Control) Run(ctx context.Context) error {
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	l, err := c.newLoop(ctx)
+	if err != nil {
+		return errors.Join(err, c.closeListeners())
+	}
+	c.cfg.Checks.Done(checkBus)
+	renewal := trust.Renewal{Identity: c.identity, Issue: c.issueOwn, Now: c.cfg.Now, Log: c.cfg.Log}
+	parts := []func(context.Context) error{
+		l.follow, c.authority.Run, c.followRoots, renewal.Run, c.guard.Run, c.member.Run, c.serveGRPC,
+	}
+	if c.cfg.Socket != nil {
+		parts = append(parts, func(ctx context.Context) error { return telemetry.ServeHTTP(ctx, c.cfg.Socket, c.API()) })
+	}
+	if c.cfg.Admin != nil {
+		parts = append(parts, func(ctx context.Context) error {
+			return telemetry.ServeHTTP(ctx, c.cfg.Admin, telemetry.Admin(c.cfg.Metrics, c.cfg.Checks))
+		})
+	}
+	return runAll(ctx, cancel, parts)
+}
+
+func (c *Control) closeListeners() error {
+	var errs []error
+	for _, l := range []interface{ Close() error }{c.cfg.GRPC, c.cfg.Socket, c.cfg.Admin} {
+		if l != nil {
+			errs = append(errs, l.Close())
+		}
+	}
+	return errors.Join(errs...)
+}
+
+// newLoop starts the own bus and reads what the loop knew before.
+func (c *Control) newLoop(ctx context.Context) (*loop, error) {
+	addresses, err := readAllocation(c.path(addressesFile))
+	if err != nil {
+		return nil, err
+	}
+	spoken, err := readHeard(c.path(heardFile))
+	if err != nil {
+		return nil, err
+	}
+	own, err := c.cfg.Courier.Serve(ctx, c.keys.BusPrivateKey(), c.busClients)
+	if err != nil {
+		return nil, fmt.Errorf("control: own bus: %w", err)
+	}
+	return &loop{
+		c:     c,
+		links: newLinkTracker(), problems: ProblemLog{Log: c.cfg.Log},
+		neighbours: &neighbours{
+			courier: c.cfg.Courier, key: c.keys.BusPrivateKey(), own: own,
+			lines: make(map[string]neighbourLine), log: c.cfg.Log,
+		},
+		started: time.Now(), addresses: addresses, heard: spoken,
+	}, nil
+}
+
+// runAll runs all parts until ctx ends or one of them ends, and waits for all.
+func runAll(ctx context.Context, cancel func(), parts []func(context.Context) error) error {
+	var (
+		group sync.WaitGroup
+		mu    sync.Mutex
+		errs  []error // guarded by mu
+	)
+	for _, part := range parts {
+		group.Go(func() {
+			defer cancel() // none of them ends before the others for a good reason
+			if err := part(ctx); err != nil {
+				mu.Lock()
+				defer mu.Unlock()
+				errs = append(errs, err)
+			}
+		})
+	}
+	group.Wait()
+	return errors.Join(errs...)
+}

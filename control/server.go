@@ -1,0 +1,133 @@
+package control
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net"
+	"sync"
+	"time"
+
+	"github.com/spiffe/go-spiffe/v2/spiffeid"
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/credentials"
+	"google.golang.org/grpc/peer"
+
+	configv1 "github.com/isthmus-mesh/isthmus/api/config/v1"
+	identityv1 "github.com/isthmus-mesh/isthmus/api/identity/v1"
+	"github.com/isthmus-mesh/isthmus/internal/configstream"
+	"github.com/isthmus-mesh/isthmus/trust"
+)
+
+const (
+	handshakeTimeout = 10 * time.Second
+	stopGrace        = 2 * time.Second // for calls in flight, when control stops
+)
+
+// serveGRPC serves the config stream and the identity service until ctx ends.
+func (c *Control) serveGRPC(ctx context.Context) error {
+	policy := trust.AllowDomain(c.cfg.Domain)
+	config := trust.ServerConfig(trust.TLS{
+		Identity: c.identity, Bundles: c.bundles, Policy: policy, Protocols: []string{"h2"},
+		AllowAnonymous: true, // whoever joins has no SVID yet; what needs one asks for it
+		Now:            c.cfg.Now,
+	})
+	server := grpc.NewServer(append(configstream.ServerOptions(),
+		grpc.Creds(guarded{credentials.NewTLS(config), c.guard, policy}),
+		grpc.ConnectionTimeout(handshakeTimeout),
+	)...)
+	configv1.RegisterConfigServer(server, c.stream)
+	identityv1.RegisterIdentityServer(server, &identityServer{
+		directory: c.directory, tokens: c.tokens, authority: c.authority, peer: c.peerOf, log: c.cfg.Log,
+	})
+	stopped := make(chan struct{})
+	stop := context.AfterFunc(ctx, func() {
+		defer close(stopped)
+		c.stream.Close()
+		graceful := make(chan struct{})
+		go func() {
+			defer close(graceful)
+			server.GracefulStop()
+		}()
+		select {
+		case <-graceful:
+		case <-time.After(stopGrace):
+			server.Stop() // ends what is in flight, and GracefulStop with it
+			<-graceful
+		}
+	})
+	err := server.Serve(c.cfg.GRPC)
+	if stop() { // ctx has not ended: the listener failed
+		c.stream.Close()
+		server.Stop()
+		return fmt.Errorf("control: gRPC: %w", err)
+	}
+	<-stopped
+	return nil
+}
+
+// peerOf returns who is at the other end of a call. It was verified by the handshake, and is watched by the guard since.
+func (c *Control) peerOf(ctx context.Context) (trust.Peer, error) {
+	p, ok := peer.FromContext(ctx)
+	if !ok {
+		return trust.Peer{}, trust.ErrNoPeer
+	}
+	info, ok := p.AuthInfo.(credentials.TLSInfo)
+	if !ok {
+		return trust.Peer{}, trust.ErrNoPeer
+	}
+	who, err := trust.PeerOf(info.State)
+	switch {
+	case err != nil:
+		return trust.Peer{}, err
+	case !who.ID.MemberOf(c.cfg.Domain):
+		return trust.Peer{}, fmt.Errorf("%s is not of %s", who.ID, c.cfg.Domain.Name())
+	case !c.cfg.Now().Before(who.NotAfter):
+		return trust.Peer{}, errors.New("the SVID of this connection has ended")
+	}
+	return who, nil
+}
+
+func (c *Control) peerID(ctx context.Context) (spiffeid.ID, error) {
+	p, err := c.peerOf(ctx)
+	return p.ID, err
+}
+
+// guarded are TLS credentials whose connections are closed when their peer would be refused, and when its SVID ends.
+type guarded struct {
+	credentials.TransportCredentials
+	guard  *trust.Guard
+	policy trust.Policy
+}
+
+// ServerHandshake hands connections of those who have shown an SVID to the guard.
+func (g guarded) ServerHandshake(raw net.Conn) (net.Conn, credentials.AuthInfo, error) {
+	conn, info, err := g.TransportCredentials.ServerHandshake(raw)
+	if err != nil {
+		return nil, nil, err
+	}
+	t, ok := info.(credentials.TLSInfo)
+	if !ok || len(t.State.PeerCertificates) == 0 {
+		return conn, info, nil
+	}
+	release := g.guard.Watch(t.State, g.policy, func(error) { _ = conn.Close() })
+	return &watched{Conn: conn, release: sync.OnceFunc(release)}, info, nil
+}
+
+// Clone keeps the guard.
+func (g guarded) Clone() credentials.TransportCredentials {
+	g.TransportCredentials = g.TransportCredentials.Clone()
+	return g
+}
+
+// watched is a connection that the guard forgets when it is closed.
+type watched struct {
+	net.Conn
+	release func()
+}
+
+// Close closes the connection.
+func (w *watched) Close() error {
+	w.release()
+	return w.Conn.Close()
+}

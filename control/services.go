@@ -1,0 +1,127 @@
+package control
+
+import (
+	"cmp"
+	"fmt"
+	"maps"
+	"slices"
+
+	"github.com/isthmus-mesh/isthmus/federation"
+	"github.com/isthmus-mesh/isthmus/topology"
+)
+
+// callables returns every own and every imported service as callers in the cluster see it, ordered by name.
+func (w *world) callables(valid map[topology.ServiceName]*ServiceExport, exports map[topology.ClusterName][]federation.Export) []*topology.Service {
+	imports := make(map[topology.ServiceName]*ImportStatus, len(w.imports))
+	names := make(map[topology.ServiceName]struct{}, len(w.services)+len(w.imports))
+	for i := range w.imports {
+		imports[w.imports[i].Service()] = &w.imports[i]
+		names[w.imports[i].Service()] = struct{}{}
+	}
+	for name, r := range w.services {
+		if !r.service.ExternalName {
+			names[name] = struct{}{}
+		}
+	}
+	offers := w.offers(exports)
+	policies := w.policies(names)
+	out := make([]*topology.Service, 0, len(names))
+	for _, name := range slices.SortedFunc(maps.Keys(names), topology.ServiceName.Compare) {
+		s := &topology.Service{Name: name, Policy: policies[name], Exported: valid[name] != nil}
+		if r := w.services[name]; r != nil {
+			s.Ports, s.ClusterIPs, s.Headless, s.Endpoints = slices.Clone(r.ports), r.service.ClusterIPs, r.service.Headless, r.endpoints
+		}
+		if i := imports[name]; i != nil {
+			s.Imported = true
+			s.ClusterSetIPs = i.IPs
+			s.Ports = joinPorts(s.Ports, i.Import.Ports)
+			if w.services[name] == nil {
+				s.Headless = i.Import.Type == federation.Headless
+			}
+			s.Remotes = remotes(i, offers[name])
+		}
+		out = append(out, s)
+	}
+	return out
+}
+
+// offer is what one other cluster exports under a name.
+type offer struct {
+	view   *federation.View
+	export *federation.Export
+}
+
+// offers turns exports round: by service, in the order of the clusters.
+func (w *world) offers(exports map[topology.ClusterName][]federation.Export) map[topology.ServiceName][]offer {
+	out := make(map[topology.ServiceName][]offer)
+	for _, v := range w.usable {
+		for i := range exports[v.Cluster] {
+			e := &exports[v.Cluster][i]
+			out[e.Name] = append(out[e.Name], offer{v, e})
+		}
+	}
+	return out
+}
+
+// joinPorts adds to the own ports those that only other clusters have. Where both have a number, the import's word on the
+// protocol counts: it is the same in every cluster.
+func joinPorts(own []topology.Port, imported []federation.ImportPort) []topology.Port {
+	byNumber := make(map[uint16]topology.Port, len(own)+len(imported))
+	for _, p := range own {
+		byNumber[p.Number] = p
+	}
+	for _, p := range imported {
+		if p.Transport != federation.UDP {
+			byNumber[p.Number] = topology.Port{Name: p.Name, Number: p.Number, Protocol: p.Protocol()}
+		}
+	}
+	return slices.SortedFunc(maps.Values(byNumber), func(a, b topology.Port) int { return cmp.Compare(a.Number, b.Number) })
+}
+
+// remotes is what other clusters say of an import: only on the ports that each exposes (KEP-1645).
+func remotes(i *ImportStatus, offers []offer) []topology.Remote {
+	var out []topology.Remote
+	for _, o := range offers {
+		r := topology.Remote{
+			Cluster: o.view.Cluster, Servers: membersOf(o.view.Domain, o.export.Servers), Ready: o.export.Ready(), Labels: o.export.Labels,
+			Stale: o.view.Freshness != federation.Fresh || o.view.Quarantined,
+		}
+		for _, p := range i.Import.Ports {
+			if p.Transport != federation.UDP && slices.Contains(p.Clusters, o.view.Cluster) {
+				r.Ports = append(r.Ports, p.Number)
+			}
+		}
+		slices.Sort(r.Ports)
+		if len(r.Servers) > 0 && len(r.Ports) > 0 { // else nobody could answer
+			out = append(out, r)
+		}
+	}
+	return out
+}
+
+// policies returns the policy of each service. Of several that name one service the first by name is in force.
+func (w *world) policies(names map[topology.ServiceName]struct{}) map[topology.ServiceName]*topology.Policy {
+	out := make(map[topology.ServiceName]*topology.Policy)
+	problem := func(p *FailoverPolicy, format string, args ...any) {
+		w.problems = append(w.problems, Problem{Source: p.Source, Object: p.Object(), Reason: fmt.Sprintf(format, args...)})
+	}
+	for i := range w.in.objects.Policies {
+		p := &w.in.objects.Policies[i]
+		inert := true
+		for _, t := range p.Targets {
+			if _, there := names[t.Service]; !there {
+				continue
+			}
+			if other := out[t.Service]; other != nil && other != &p.Policy {
+				problem(p, "%s %s: FailoverPolicy %s is for it too and is in force; this one is not", t.Kind, t.Service.Name(), other.Name)
+				continue
+			}
+			out[t.Service] = &p.Policy
+			inert = false
+		}
+		if inert {
+			problem(p, "inert: none of its targets is a Service here or an import that this policy decides")
+		}
+	}
+	return out
+}

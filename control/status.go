@@ -1,0 +1,85 @@
+package control
+
+import (
+	"net/netip"
+	"time"
+
+	"github.com/isthmus-mesh/isthmus/federation"
+	"github.com/isthmus-mesh/isthmus/topology"
+)
+
+// Status is what a Registry writes back: what became of what was declared, and what others offer. Immutable.
+type Status struct {
+	Exports  []ExportStatus // ordered by service
+	Imports  []ImportStatus // ordered by service
+	Problems []Problem
+}
+
+// ExportStatus is the status of a ServiceExport.
+type ExportStatus struct {
+	Export     ServiceExport
+	Conditions []Condition // Valid, Ready, Conflict
+}
+
+// ImportStatus is a ServiceImport, whole: only control writes imports.
+type ImportStatus struct {
+	Import     federation.Import
+	IPs        []netip.Addr // none for a headless one
+	Conditions []Condition  // Ready
+}
+
+// ConditionStatus is the status of a condition, as Kubernetes spells it.
+type ConditionStatus string
+
+// The condition statuses.
+const (
+	True    ConditionStatus = "True"
+	False   ConditionStatus = "False"
+	Unknown ConditionStatus = "Unknown"
+)
+
+// Condition is a Kubernetes condition. Types and reasons are those of KEP-1645, as sigs.k8s.io/mcs-api v1beta1 spells them.
+type Condition struct {
+	Type    string
+	Status  ConditionStatus
+	Reason  string
+	Message string
+	Since   time.Time // when Status last changed
+}
+
+// Types and reasons of a ServiceExport's and a ServiceImport's conditions, but for those of a conflict (federation.Merge).
+const (
+	conditionValid = "Valid"
+	conditionReady = "Ready"
+
+	reasonValid              = "Valid"
+	reasonNoService          = "NoService"
+	reasonInvalidServiceType = "InvalidServiceType"
+	reasonExported           = "Exported"
+	reasonReady              = "Ready"
+	reasonPending            = "Pending"
+	reasonFailed             = "Failed"
+)
+
+// family returns the IP family of an address, as Kubernetes spells it.
+func family(a netip.Addr) string {
+	if a.Is4() {
+		return "IPv4"
+	}
+	return "IPv6"
+}
+
+// Families returns the IP families of a ServiceImport's addresses in the same order. One without addresses is reached by both.
+func (s *ImportStatus) Families() []string {
+	if len(s.IPs) == 0 {
+		return []string{"IPv4", "IPv6"}
+	}
+	out := make([]string, len(s.IPs))
+	for i, a := range s.IPs {
+		out[i] = family(a)
+	}
+	return out
+}
+
+// Service returns the import's name.
+func (s *ImportStatus) Service() topology.ServiceName { return s.Import.Name }
