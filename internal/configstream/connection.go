@@ -70,15 +70,26 @@ func (c *Client) apply(ctx context.Context, cut stage) error {
 	}
 	c.mu.Lock()
 	c.problem = nil
-	services := c.names()
 	c.mu.Unlock()
 	c.publish(v) // before what follows: who waits for that finds the new state
 	c.connected(ctx)
-	c.answer(cut.absent)
-	if c.saver != nil {
-		c.saver.keep(c.cfg.Hello, services, c.store.resources(), c.cfg.Now())
-	}
+	c.answer(cut)
+	c.keep()
 	return nil
+}
+
+// keep has the present state written to disk, soon.
+func (c *Client) keep() {
+	if c.saver == nil {
+		return
+	}
+	held, now := c.store.held, c.cfg.Now() // the map is not changed once it is the store's
+	c.saver.keep(func() ([]byte, error) {
+		c.mu.Lock()
+		services := c.names()
+		c.mu.Unlock()
+		return encodeState(c.cfg.Hello, services, resourcesOf(held), now)
+	})
 }
 
 // refuse notes that a cut was refused; the last good state stays in force, and the stream is begun anew, so that control's

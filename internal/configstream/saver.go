@@ -11,7 +11,6 @@ import (
 
 	configv1 "github.com/isthmus-mesh/isthmus/api/config/v1"
 	"github.com/isthmus-mesh/isthmus/internal/atomicfile"
-	"github.com/isthmus-mesh/isthmus/topology"
 )
 
 // saveEvery is the least time between two writings of the state.
@@ -31,10 +30,10 @@ func newSaver(file string, log *slog.Logger) *saver {
 	return &saver{file: file, log: log.With("file", file), wake: make(chan struct{}, 1)}
 }
 
-// keep makes this the state to be written. What it is given must not change after.
-func (s *saver) keep(hello *configv1.Hello, services []topology.ServiceName, resources []*configv1.Resource, now time.Time) {
+// keep makes what encode returns the state to be written. It is called once, from the saver's goroutine, or not at all.
+func (s *saver) keep(encode func() ([]byte, error)) {
 	s.mu.Lock()
-	s.next = func() ([]byte, error) { return encodeState(hello, services, resources, now) }
+	s.next = encode
 	s.mu.Unlock()
 	select {
 	case s.wake <- struct{}{}:

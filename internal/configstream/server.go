@@ -3,7 +3,9 @@ package configstream
 import (
 	"context"
 	"errors"
+	"iter"
 	"log/slog"
+	"maps"
 	"slices"
 	"sync"
 	"time"
@@ -24,8 +26,8 @@ type ServerConfig struct {
 
 	// Peer says who is at the other end of a stream, by its context.
 	Peer func(ctx context.Context) (spiffeid.ID, error)
-	// Admit decides whether id may be what its Hello says, and which keys it may see. visible is asked anew for each cut, by
-	// one goroutine a stream. What is addressed to another receiver (ReceiverOf) is never sent, whatever visible says. An
+	// Admit decides whether id may be what its Hello says, and which keys it may see. visible is asked anew for each
+	// World, by one goroutine a stream. What is addressed to another receiver (ReceiverOf) is never sent, whatever visible says. An
 	// error ends the stream with PermissionDenied and its text.
 	Admit func(id spiffeid.ID, h *configv1.Hello) (visible func(key string) bool, err error)
 
@@ -48,20 +50,27 @@ type Session struct {
 	Since    time.Time
 
 	mu       sync.Mutex
-	services []topology.ServiceName // guarded by mu; replaced, never changed
+	services map[topology.ServiceName]struct{} // guarded by mu
 }
 
-// Services returns what the client is subscribed to, ordered by name. Not to be changed.
+// Services returns what the client is subscribed to, ordered by name.
 func (s *Session) Services() []topology.ServiceName {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	return s.services
+	return slices.SortedFunc(maps.Keys(s.services), topology.ServiceName.Compare)
 }
 
-func (s *Session) setServices(names []topology.ServiceName) {
+// note keeps what the view has, for those names.
+func (s *Session) note(v *view, names iter.Seq[topology.ServiceName]) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	s.services = names
+	for name := range names {
+		if _, ok := v.services[name]; ok {
+			s.services[name] = struct{}{}
+		} else {
+			delete(s.services, name)
+		}
+	}
 }
 
 // Server is the control's end of the stream: it sends each client what it may see of the present World.

@@ -53,12 +53,17 @@ func encodeState(hello *configv1.Hello, services []topology.ServiceName, resourc
 	if err := atMost("bytes of state", len(body), maxStateBytes-stateHeader); err != nil {
 		return nil, err
 	}
+	return sealState(body), nil
+}
+
+// sealState puts the header before a body.
+func sealState(body []byte) []byte {
 	sum := sha256.Sum256(body)
 	out := make([]byte, 0, stateHeader+len(body))
 	out = append(out, stateMagic...)
 	out = binary.BigEndian.AppendUint32(out, stateFormat)
 	out = append(out, sum[:]...)
-	return append(out, body...), nil
+	return append(out, body...)
 }
 
 func decodeState(b []byte, reader *configv1.Hello) (*kept, error) {

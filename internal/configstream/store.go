@@ -20,7 +20,7 @@ const (
 
 // store is what a client holds: every resource, as it came and as the topology has it. Owned by the client's loop.
 type store struct {
-	held    map[string]held // by key
+	held    map[string]held // by key; replaced as a whole
 	bytes   int
 	current published
 }
@@ -148,17 +148,20 @@ func (s *store) have() []*configv1.Have {
 	return out
 }
 
+// forgetVersions makes all that is held stale.
 func (s *store) forgetVersions() {
+	next := make(map[string]held, len(s.held))
 	for key, h := range s.held {
 		h.stale = true
-		s.held[key] = h
+		next[key] = h
 	}
+	s.held = next
 }
 
-// resources returns all that is held, ordered by key. Not to be changed.
-func (s *store) resources() []*configv1.Resource {
-	out := make([]*configv1.Resource, 0, len(s.held))
-	for _, h := range s.held {
+// resourcesOf returns all resources, ordered by key. Not to be changed.
+func resourcesOf(all map[string]held) []*configv1.Resource {
+	out := make([]*configv1.Resource, 0, len(all))
+	for _, h := range all {
 		out = append(out, h.resource)
 	}
 	slices.SortFunc(out, func(a, b *configv1.Resource) int { return cmp.Compare(a.GetKey(), b.GetKey()) })

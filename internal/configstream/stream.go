@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"io"
+	"maps"
 	"time"
 
 	"github.com/spiffe/go-spiffe/v2/spiffeid"
@@ -13,6 +14,7 @@ import (
 	"google.golang.org/grpc/status"
 
 	configv1 "github.com/isthmus-mesh/isthmus/api/config/v1"
+	"github.com/isthmus-mesh/isthmus/topology"
 )
 
 // How fast a client may ask and report. One that is faster is read slower, which its own flow control tells it.
@@ -65,7 +67,8 @@ func (st *stream) serve(ctx context.Context) error {
 	// The list of what the client holds is its affair no longer: the view has it, and a Session lives long.
 	hello.Have, hello.Services = nil, nil
 	session := &Session{ID: st.id, Hello: hello, Receiver: receiver, Since: time.Now()}
-	session.setServices(v.names())
+	session.services = make(map[topology.ServiceName]struct{}, len(v.services))
+	session.note(v, maps.Keys(v.services))
 	log := st.server.cfg.Log.With("peer", st.id.String(), "receiver", receiver)
 	log.InfoContext(ctx, "config stream opened", "version", hello.GetVersion(), "held", len(v.has), "services", len(v.services))
 	st.server.connect(session)
@@ -132,7 +135,7 @@ func (st *stream) handle(session *Session, v *view, r *configv1.Request) error {
 		if err := v.subscribe(m.Subscribe.GetAdd(), m.Subscribe.GetRemove()); err != nil {
 			return status.Error(codes.InvalidArgument, err.Error())
 		}
-		session.setServices(v.names())
+		session.note(v, maps.Keys(v.touched))
 	case *configv1.Request_Report:
 		if err := atMost("links", len(m.Report.GetLinks()), maxLinkReports); err != nil {
 			return status.Error(codes.InvalidArgument, err.Error())

@@ -108,21 +108,27 @@ func (c *Client) makeRoom() bool {
 	return true
 }
 
-// answer tells the subscribers what a cut says of their services: what it holds, and what it says is absent.
-func (c *Client) answer(absent []topology.ServiceName) {
+// answer tells the subscribers what a cut, which the store has applied, says of their services.
+func (c *Client) answer(cut stage) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	for name, s := range c.services {
-		if c.store.has(ServiceKey(name)) {
-			s.answer(true)
-		} else if s.isAnswered() {
-			s.present = false
-		}
-	}
-	for _, name := range absent {
+	tell := func(name topology.ServiceName) {
 		if s, ok := c.services[name]; ok {
 			s.answer(c.store.has(ServiceKey(name)))
 		}
+	}
+	for _, r := range cut.upsert {
+		if name, ok := serviceOf(r.GetKey()); ok {
+			tell(name)
+		}
+	}
+	for _, key := range cut.remove {
+		if name, ok := serviceOf(key); ok {
+			tell(name)
+		}
+	}
+	for _, name := range cut.absent {
+		tell(name)
 	}
 }
 

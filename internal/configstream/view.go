@@ -15,9 +15,10 @@ type view struct {
 	receiver string
 	gateway  bool
 	visible  func(key string) bool
-	has      map[string]string               // version by key, once everything sent has been applied
-	services map[topology.ServiceName]answer // subscriptions
-	begun    bool                            // the first cut was made
+	has      map[string]string                 // version by key, once everything sent has been applied
+	services map[topology.ServiceName]answer   // subscriptions
+	touched  map[topology.ServiceName]struct{} // subscribed or unsubscribed since the last difference
+	last     *World                            // that the last difference was made to
 }
 
 // answer is what a client was last told of a service that it subscribed to.
@@ -37,6 +38,7 @@ func newView(h *configv1.Hello, receiver string, visible func(string) bool) (*vi
 		visible:  visible,
 		has:      make(map[string]string, len(h.GetHave())),
 		services: make(map[topology.ServiceName]answer, len(h.GetServices())),
+		touched:  make(map[topology.ServiceName]struct{}),
 	}
 	if err := atMost("have", len(h.GetHave()), MaxHave); err != nil {
 		return nil, err
@@ -61,6 +63,7 @@ func (v *view) subscribe(add, remove []string) error {
 			return err
 		}
 		delete(v.services, name)
+		v.touched[name] = struct{}{}
 	}
 	for _, s := range add {
 		name, err := topology.ParseServiceName(s)
@@ -68,34 +71,9 @@ func (v *view) subscribe(add, remove []string) error {
 			return err
 		}
 		v.services[name] = answerNone
+		v.touched[name] = struct{}{}
 	}
 	return atMost("services", len(v.services), MaxSubscriptions)
-}
-
-// names returns the subscriptions, ordered.
-func (v *view) names() []topology.ServiceName {
-	out := make([]topology.ServiceName, 0, len(v.services))
-	for n := range v.services {
-		out = append(out, n)
-	}
-	slices.SortFunc(out, topology.ServiceName.Compare)
-	return out
-}
-
-// wanted yields all that the client should hold of w, but for the services.
-func (v *view) wanted(w *World) iter.Seq[*entry] {
-	return func(yield func(*entry) bool) {
-		for _, m := range []map[string]*entry{w.shared, w.owned[v.receiver]} {
-			for key, e := range m {
-				if e.reduced != nil && !v.gateway {
-					e = e.reduced
-				}
-				if v.visible(key) && !yield(e) {
-					return
-				}
-			}
-		}
-	}
 }
 
 // cut is the difference between what a client holds and what it should hold.
@@ -108,42 +86,19 @@ type cut struct {
 }
 
 // difference computes what takes the client from what it holds to its part of w, and notes it as held. The first cut is
-// always to be sent, so that the client knows where it stands.
+// always to be sent, so that the client knows where it stands. For a World that is not new, it looks at the
+// subscriptions that are.
 func (v *view) difference(w *World) cut {
-	c := cut{revision: w.revision}
-	keep := make(map[string]struct{}, len(v.has))
-	want := func(e *entry) {
-		key := e.resource.GetKey()
-		keep[key] = struct{}{}
-		if v.has[key] != e.version {
-			c.upsert = append(c.upsert, e)
+	c := cut{revision: w.revision, changed: v.last == nil}
+	if v.last == w {
+		for name := range v.touched {
+			v.compareService(&c, w, name)
 		}
+	} else {
+		v.compareAll(&c, w)
 	}
-	for e := range v.wanted(w) {
-		want(e)
-	}
-	for name, last := range v.services {
-		key := ServiceKey(name)
-		e, exists := w.services[name]
-		_, withheld := w.withheld[key]
-		_, held := v.has[key]
-		switch {
-		case exists && v.visible(key):
-			want(e)
-			v.services[name] = answerPresent
-		case withheld && held && v.visible(key):
-			v.services[name] = answerPresent
-		case last != answerAbsent:
-			c.absent = append(c.absent, name.String())
-			v.services[name] = answerAbsent
-		}
-	}
-	for key := range v.has {
-		if _, ok := keep[key]; ok || v.retained(w, key) {
-			continue
-		}
-		c.remove = append(c.remove, key)
-	}
+	v.last = w
+	clear(v.touched)
 	for _, e := range c.upsert {
 		v.has[e.resource.GetKey()] = e.version
 	}
@@ -153,22 +108,78 @@ func (v *view) difference(w *World) cut {
 	slices.SortFunc(c.upsert, func(a, b *entry) int { return strings.Compare(a.resource.GetKey(), b.resource.GetKey()) })
 	slices.Sort(c.remove)
 	slices.Sort(c.absent)
-	c.changed = !v.begun || len(c.upsert)+len(c.remove)+len(c.absent) > 0
-	v.begun = true
+	c.changed = c.changed || len(c.upsert)+len(c.remove)+len(c.absent) > 0
 	return c
 }
 
-// retained reports whether the client keeps what it holds under key, because w withholds its successor.
-func (v *view) retained(w *World, key string) bool {
-	if _, ok := w.withheld[key]; !ok || !v.visible(key) {
-		return false
+func (v *view) compareAll(c *cut, w *World) {
+	for _, entries := range []map[string]*entry{w.shared, w.owned[v.receiver]} {
+		for key, e := range entries {
+			if v.visible(key) {
+				v.want(c, v.formOf(e))
+			}
+		}
 	}
-	name, ok := serviceOf(key)
-	if !ok {
-		return true
+	for name := range v.services {
+		v.compareService(c, w, name)
 	}
-	_, subscribed := v.services[name]
-	return subscribed
+	for key := range v.has {
+		name, isService := serviceOf(key)
+		if _, subscribed := v.services[name]; isService && subscribed {
+			continue // compared above
+		}
+		if isService || !v.stays(w, key) {
+			c.remove = append(c.remove, key)
+		}
+	}
+}
+
+// compareService adds to c what is to be said of one service.
+func (v *view) compareService(c *cut, w *World, name topology.ServiceName) {
+	key := ServiceKey(name)
+	last, subscribed := v.services[name]
+	_, held := v.has[key]
+	_, withheld := w.withheld[key]
+	e, exists := w.services[name]
+	visible := v.visible(key)
+	switch {
+	case subscribed && exists && visible:
+		v.want(c, e)
+		v.services[name] = answerPresent
+	case subscribed && withheld && held && visible:
+		v.services[name] = answerPresent
+	default:
+		if held {
+			c.remove = append(c.remove, key)
+		}
+		if subscribed && last != answerAbsent {
+			c.absent = append(c.absent, name.String())
+			v.services[name] = answerAbsent
+		}
+	}
+}
+
+// want adds e to c, if the client does not hold it.
+func (v *view) want(c *cut, e *entry) {
+	if v.has[e.resource.GetKey()] != e.version {
+		c.upsert = append(c.upsert, e)
+	}
+}
+
+// formOf returns the form of e that the client gets.
+func (v *view) formOf(e *entry) *entry {
+	if e.reduced != nil && !v.gateway {
+		return e.reduced
+	}
+	return e
+}
+
+// stays reports whether what the client holds under key, which is not a service's, is still its, or is withheld now.
+func (v *view) stays(w *World, key string) bool {
+	_, shared := w.shared[key]
+	_, owned := w.owned[v.receiver][key]
+	_, withheld := w.withheld[key]
+	return (shared || owned || withheld) && v.visible(key)
 }
 
 // messages splits a cut into messages of about MaxMessage bytes; the last one is complete. At least one.

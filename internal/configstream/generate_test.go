@@ -1,0 +1,242 @@
+package configstream
+
+import (
+	"crypto/ecdsa"
+	"crypto/elliptic"
+	"crypto/rand"
+	"crypto/x509"
+	"math/big"
+	"net/netip"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/spiffe/go-spiffe/v2/spiffeid"
+	"pgregory.net/rapid"
+
+	"github.com/isthmus-mesh/isthmus/topology"
+)
+
+// Generators of the topology's values, in every form that may travel.
+
+var (
+	genLabel   = rapid.StringMatching(`[a-z]([a-z0-9-]{0,8}[a-z0-9])?`)
+	genText    = rapid.StringMatching(`[a-zA-Zåß 0-9./_-]{0,12}`)
+	genLabels  = rapid.MapOfN(rapid.StringMatching(`[a-z./]{1,9}`), genText, 0, 3)
+	genAddr    = rapid.Custom(func(t *rapid.T) netip.Addr { return genIP(t) })
+	genPort    = rapid.Uint16Min(1)
+	genPorts   = rapid.SliceOfN(genPort, 0, 4)
+	genProto   = rapid.SampledFrom([]topology.Protocol{topology.TCP, topology.HTTP, topology.HTTP2, topology.GRPC})
+	genCount   = rapid.IntRange(0, maxCount)
+	genAddress = rapid.SampledFrom([]string{"", "127.0.0.1:1", "[::1]:65535", "gateway.example:443"})
+)
+
+func genIP(t *rapid.T) netip.Addr {
+	if rapid.Bool().Draw(t, "v6") {
+		return netip.AddrFrom16([16]byte(rapid.SliceOfN(rapid.Byte(), 16, 16).Draw(t, "ip")))
+	}
+	return netip.AddrFrom4([4]byte(rapid.SliceOfN(rapid.Byte(), 4, 4).Draw(t, "ip")))
+}
+
+func genAddrPort(t *rapid.T) netip.AddrPort {
+	return netip.AddrPortFrom(genIP(t), genPort.Draw(t, "port"))
+}
+
+func genCluster(t *rapid.T) topology.ClusterName {
+	c, err := topology.ParseClusterName(genLabel.Draw(t, "cluster"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	return c
+}
+
+func genName(t *rapid.T) topology.ServiceName {
+	n, err := topology.NewServiceName(genLabel.Draw(t, "namespace"), genLabel.Draw(t, "name"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	return n
+}
+
+func genDomain(t *rapid.T) spiffeid.TrustDomain {
+	return spiffeid.RequireTrustDomainFromString(genLabel.Draw(t, "domain") + ".example")
+}
+
+func genID(t *rapid.T) spiffeid.ID {
+	return spiffeid.RequireFromSegments(genDomain(t), "ns", genLabel.Draw(t, "ns"), "sa", genLabel.Draw(t, "sa"))
+}
+
+func genLocality(t *rapid.T) topology.Locality {
+	return topology.Locality{Region: genText.Draw(t, "region"), Zone: genText.Draw(t, "zone")}
+}
+
+func genEndpoint(t *rapid.T) topology.Endpoint {
+	return topology.Endpoint{
+		ID:       rapid.StringMatching(`[a-z0-9-]{1,12}`).Draw(t, "id"),
+		Address:  genAddrPort(t),
+		Server:   genID(t),
+		Locality: genLocality(t),
+		Labels:   genLabels.Draw(t, "labels"),
+		Ports:    genPorts.Draw(t, "ports"),
+		Ready:    rapid.Bool().Draw(t, "ready"),
+		Capacity: genCount.Draw(t, "capacity"),
+		StandIn:  rapid.Bool().Draw(t, "stand_in"),
+	}
+}
+
+func genEndpoints(t *rapid.T) []topology.Endpoint {
+	return rapid.SliceOfNDistinct(rapid.Custom(genEndpoint), 0, 4, func(e topology.Endpoint) string { return e.ID }).Draw(t, "endpoints")
+}
+
+func genRemote(t *rapid.T) topology.Remote {
+	return topology.Remote{
+		Cluster: genCluster(t),
+		Servers: rapid.SliceOfN(rapid.Custom(genID), 0, 3).Draw(t, "servers"),
+		Ports:   genPorts.Draw(t, "ports"),
+		Ready:   genCount.Draw(t, "ready"),
+		Labels:  genLabels.Draw(t, "labels"),
+		Stale:   rapid.Bool().Draw(t, "stale"),
+	}
+}
+
+func genSelector(t *rapid.T) topology.Selector {
+	return topology.Selector{
+		Cluster: genText.Draw(t, "cluster"), Region: genText.Draw(t, "region"), Zone: genText.Draw(t, "zone"), Labels: genLabels.Draw(t, "labels"),
+	}
+}
+
+func genPolicy(t *rapid.T) *topology.Policy {
+	if rapid.Bool().Draw(t, "default_policy") {
+		return nil
+	}
+	p := &topology.Policy{Name: genText.Draw(t, "policy"), Never: rapid.SliceOfN(rapid.Custom(genSelector), 0, 2).Draw(t, "never")}
+	for range rapid.IntRange(0, 3).Draw(t, "tiers") {
+		p.Tiers = append(p.Tiers, topology.Tier{
+			Name: genText.Draw(t, "tier"), Match: genSelector(t), Weights: rapid.MapOfN(genLabel, rapid.Uint32(), 0, 3).Draw(t, "weights"),
+		})
+	}
+	return p
+}
+
+func genService(t *rapid.T) *topology.Service {
+	s := &topology.Service{
+		Name:          genName(t),
+		ClusterIPs:    rapid.SliceOfN(genAddr, 0, 2).Draw(t, "cluster_ips"),
+		ClusterSetIPs: rapid.SliceOfN(genAddr, 0, 2).Draw(t, "clusterset_ips"),
+		Imported:      rapid.Bool().Draw(t, "imported"),
+		Exported:      rapid.Bool().Draw(t, "exported"),
+		Headless:      rapid.Bool().Draw(t, "headless"),
+		Endpoints:     genEndpoints(t),
+		Remotes: rapid.SliceOfNDistinct(rapid.Custom(genRemote), 0, 3,
+			func(r topology.Remote) topology.ClusterName { return r.Cluster }).Draw(t, "remotes"),
+		Policy: genPolicy(t),
+	}
+	for range rapid.IntRange(0, 3).Draw(t, "ports") {
+		s.Ports = append(s.Ports, topology.Port{Name: genText.Draw(t, "port_name"), Number: genPort.Draw(t, "port"), Protocol: genProto.Draw(t, "protocol")})
+	}
+	return s
+}
+
+func genGateway(t *rapid.T) topology.Gateway {
+	return topology.Gateway{
+		ID:       rapid.StringMatching(`[A-Za-z0-9_-]{1,12}`).Draw(t, "id"),
+		Address:  genAddress.Draw(t, "address"),
+		QUIC:     genAddress.Draw(t, "quic"),
+		Identity: genID(t),
+		Zone:     genText.Draw(t, "zone"),
+		Draining: rapid.Bool().Draw(t, "draining"),
+	}
+}
+
+func genPeer(t *rapid.T) *topology.Cluster {
+	return &topology.Cluster{
+		Name:     genCluster(t),
+		Domain:   genDomain(t),
+		Region:   genText.Draw(t, "region"),
+		Link:     rapid.SampledFrom([]topology.LinkState{topology.LinkUnknown, topology.LinkUp, topology.LinkDown}).Draw(t, "link"),
+		RTT:      time.Duration(rapid.Int64Range(0, int64(maxRTT/time.Microsecond)).Draw(t, "rtt")) * time.Microsecond,
+		Gateways: rapid.SliceOfN(rapid.Custom(genGateway), 0, 3).Draw(t, "gateways"),
+	}
+}
+
+func genExport(t *rapid.T) *topology.Export {
+	return &topology.Export{
+		Name: genName(t), Ports: genPorts.Draw(t, "ports"),
+		Audience: rapid.SliceOfN(rapid.Custom(genCluster), 0, 3).Draw(t, "audience"), Endpoints: genEndpoints(t),
+	}
+}
+
+func genInbound(t *rapid.T) *topology.Inbound {
+	in := &topology.Inbound{Name: genName(t)}
+	for range rapid.IntRange(0, 3).Draw(t, "ports") {
+		in.Ports = append(in.Ports, topology.InboundPort{
+			Number: genPort.Draw(t, "port"), Protocol: genProto.Draw(t, "protocol"),
+			Targets: rapid.SliceOfN(rapid.Custom(genAddrPort), 0, 3).Draw(t, "targets"),
+		})
+	}
+	return in
+}
+
+func genSelf(t *rapid.T) topology.Self {
+	return topology.Self{
+		Cluster: genCluster(t), Domain: genDomain(t), Locality: genLocality(t),
+		Namespace: genText.Draw(t, "namespace"), Workload: genText.Draw(t, "workload"),
+	}
+}
+
+func genBundle(t *rapid.T) BundleData {
+	b := BundleData{Authorities: authorities()[:rapid.IntRange(0, 2).Draw(t, "authorities")]}
+	b.Revoked = make(map[[32]byte]struct{})
+	for range rapid.IntRange(0, 3).Draw(t, "revoked") {
+		b.Revoked[[32]byte(rapid.SliceOfN(rapid.Byte(), 32, 32).Draw(t, "key"))] = struct{}{}
+	}
+	return b
+}
+
+// authorities are two roots.
+var authorities = sync.OnceValue(func() []*x509.Certificate {
+	var out []*x509.Certificate
+	for i := range 2 {
+		key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
+		if err != nil {
+			panic(err)
+		}
+		template := &x509.Certificate{
+			SerialNumber: big.NewInt(int64(i + 1)), NotAfter: time.Now().Add(time.Hour),
+			IsCA: true, BasicConstraintsValid: true, KeyUsage: x509.KeyUsageCertSign,
+		}
+		der, err := x509.CreateCertificate(rand.Reader, template, template, key.Public(), key)
+		if err != nil {
+			panic(err)
+		}
+		c, err := x509.ParseCertificate(der)
+		if err != nil {
+			panic(err)
+		}
+		out = append(out, c)
+	}
+	return out
+})
+
+// service returns a service with one port, as tests want it; n makes versions differ.
+func service(tb testing.TB, name string, n int) *topology.Service {
+	tb.Helper()
+	parsed, err := topology.ParseServiceName(name)
+	if err != nil {
+		tb.Fatal(err)
+	}
+	return &topology.Service{
+		Name: parsed, Imported: true,
+		Ports:   []topology.Port{{Number: 80, Protocol: topology.HTTP}},
+		Remotes: []topology.Remote{{Cluster: cluster(tb, "us"), Ports: []uint16{80}, Ready: n}},
+	}
+}
+
+func cluster(tb testing.TB, name string) topology.ClusterName {
+	tb.Helper()
+	c, err := topology.ParseClusterName(name)
+	if err != nil {
+		tb.Fatal(err)
+	}
+	return c
+}
