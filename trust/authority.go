@@ -22,6 +22,8 @@ const (
 	defaultIssuingLifetime = 48 * time.Hour
 	defaultSVIDLifetime    = time.Hour
 
+	authorityNap = 10 * time.Minute // looks again that often, in case the wall clock was set or the machine asleep
+
 	backdate   = 2 * time.Minute // for peers whose clocks are behind
 	maxRequest = 16 << 10        // bytes of a certificate request
 )
@@ -250,7 +252,7 @@ func (a *Authority) Run(ctx context.Context) error {
 				a.cfg.Log.Info("authority renewed again")
 			}
 		}
-		pause := longestNap
+		pause := authorityNap
 		if err == nil {
 			pause = min(pause, max(0, a.state.Load().nextStep(a.cfg).Sub(now)))
 		}

@@ -15,6 +15,9 @@ import (
 // stepRetry is the pause after a step failed, for a full disk as a rule.
 const stepRetry = 10 * time.Second
 
+// maxRounds: after a sleep past the end of both root and successor, it takes two to come to a root that lives.
+const maxRounds = 4
+
 // maintain does what is due. A step that fails leaves what is there in use, and is tried again after stepRetry.
 func (a *Authority) maintain(now time.Time) error {
 	if s := a.state.Load(); s.issuing != nil && now.Before(s.nextStep(a.cfg)) {
@@ -27,6 +30,24 @@ func (a *Authority) maintain(now time.Time) error {
 	}
 	old := a.state.Load()
 	s := old
+	for range maxRounds { // more than one only after a long sleep
+		before := s
+		s, a.failed = a.round(s, now)
+		if a.failed != nil || s == before {
+			break
+		}
+	}
+	a.retryAt = now.Add(stepRetry)
+	a.state.Store(s)
+	if a.changed != nil && !slices.EqualFunc(old.roots(), s.roots(), (*x509.Certificate).Equal) {
+		close(a.changed)
+		a.changed = nil
+	}
+	return a.failed
+}
+
+// round takes each step that is due, in order.
+func (a *Authority) round(s *authorityState, now time.Time) (*authorityState, error) {
 	var errs []error
 	for _, step := range []func(*authorityState, time.Time) (*authorityState, error){
 		a.prepare, a.activate, a.renewIssuing, a.retire,
@@ -37,13 +58,7 @@ func (a *Authority) maintain(now time.Time) error {
 		}
 		s = next
 	}
-	a.failed, a.retryAt = errors.Join(errs...), now.Add(stepRetry)
-	a.state.Store(s)
-	if a.changed != nil && !slices.EqualFunc(old.roots(), s.roots(), (*x509.Certificate).Equal) {
-		close(a.changed)
-		a.changed = nil
-	}
-	return a.failed
+	return s, errors.Join(errs...)
 }
 
 // nextStep is when something is due; it may be past.
@@ -139,8 +154,12 @@ func (a *Authority) renewIssuing(s *authorityState, now time.Time) (*authoritySt
 	}
 	changed := *s
 	changed.issuing, changed.under = issuing, s.root.certificate
+	if err := a.save(issuingFile, issuing, replaceFile); err != nil {
+		a.cfg.Log.Warn("new issuing CA in use, but not kept on disk", "not_after", issuing.certificate.NotAfter, "error", err)
+		return &changed, nil
+	}
 	a.cfg.Log.Info("new issuing CA in use", "not_after", issuing.certificate.NotAfter)
-	return &changed, a.save(issuingFile, issuing, replaceFile)
+	return &changed, nil
 }
 
 // retire stops publishing a root that has ended.
