@@ -146,6 +146,9 @@ func getter[T any](
 				views = append(views, view[T]{a.status.Cluster, append([]T{}, a.answer...)}) // [] rather than null
 			}
 		}
+		if failed := failures(all); len(views) == 0 && failed != nil {
+			return failed
+		}
 		err = output.Write(c.OutOrStdout(), f, views, func() output.Table {
 			t := table
 			t.Empty = "none"

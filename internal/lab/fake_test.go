@@ -30,9 +30,18 @@ func TestMain(m *testing.M) {
 			os.Exit(1)
 		}
 	default:
-		os.Exit(m.Run())
+		code := m.Run()
+		for _, clean := range cleanups {
+			clean()
+		}
+		os.Exit(code)
 	}
 }
+
+var cleanups []func()
+
+// Cleanup has something done when all tests of the package have ended.
+func Cleanup(f func()) { cleanups = append(cleanups, f) }
 
 // fakes returns a folder with the test binary under the names of the programs.
 func fakes(t *testing.T) Binaries {

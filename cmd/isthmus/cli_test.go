@@ -1,0 +1,341 @@
+package main
+
+import (
+	"bytes"
+	"encoding/json"
+	"net"
+	"net/http"
+	"net/http/httptest"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/google/go-cmp/cmp"
+
+	"github.com/isthmus-mesh/isthmus/api/admin"
+	"github.com/isthmus-mesh/isthmus/topology"
+)
+
+// control serves api/admin with canned answers on a Unix socket, and returns its path.
+func control(t *testing.T, answers map[string]any) string {
+	t.Helper()
+	dir, err := os.MkdirTemp("", "isthmus-") // t.TempDir is too long for a Unix socket on some systems
+	if err != nil {
+		t.Fatal(err)
+	}
+	socket := filepath.Join(dir, "s")
+	l, err := net.Listen("unix", socket)
+	if err != nil {
+		t.Fatal(err)
+	}
+	server := &http.Server{Handler: http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		answer, ok := answers[r.URL.Path]
+		if !ok {
+			w.WriteHeader(http.StatusNotFound)
+			answer = map[string]string{"error": "there is no " + r.URL.Path}
+		}
+		_ = json.NewEncoder(w).Encode(answer)
+	})}
+	done := make(chan struct{})
+	go func() { defer close(done); _ = server.Serve(l) }()
+	t.Cleanup(func() {
+		_ = server.Close()
+		<-done
+		_ = os.RemoveAll(dir)
+	})
+	return socket
+}
+
+// isthmus runs the command and returns what it prints, and its exit code.
+func isthmus(t *testing.T, args ...string) (stdout, stderr string, code int) {
+	t.Helper()
+	var out, chatter bytes.Buffer
+	err := run(t.Context(), args, strings.NewReader(""), &out, &chatter)
+	return out.String(), chatter.String() + complaint(err), exitCode(err)
+}
+
+// alone makes sure that a test speaks of no mesh of whoever runs it.
+func alone(t *testing.T) {
+	t.Helper()
+	t.Setenv("XDG_CACHE_HOME", t.TempDir())
+	t.Setenv("HOME", t.TempDir())
+	t.Setenv(envControl, "")
+	t.Setenv(envPlayground, "")
+}
+
+var healthy = admin.Status{
+	Cluster: "eu", TrustDomain: "eu.test", Region: "europe", Version: "v0", Ready: true, Started: time.Now().Add(-time.Hour),
+	RootExpires: time.Date(2027, 1, 2, 0, 0, 0, 0, time.UTC), Services: 1, Imports: 1,
+	Manifests: admin.ManifestState{Source: "/m", Objects: 4},
+	Peers:     []admin.Peer{{Cluster: "us", TrustDomain: "us.test", State: "Fresh", Bus: "connected", Gateways: 2, Services: 1}},
+	Links:     []admin.Link{{Gateway: "gateway-0", Cluster: "us", State: "up", Connections: 4, RTT: 1500 * time.Microsecond}},
+	Proxies:   []admin.Proxy{{Program: "gateway", Name: "gateway-0", Connected: true}},
+}
+
+func TestStatus(t *testing.T) {
+	alone(t)
+	out, chatter, code := isthmus(t, "status", "--control", control(t, map[string]any{"/v1/status": healthy}))
+	if code != exitOK || chatter != "" {
+		t.Errorf("exit %d: %s", code, chatter)
+	}
+	want := `CLUSTER   READY   PEERS   LINKS   PROXIES   SERVICES   EXPORTS   IMPORTS   MANIFESTS
+eu        yes     1/1     1/1     1/1       1          0         1         4 objects
+
+CLUSTER   PEER   STATE   SERVICES   GATEWAYS   BUS         LAST WORD   REASON
+eu        us     Fresh   1          2          connected   never       -
+
+CLUSTER   GATEWAY     LINK TO   STATE   CONNECTIONS   RTT     DETAIL
+eu        gateway-0   us        up      4             1.5ms   -
+`
+	if d := cmp.Diff(want, out); d != "" {
+		t.Errorf("output (-want +got):\n%s", d)
+	}
+}
+
+func TestStatusFindings(t *testing.T) {
+	alone(t)
+	sick := healthy
+	sick.Ready, sick.Missing = false, []string{"bus: not listening"}
+	sick.Manifests.Problems = []admin.Problem{{File: "pay.yaml", Line: 7, Object: "Service shop/pay", Reason: `unknown key "prots"`}}
+	sick.Peers = []admin.Peer{{Cluster: "us", State: "Stale", Reason: "no word for 70 s"}}
+	sick.Links = []admin.Link{{Gateway: "gateway-0", Cluster: "us", State: "down", Detail: "refused"}}
+	sick.Proxies = []admin.Proxy{{Program: "sidecar", Name: "shop/web"}}
+	out, chatter, code := isthmus(t, "status", "--control", control(t, map[string]any{"/v1/status": sick}))
+	if code != exitFinding || chatter != "isthmus: 5 finding(s)" {
+		t.Errorf("exit %d: %s", code, chatter)
+	}
+	_, found, _ := strings.Cut(out, "FINDINGS\n")
+	want := `eu: not ready: bus: not listening
+eu: pay.yaml:7: Service shop/pay: unknown key "prots" (the last good state stays in force)
+eu: peer us: Stale no word for 70 s
+eu: link gateway-0 to us: down refused
+eu: sidecar shop/web: not connected
+`
+	if d := cmp.Diff(want, found); d != "" {
+		t.Errorf("findings (-want +got):\n%s", d)
+	}
+}
+
+func TestStatusJSONOfOneAliveAndOneDead(t *testing.T) {
+	alone(t)
+	dead := filepath.Join(t.TempDir(), "nobody.sock")
+	t.Setenv(envControl, control(t, map[string]any{"/v1/status": healthy})+string(filepath.ListSeparator)+dead)
+	out, chatter, code := isthmus(t, "status", "-o", "json")
+	if code != exitUnreachable || !strings.Contains(chatter, dead) {
+		t.Errorf("exit %d: %s", code, chatter)
+	}
+	var got []struct{ Socket, Cluster, Error string }
+	if err := json.Unmarshal([]byte(out), &got); err != nil {
+		t.Fatalf("%v in:\n%s", err, out)
+	}
+	if len(got) != 2 || got[0].Cluster != "eu" || got[1].Socket != dead || got[1].Error == "" {
+		t.Errorf("%+v", got)
+	}
+}
+
+func TestGet(t *testing.T) {
+	alone(t)
+	socket := control(t, map[string]any{
+		"/v1/status":   healthy,
+		"/v1/services": []admin.Service{{Namespace: "shop", Name: "checkout", Ports: []string{"80/http", "9090/grpc"}, Endpoints: 2, Ready: 1, Exported: true}},
+		"/v1/exports":  []admin.Export{},
+		"/v1/endpoints": []admin.Endpoint{{
+			Service: "checkout.shop", Cluster: "eu", ID: "checkout-0", Address: "10.0.0.1:15008", SPIFFEID: []string{"spiffe://eu.test/x"},
+			Ready: 1, Capacity: 1, StandIn: true,
+		}},
+	})
+	for _, c := range []struct{ args, want string }{
+		{"get services", "CLUSTER   NAMESPACE   NAME       PORTS                READY   EXPORTED   IMPORTED\neu        shop        checkout   80/http, 9090/grpc   1/2     yes        no\n"},
+		{"get exports", "none\n"},
+		{"get exports -o json", "[\n  {\n    \"seen_from\": \"eu\",\n    \"items\": []\n  }\n]\n"},
+		{"get ep -o wide", "SEEN FROM   SERVICE         CLUSTER   COPY         ADDRESS          READY   ZONE   NOTE                   SPIFFE ID\neu          checkout.shop   eu        checkout-0   10.0.0.1:15008   1/1     -      node proxy stands in   spiffe://eu.test/x\n"},
+		{"get service -o yaml", "- items:\n  - endpoints: 2\n    exported: true\n    imported: false\n    name: checkout\n    namespace: shop\n    ports:\n    - 80/http\n    - 9090/grpc\n    ready: 1\n  seen_from: eu\n"},
+	} {
+		out, chatter, code := isthmus(t, append(strings.Fields(c.args), "--control", socket)...)
+		if code != exitOK {
+			t.Errorf("%s: exit %d: %s", c.args, code, chatter)
+		}
+		if d := cmp.Diff(c.want, out); d != "" {
+			t.Errorf("%s (-want +got):\n%s", c.args, d)
+		}
+	}
+	if _, chatter, code := isthmus(t, "get", "peers", "--control", socket); code != exitFinding || !strings.Contains(chatter, "there is no /v1/peers (HTTP 404)") {
+		t.Errorf("an error of the control: exit %d: %s", code, chatter)
+	}
+}
+
+func TestExplain(t *testing.T) {
+	alone(t)
+	var asked string
+	answer := topology.Explanation{
+		Service: name(t, "checkout.shop"), Port: 80, Protocol: topology.HTTP, Policy: "shop/checkout",
+		From: topology.Caller{Cluster: cluster(t, "eu"), Workload: "shop/web"},
+		Rows: []topology.ExplanationRow{
+			{Rank: 1, Tier: "us", Cluster: cluster(t, "us"), Ready: 2, Share: 1, Traffic: 1, State: topology.Active, Reason: "policy"},
+			{Rank: 2, Tier: "ap", Cluster: cluster(t, "ap"), Ready: 1, Share: 1, State: topology.LastResort, Reason: "link down", Stale: true},
+			{Cluster: cluster(t, "eu"), Endpoint: "checkout-0", State: topology.Excluded, Reason: "not ready"},
+		},
+	}
+	sidecar := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		asked = r.URL.RequestURI()
+		_ = json.NewEncoder(w).Encode(answer)
+	}))
+	defer sidecar.Close()
+	socket := control(t, map[string]any{
+		"/v1/status": healthy,
+		"/v1/proxies": []admin.Proxy{
+			{Program: "gateway", Name: "gateway-0"},
+			{Program: "sidecar", Name: "shop/web", Admin: sidecar.Listener.Addr().String()},
+		},
+	})
+	out, chatter, code := isthmus(t, "explain", "eu/web", "checkout.shop", "--port", "80", "--control", socket)
+	if code != exitOK || asked != "/explain?port=80&to=checkout.shop" {
+		t.Errorf("exit %d, asked %q: %s", code, asked, chatter)
+	}
+	want := `eu/shop/web calls checkout.shop port 80 (http), by policy shop/checkout:
+
+RANK   TIER   TARGET          SHARE   READY   STATE         WHY
+1      us     cluster us      100%    2       active        policy
+2      ap     cluster ap      0%      1       last resort   link down (its cluster's last word is old)
+-      -      eu/checkout-0   0%      0       excluded      not ready
+`
+	if d := cmp.Diff(want, out); d != "" {
+		t.Errorf("explanation (-want +got):\n%s", d)
+	}
+
+	answer.Rows, answer.Error = nil, &topology.Failure{Code: "no_candidates", Message: "no copy may be used"}
+	if out, _, code := isthmus(t, "explain", "eu/shop/web", "checkout.shop", "--control", socket); code != exitFinding || !strings.Contains(out, "Nowhere to go: no copy may be used") {
+		t.Errorf("nowhere to go: exit %d:\n%s", code, out)
+	}
+	for args, want := range map[string]string{
+		"eu/nobody checkout.shop": "it knows: eu/shop/web",
+		"us/web checkout.shop":    "there are: eu",
+		"web checkout.shop":       "want CLUSTER/WORKLOAD",
+		"nonsense":                "neither an error code",
+	} {
+		_, chatter, code := isthmus(t, append(append([]string{"explain"}, strings.Fields(args)...), "--control", socket)...)
+		if code != exitUsage || !strings.Contains(chatter, want) {
+			t.Errorf("explain %s: exit %d: %s", args, code, chatter)
+		}
+	}
+}
+
+func TestExplainCode(t *testing.T) {
+	alone(t)
+	out, _, code := isthmus(t, "explain", "IST2005")
+	if code != exitOK || !strings.HasPrefix(out, "IST2005  No cluster exports the service\n") {
+		t.Errorf("exit %d:\n%s", code, out)
+	}
+}
+
+func TestIntroductionIsAManifest(t *testing.T) {
+	alone(t)
+	socket := control(t, map[string]any{"/v1/status": healthy, "/v1/introduction": admin.Introduction{
+		Cluster: "eu", TrustDomain: "eu.test", RootFingerprint: "sha256:00", BusKey: "UKEY", BusURLs: []string{"tls://10.0.0.1:4222"},
+	}})
+	out, _, code := isthmus(t, "introduction", "--control", socket)
+	want := `apiVersion: isthmus.dev/v1alpha1
+kind: ClusterPeer
+metadata: {name: eu}
+spec:
+  trustDomain: eu.test
+  rootFingerprint: sha256:00
+  bus:
+    key: UKEY
+    urls: ["tls://10.0.0.1:4222"]
+`
+	if d := cmp.Diff(want, out); d != "" || code != exitOK {
+		t.Errorf("exit %d (-want +got):\n%s", code, d)
+	}
+}
+
+func TestJoinToken(t *testing.T) {
+	alone(t)
+	socket := control(t, map[string]any{"/v1/status": healthy, "/v1/tokens": admin.Token{Token: "secret", Expires: time.Now().Add(time.Hour)}})
+	out, chatter, code := isthmus(t, "join-token", "--workload", "shop/web", "--control", socket)
+	if code != exitOK || out != "secret\n" || !strings.Contains(chatter, "good once") {
+		t.Errorf("exit %d: %q, %q", code, out, chatter)
+	}
+	for _, args := range [][]string{{}, {"--gateway", "a", "--node", "b"}} {
+		if _, _, code := isthmus(t, append([]string{"join-token", "--control", socket}, args...)...); code != exitUsage {
+			t.Errorf("join-token %v: exit %d", args, code)
+		}
+	}
+}
+
+func TestExitCodesAndWords(t *testing.T) {
+	alone(t)
+	empty := t.TempDir()
+	for _, c := range []struct {
+		args string
+		code int
+		want string
+	}{
+		{"status", exitUsage, "start one: isthmus playground up"},
+		{"status --playground " + empty, exitUnreachable, "no playground in " + empty},
+		{"get services --control /nowhere.sock", exitUnreachable, "control at /nowhere.sock: unreachable"},
+		{"get frobs", exitUsage, "is none of services, endpoints"},
+		{"get services -o xml", exitUsage, "want one of table, wide, json, yaml"},
+		{"status extra", exitUsage, "unknown command"},
+		{"frobnicate", exitUsage, "unknown command"},
+		{"playground break", exitUsage, "name at least one target"},
+		{"playground up --clusters 1 --dir " + empty, exitUsage, "2 to 16 clusters"},
+		{"playground status --dir " + empty, exitUnreachable, "isthmus playground up --dir " + empty},
+		{"playground down --dir " + empty, exitOK, "nothing to do"},
+	} {
+		out, chatter, code := isthmus(t, strings.Fields(c.args)...)
+		if code != c.code || !strings.Contains(chatter, c.want) || out != "" {
+			t.Errorf("isthmus %s: exit %d, want %d; stdout %q, stderr %q", c.args, code, c.code, out, chatter)
+		}
+	}
+}
+
+// A control that takes the connection and never answers ends in a time-out, not in a wait.
+func TestTimeout(t *testing.T) {
+	alone(t)
+	l, err := net.Listen("unix", filepath.Join(t.TempDir(), "s"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() { _ = l.Close() }()
+	if _, chatter, code := isthmus(t, "status", "--timeout", "50ms", "--control", l.Addr().String()); code != exitTimeout {
+		t.Errorf("exit %d: %s", code, chatter)
+	}
+}
+
+func TestCompletion(t *testing.T) {
+	alone(t)
+	for _, shell := range []string{"bash", "zsh", "fish", "powershell"} {
+		if out, _, code := isthmus(t, "completion", shell); code != exitOK || len(out) == 0 {
+			t.Errorf("completion %s: exit %d, %d bytes", shell, code, len(out))
+		}
+	}
+}
+
+func TestShellQuote(t *testing.T) {
+	for in, want := range map[string]string{"": "''", "/a/b-c.d": "/a/b-c.d", "/a b": "'/a b'", "it's": `'it'\''s'`, "$HOME": "'$HOME'"} {
+		if got := shellQuote(in); got != want {
+			t.Errorf("%q: %s, want %s", in, got, want)
+		}
+	}
+}
+
+func name(t *testing.T, s string) topology.ServiceName {
+	t.Helper()
+	n, err := topology.ParseServiceName(s)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return n
+}
+
+func cluster(t *testing.T, s string) topology.ClusterName {
+	t.Helper()
+	n, err := topology.ParseClusterName(s)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return n
+}

@@ -1,0 +1,480 @@
+package lab_test
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"net/http"
+	"net/http/httptest"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"regexp"
+	"slices"
+	"strconv"
+	"strings"
+	"sync"
+	"time"
+
+	"github.com/rogpeppe/go-internal/testscript"
+
+	"github.com/isthmus-mesh/isthmus/internal/lab"
+	"github.com/isthmus-mesh/isthmus/internal/lab/traffic"
+)
+
+// mesh is what one scenario acts on. Its commands run one after the other.
+type mesh struct {
+	binaries string
+	dir      string
+	ctx      context.Context //nolint:containedctx // of the scenario: the commands of testscript have none
+	cancel   context.CancelFunc
+	pg       *lab.Playground
+	loads    map[string]*load
+	held     map[string]net.Conn
+	servers  []*httptest.Server
+	watcher  *watcher
+}
+
+func newMesh(binaries, dir string) *mesh {
+	ctx, cancel := context.WithCancel(context.Background())
+	return &mesh{binaries: binaries, dir: dir, ctx: ctx, cancel: cancel, loads: map[string]*load{}, held: map[string]net.Conn{}}
+}
+
+func (m *mesh) close() {
+	for _, l := range m.loads {
+		l.stop()
+	}
+	for _, c := range m.held {
+		_ = c.Close()
+	}
+	for _, s := range m.servers {
+		s.Close()
+	}
+	if m.watcher != nil {
+		m.watcher.close()
+	}
+	if m.pg != nil {
+		_, _ = m.pg.Stop(m.ctx, time.Second)
+		m.pg.Close()
+	}
+	m.cancel()
+}
+
+// commands of the scenarios; see TestScenarios.
+var commands = map[string]func(ts *testscript.TestScript, neg bool, args []string){
+	"mesh":       command((*mesh).meshCommand),
+	"manifest":   command((*mesh).manifest),
+	"hold":       command((*mesh).hold),
+	"holds":      command((*mesh).holds),
+	"server":     command((*mesh).server),
+	"traffic":    command((*mesh).traffic),
+	"expect":     command((*mesh).expect),
+	"watch":      command((*mesh).watch),
+	"eventually": command((*mesh).eventually),
+	"never":      command((*mesh).never),
+	"call":       command((*mesh).call),
+	"logs":       command((*mesh).logs),
+	"isthmus":    command((*mesh).isthmus),
+}
+
+var errUsage = errors.New("usage: see TestScenarios")
+
+func command(do func(*mesh, *testscript.TestScript, []string) error) func(*testscript.TestScript, bool, []string) {
+	return func(ts *testscript.TestScript, neg bool, args []string) {
+		err := do(ts.Value(meshKey{}).(*mesh), ts, args)
+		switch {
+		case err != nil && !neg:
+			ts.Fatalf("%v", err)
+		case err != nil:
+			ts.Logf("%v", err)
+		case neg:
+			ts.Fatalf("succeeded, which it should not")
+		}
+	}
+}
+
+func (m *mesh) meshCommand(ts *testscript.TestScript, args []string) (err error) {
+	if len(args) < 2 {
+		return errUsage
+	}
+	ctx, cancel := context.WithTimeout(m.ctx, 2*patience)
+	defer cancel()
+	var done []string
+	verb, targets := args[0], args[1:]
+	switch verb {
+	case "up":
+		return m.up(ctx, ts, targets)
+	case "break":
+		done, err = m.pg.Break(ctx, targets...)
+	case "stop":
+		done, err = m.pg.Stop(ctx, 20*time.Second, targets...)
+	case "heal":
+		done, err = m.pg.Heal(ctx, targets...)
+	default:
+		return errUsage
+	}
+	if err == nil && len(done) == 0 {
+		err = fmt.Errorf("%s %s: there was nothing to do", verb, strings.Join(targets, " "))
+	}
+	ts.Logf("%s", strings.Join(done, " "))
+	return err
+}
+
+func (m *mesh) up(ctx context.Context, ts *testscript.TestScript, args []string) error {
+	var clusters, env []string
+	for _, a := range args {
+		if strings.Contains(a, "=") {
+			env = append(env, a)
+		} else {
+			clusters = append(clusters, a)
+		}
+	}
+	spec, err := lab.Sample(len(clusters))
+	if err != nil {
+		return err
+	}
+	for i, c := range spec.Clusters {
+		if clusters[i] != c.Name {
+			return fmt.Errorf("cluster %d is %s, not %s", i+1, c.Name, clusters[i])
+		}
+	}
+	begun := time.Now()
+	var started []string
+	m.pg, started, err = lab.Up(ctx, m.dir, spec, lab.Options{
+		Binaries: lab.BinariesIn(m.binaries), Env: env, Patience: patience, DieWithParent: true,
+	})
+	ts.Logf("%d processes in %s", len(started), time.Since(begun).Round(time.Millisecond))
+	return err
+}
+
+func (m *mesh) manifest(ts *testscript.TestScript, args []string) error {
+	switch {
+	case len(args) >= 3 && len(args) <= 4 && args[0] == "put":
+		name := filepath.Base(args[len(args)-1])
+		text := os.Expand(ts.ReadFile(args[2]), ts.Getenv)
+		return os.WriteFile(filepath.Join(m.pg.ManifestsOf(args[1]), name), []byte(text), 0o600)
+	case len(args) == 3 && args[0] == "rm":
+		return os.Remove(filepath.Join(m.pg.ManifestsOf(args[1]), args[2]))
+	case len(args) == 4 && args[0] == "get":
+		b, err := os.ReadFile(filepath.Join(m.pg.ManifestsOf(args[1]), args[2]))
+		if err != nil {
+			return err
+		}
+		return os.WriteFile(ts.MkAbs(args[3]), b, 0o600)
+	case len(args) == 5 && args[0] == "edit":
+		path := filepath.Join(m.pg.ManifestsOf(args[1]), args[2])
+		b, err := os.ReadFile(path)
+		if err != nil {
+			return err
+		}
+		edited := regexp.MustCompile(args[3]).ReplaceAllString(string(b), args[4])
+		if edited == string(b) {
+			return fmt.Errorf("%s matches nothing in %s", args[3], path)
+		}
+		return os.WriteFile(path, []byte(edited), 0o600)
+	default:
+		return errUsage
+	}
+}
+
+// server starts a server that the mesh does not know.
+func (m *mesh) server(ts *testscript.TestScript, args []string) error {
+	if len(args) != 2 {
+		return errUsage
+	}
+	cluster, name := args[0], args[1]
+	s := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		_, _ = fmt.Fprintf(w, "%s of %s has no sidecar; you asked for %s\n", name, cluster, r.URL.Path)
+	}))
+	m.servers = append(m.servers, s)
+	host, port, err := net.SplitHostPort(s.Listener.Addr().String())
+	ts.Setenv(name+"_address", host)
+	ts.Setenv(name+"_port", port)
+	return err
+}
+
+// load is steady traffic that runs beside the script.
+type load struct {
+	tally traffic.Tally
+	end   context.CancelFunc
+	done  chan error
+	once  sync.Once
+	err   error
+}
+
+func (l *load) stop() error {
+	l.once.Do(func() {
+		l.end()
+		l.err = <-l.done
+	})
+	return l.err
+}
+
+func (m *mesh) traffic(ts *testscript.TestScript, args []string) error {
+	if len(args) < 2 {
+		return errUsage
+	}
+	verb, name := args[0], args[1]
+	if verb == "start" {
+		if len(args) != 4 {
+			return errUsage
+		}
+		proxy, err := m.pg.ProxyOf(args[2])
+		if err != nil {
+			return err
+		}
+		ctx, cancel := context.WithCancel(m.ctx)
+		l := &load{end: cancel, done: make(chan error, 1)}
+		m.loads[name] = l
+		go func() {
+			l.done <- traffic.Load{URL: args[3], Proxy: proxy, Workers: 4, Rate: 100, Timeout: 30 * time.Second}.Run(ctx, l.tally.Add)
+		}()
+		return nil
+	}
+	l, ok := m.loads[name]
+	if !ok {
+		return fmt.Errorf("no traffic %q", name)
+	}
+	switch verb {
+	case "stop":
+		err := l.stop()
+		c := l.tally.Counts()
+		ts.Logf("%d requests, %d failed, by cluster %v, p50 %s, p99 %s, slowest %s", c.Total, c.Failed, c.ByCluster,
+			l.tally.Quantile(0.5), l.tally.Quantile(0.99), c.Slowest)
+		for _, f := range l.tally.Failures() {
+			ts.Logf("failed: %s", f.Reason())
+		}
+		return err
+	case "pass":
+		return l.pass(ts, args[2:])
+	default:
+		return errUsage
+	}
+}
+
+// pass waits until so many more requests were answered.
+func (l *load) pass(ts *testscript.TestScript, args []string) error {
+	if len(args) == 0 {
+		return errUsage
+	}
+	n, err := strconv.Atoi(args[0])
+	if err != nil {
+		return err
+	}
+	answered := func() int {
+		c := l.tally.Counts()
+		if len(args) > 1 {
+			return c.ByCluster[args[1]]
+		}
+		return c.Total - c.Failed
+	}
+	begun, first := time.Now(), answered()
+	for answered()-first < n {
+		if time.Since(begun) > patience {
+			c := l.tally.Counts()
+			var why []string
+			for _, f := range l.tally.Failures() {
+				why = append(why, f.Reason())
+			}
+			return fmt.Errorf("%d of %s within %s; %+v\n%s", answered()-first, strings.Join(args, " by "), patience, c, strings.Join(why, "\n"))
+		}
+		time.Sleep(10 * time.Millisecond)
+	}
+	ts.Logf("%s after %s", strings.Join(args, " by "), time.Since(begun).Round(time.Millisecond))
+	return nil
+}
+
+func (m *mesh) expect(_ *testscript.TestScript, args []string) error {
+	if len(args) != 4 {
+		return errUsage
+	}
+	l, ok := m.loads[args[0]]
+	if !ok {
+		return fmt.Errorf("no traffic %q", args[0])
+	}
+	want, err := strconv.Atoi(args[3])
+	if err != nil {
+		return err
+	}
+	c := l.tally.Counts()
+	got := map[string]int{"failed": c.Failed, "total": c.Total}[args[1]]
+	if args[1] != "failed" && args[1] != "total" {
+		got = c.ByCluster[args[1]]
+	}
+	holds := map[string]bool{"==": got == want, ">=": got >= want, "<=": got <= want}
+	ok, known := holds[args[2]]
+	switch {
+	case !known:
+		return errUsage
+	case !ok:
+		var why []string
+		for _, f := range l.tally.Failures() {
+			why = append(why, f.Reason())
+		}
+		return fmt.Errorf("%s of %s is %d\n%s", args[1], args[0], got, strings.Join(why, "\n"))
+	default:
+		return nil
+	}
+}
+
+// repeatable runs the commands that eventually and never repeat, and returns what they print.
+func (m *mesh) repeatable(ts *testscript.TestScript, args []string) (string, error) {
+	switch args[0] {
+	case "call":
+		return m.output(args[1:])
+	case "logs":
+		return m.logText(args[1:])
+	case "isthmus":
+		return m.isthmusText(ts, args[1:])
+	default:
+		return "", fmt.Errorf("%s can't be repeated", args[0])
+	}
+}
+
+func (m *mesh) eventually(ts *testscript.TestScript, args []string) error {
+	if len(args) < 2 {
+		return errUsage
+	}
+	want, err := regexp.Compile("(?m)" + args[0])
+	if err != nil {
+		return err
+	}
+	begun := time.Now()
+	for {
+		got, err := m.repeatable(ts, args[1:])
+		if err != nil {
+			return err
+		}
+		if want.MatchString(got) {
+			_, _ = io.WriteString(ts.Stdout(), got)
+			ts.Logf("after %s", time.Since(begun).Round(time.Millisecond))
+			return nil
+		}
+		if time.Since(begun) > patience {
+			return fmt.Errorf("within %s nothing matched %s; the last output:\n%s", patience, args[0], got)
+		}
+		time.Sleep(50 * time.Millisecond)
+	}
+}
+
+func (m *mesh) never(ts *testscript.TestScript, args []string) error {
+	if len(args) < 3 {
+		return errUsage
+	}
+	n, err := strconv.Atoi(args[0])
+	if err != nil {
+		return err
+	}
+	bad, err := regexp.Compile("(?m)" + args[1])
+	if err != nil {
+		return err
+	}
+	for range n {
+		got, err := m.repeatable(ts, args[2:])
+		if err != nil {
+			return err
+		}
+		if bad.MatchString(got) {
+			return fmt.Errorf("it matched %s:\n%s", args[1], got)
+		}
+	}
+	return nil
+}
+
+func (m *mesh) logs(ts *testscript.TestScript, args []string) error {
+	text, err := m.logText(args)
+	_, _ = io.WriteString(ts.Stdout(), text)
+	return err
+}
+
+func (m *mesh) logText(targets []string) (string, error) {
+	_, files, err := m.pg.LogsOf(targets...)
+	if err != nil {
+		return "", err
+	}
+	var all strings.Builder
+	for _, f := range files {
+		b, err := os.ReadFile(f)
+		if err != nil {
+			return "", err
+		}
+		all.Write(b)
+	}
+	return all.String(), nil
+}
+
+// isthmus runs the command; its exit code is for the script to judge, as that of exec.
+func (m *mesh) isthmus(ts *testscript.TestScript, args []string) error {
+	return ts.Exec("isthmus", args...)
+}
+
+// isthmusText returns all that the command prints, whatever its exit code.
+func (m *mesh) isthmusText(ts *testscript.TestScript, args []string) (string, error) {
+	ctx, cancel := context.WithTimeout(m.ctx, patience)
+	defer cancel()
+	cmd := exec.CommandContext(ctx, filepath.Join(m.binaries, "isthmus"), args...)
+	cmd.Env = append(os.Environ(), "ISTHMUS_PLAYGROUND="+m.dir)
+	cmd.Dir = ts.MkAbs(".")
+	var out bytes.Buffer
+	cmd.Stdout, cmd.Stderr = &out, &out
+	err := cmd.Run()
+	var exit *exec.ExitError
+	if errors.As(err, &exit) {
+		err = nil
+	}
+	return out.String(), err
+}
+
+func (m *mesh) hold(_ *testscript.TestScript, args []string) error {
+	if len(args) != 3 {
+		return errUsage
+	}
+	c, err := m.tunnel(args[1], strings.TrimPrefix(args[2], "tcp://"))
+	if err != nil {
+		return err
+	}
+	m.held[args[0]] = c
+	return echoes(c)
+}
+
+func (m *mesh) holds(ts *testscript.TestScript, args []string) error {
+	if len(args) != 2 || !slices.Contains([]string{"open", "closed"}, args[1]) {
+		return errUsage
+	}
+	c, ok := m.held[args[0]]
+	if !ok {
+		return fmt.Errorf("no connection %q", args[0])
+	}
+	if args[1] == "open" {
+		return echoes(c)
+	}
+	begun := time.Now()
+	_ = c.SetReadDeadline(begun.Add(patience))
+	n, err := c.Read(make([]byte, 1))
+	if n > 0 || errors.Is(err, os.ErrDeadlineExceeded) {
+		return fmt.Errorf("still open after %s: %d bytes, %w", time.Since(begun).Round(time.Millisecond), n, err)
+	}
+	ts.Logf("closed after %s: %v", time.Since(begun).Round(time.Millisecond), err)
+	return nil
+}
+
+// echoes sends a little over the connection and waits until it comes back.
+func echoes(c net.Conn) error {
+	const said = "are you there?"
+	_ = c.SetDeadline(time.Now().Add(patience))
+	defer func() { _ = c.SetDeadline(time.Time{}) }()
+	if _, err := io.WriteString(c, said); err != nil {
+		return err
+	}
+	heard := make([]byte, len(said))
+	if _, err := io.ReadFull(c, heard); err != nil {
+		return err
+	}
+	if string(heard) != said {
+		return fmt.Errorf("said %q, heard %q", said, heard)
+	}
+	return nil
+}

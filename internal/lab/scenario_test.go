@@ -1,0 +1,103 @@
+package lab_test
+
+import (
+	"context"
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"runtime"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/rogpeppe/go-internal/testscript"
+
+	"github.com/isthmus-mesh/isthmus/internal/lab"
+)
+
+// The scenarios of testdata/scenarios say what a mesh does, on real programs, in words that don't say how clusters run:
+//
+//	mesh up CLUSTER... [KEY=VALUE...]   clusters from here on; the pairs go into the programs' environment
+//	mesh break|stop|heal TARGET...      SIGKILL; SIGTERM; start what is dead
+//	manifest put CLUSTER FILE [NAME]    a manifest into a cluster, $variables replaced
+//	manifest rm CLUSTER NAME            and out again
+//	manifest get CLUSTER NAME FILE      a copy of it
+//	manifest edit CLUSTER NAME RE NEW   what the regular expression matches, replaced
+//	call [-H HEADER] [-d BODY] FROM URL one call as a workload; prints "STATUS CLUSTER WORKLOAD PROTOCOL", then the body.
+//	                                    Schemes: http, h2c, grpc, ws, tcp. A call that fails prints "error: …"; it is for the script to judge
+//	hold NAME FROM tcp://HOST:PORT      a connection that stays open
+//	holds NAME open|closed              echoes still, or waits until it is closed
+//	server CLUSTER NAME                 an HTTP server that knows nothing of the mesh; sets $NAME_address and $NAME_port
+//	traffic start NAME FROM URL         steady GETs: 4 callers, 100 a second
+//	traffic pass NAME N [CLUSTER]       waits until N more were answered, by that cluster
+//	traffic stop NAME
+//	expect NAME failed|total|CLUSTER OP N
+//	logs TARGET...                      prints what the programs logged
+//	eventually REGEXP COMMAND...        repeats call, logs or isthmus until its output matches
+//	never N REGEXP COMMAND...           repeats it N times; its output must not match
+//	watch start TEXT, watch stop        listens on every wire for TEXT in the clear; fails if it is seen anywhere but between an
+//	                                    application and its own sidecar, or is not seen there
+//	isthmus ARGS...                     the command, speaking of this mesh
+//
+// Each scenario has traffic enough to mean something, and shows the opposite where that is cheap: that a call fails without the
+// export, that the watcher sees what is in the clear.
+func TestScenarios(t *testing.T) {
+	if testing.Short() {
+		t.Skip("starts real programs")
+	}
+	binaries, err := build()
+	if err != nil {
+		t.Fatal(err)
+	}
+	// Starting a mesh keeps two cores busy for a while; more at once would only be slower.
+	turns := make(chan struct{}, max(1, runtime.NumCPU()/4))
+	testscript.Run(t, testscript.Params{
+		Dir:                 "testdata/scenarios",
+		TestWork:            os.Getenv("ISTHMUS_KEEP_SCENARIOS") != "",
+		RequireExplicitExec: true,
+		RequireUniqueNames:  true,
+		Condition:           condition,
+		Cmds:                commands,
+		Setup: func(env *testscript.Env) error {
+			turns <- struct{}{}
+			env.Defer(func() { <-turns })
+			dir := filepath.Join(env.WorkDir, "mesh")
+			env.Setenv("PATH", binaries+string(filepath.ListSeparator)+env.Getenv("PATH"))
+			env.Setenv("ISTHMUS_PLAYGROUND", dir)
+			m := newMesh(binaries, dir)
+			env.Values[meshKey{}] = m
+			env.Defer(m.close)
+			return nil
+		},
+	})
+}
+
+// patience bounds what a scenario waits for. It is long because a machine may be busy; nothing depends on its length.
+const patience = 90 * time.Second
+
+type meshKey struct{}
+
+// build builds the programs, once for all scenarios.
+var build = sync.OnceValues(func() (dir string, err error) {
+	dir, err = os.MkdirTemp("", "isthmus-scenarios-")
+	if err != nil {
+		return "", err
+	}
+	lab.Cleanup(func() { _ = os.RemoveAll(dir) })
+	ctx, cancel := context.WithTimeout(context.Background(), 15*time.Minute)
+	defer cancel()
+	cmd := exec.CommandContext(ctx, "go", "build", "-o", dir+string(filepath.Separator), "./cmd/...")
+	cmd.Dir = filepath.Join("..", "..")
+	if out, err := cmd.CombinedOutput(); err != nil {
+		return "", fmt.Errorf("build the programs: %w\n%s", err, out)
+	}
+	return dir, nil
+})
+
+func condition(name string) (bool, error) {
+	if name == "capture" {
+		return canCapture(), nil
+	}
+	return false, fmt.Errorf("no condition %q", name)
+}

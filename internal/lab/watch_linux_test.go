@@ -1,0 +1,154 @@
+package lab_test
+
+import (
+	"bytes"
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"maps"
+	"slices"
+	"strings"
+	"sync"
+	"syscall"
+
+	"github.com/rogpeppe/go-internal/testscript"
+	"golang.org/x/sys/unix"
+)
+
+func canCapture() bool {
+	fd, err := unix.Socket(unix.AF_PACKET, unix.SOCK_DGRAM, 0)
+	if err != nil {
+		return false
+	}
+	_ = unix.Close(fd)
+	return true
+}
+
+// watcher reads every packet of the loopback interface and notes between which ports a text went in the clear.
+// A text that is cut in two by packets of 64 KiB is missed; the text is sent many times.
+type watcher struct {
+	text []byte
+	fd   int
+	done chan struct{}
+	once sync.Once
+
+	reading sync.WaitGroup
+
+	mu      sync.Mutex
+	seen    map[flow]int // guarded by mu
+	packets int          // guarded by mu
+}
+
+type flow struct{ from, to uint16 }
+
+func newWatcher(text string) (*watcher, error) {
+	const allProtocols = 0x0300 // htons(ETH_P_ALL)
+	fd, err := unix.Socket(unix.AF_PACKET, unix.SOCK_DGRAM|unix.SOCK_CLOEXEC, allProtocols)
+	if err != nil {
+		return nil, err
+	}
+	_ = unix.SetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_RCVBUFFORCE, 64<<20)
+	// A read that ends by itself lets close be heard.
+	if err := unix.SetsockoptTimeval(fd, unix.SOL_SOCKET, unix.SO_RCVTIMEO, &unix.Timeval{Usec: 100_000}); err != nil {
+		_ = unix.Close(fd)
+		return nil, err
+	}
+	w := &watcher{text: []byte(text), fd: fd, done: make(chan struct{}), seen: map[flow]int{}}
+	w.reading.Go(w.read)
+	return w, nil
+}
+
+func (w *watcher) close() {
+	w.once.Do(func() { close(w.done) })
+	w.reading.Wait()
+}
+
+func (w *watcher) read() {
+	defer func() { _ = unix.Close(w.fd) }()
+	packet := make([]byte, 1<<17)
+	for {
+		select {
+		case <-w.done:
+			return
+		default:
+		}
+		n, _, err := unix.Recvfrom(w.fd, packet, 0)
+		if err != nil {
+			if errors.Is(err, syscall.EAGAIN) || errors.Is(err, syscall.EINTR) {
+				continue
+			}
+			return
+		}
+		w.packet(packet[:n])
+	}
+}
+
+// packet notes an IPv4 packet of TCP or UDP that holds the text.
+func (w *watcher) packet(b []byte) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	w.packets++
+	if len(b) < 20 || b[0]>>4 != 4 || b[9] != unix.IPPROTO_TCP && b[9] != unix.IPPROTO_UDP || !bytes.Contains(b, w.text) {
+		return
+	}
+	head := int(b[0]&0x0f) * 4
+	if len(b) < head+4 {
+		return
+	}
+	w.seen[flow{binary.BigEndian.Uint16(b[head:]), binary.BigEndian.Uint16(b[head+2:])}]++
+}
+
+func (m *mesh) watch(ts *testscript.TestScript, args []string) (err error) {
+	switch {
+	case len(args) == 2 && args[0] == "start":
+		m.watcher, err = newWatcher(args[1])
+		return err
+	case len(args) == 1 && args[0] == "stop" && m.watcher != nil:
+		m.watcher.close()
+		return m.judge(ts)
+	default:
+		return errUsage
+	}
+}
+
+// judge tells the hops that are in the clear by design, between an application and its own sidecar, from all others.
+func (m *mesh) judge(ts *testscript.TestScript) error {
+	st, err := m.pg.Status(m.ctx)
+	if err != nil {
+		return err
+	}
+	own := map[uint16]string{}
+	for _, c := range st.Clusters {
+		for _, p := range c.Processes {
+			for _, purpose := range []string{"proxy", "http", "tcp"} {
+				if n, ok := p.Ports[purpose]; ok {
+					own[uint16(n)] = c.Name + "/" + p.Name + " " + purpose //nolint:gosec // G115: a port
+				}
+			}
+		}
+	}
+	w := m.watcher
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	hops := map[string]int{}
+	var leaks []string
+	for f, n := range w.seen {
+		switch {
+		case own[f.from] != "":
+			hops[own[f.from]] += n
+		case own[f.to] != "":
+			hops[own[f.to]] += n
+		default:
+			leaks = append(leaks, fmt.Sprintf("%d times from port %d to port %d", n, f.from, f.to))
+		}
+	}
+	ts.Logf("%d packets; in the clear: %v", w.packets, hops)
+	if len(leaks) > 0 {
+		return fmt.Errorf("%q was in the clear: %s", w.text, strings.Join(leaks, ", "))
+	}
+	// The proxy that was called and the application that answered: otherwise the watcher was blind.
+	if len(hops) < 2 {
+		return fmt.Errorf("%q was seen only at %v, of %d packets", w.text, slices.Collect(maps.Keys(hops)), w.packets)
+	}
+	return nil
+}
