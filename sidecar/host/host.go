@@ -33,7 +33,7 @@ func Parse(authority string, defaultPort uint16) (topology.Query, error) {
 	name, port := authority, defaultPort
 	if i := strings.LastIndexByte(authority, ':'); i >= 0 && !strings.HasSuffix(authority, "]") {
 		n, err := strconv.ParseUint(authority[i+1:], 10, 16)
-		if err != nil || n == 0 || authority[i+1] == '+' {
+		if err != nil || n == 0 || authority[i+1] == '0' {
 			return topology.Query{}, fmt.Errorf("%w: port %.16q: want 1 to 65535", ErrMalformed, authority[i+1:])
 		}
 		name, port = authority[:i], uint16(n)

@@ -25,6 +25,7 @@ import (
 	"github.com/isthmus-mesh/isthmus/internal/live"
 	"github.com/isthmus-mesh/isthmus/internal/preamble"
 	"github.com/isthmus-mesh/isthmus/sidecar/balance"
+	"github.com/isthmus-mesh/isthmus/sidecar/conn"
 	"github.com/isthmus-mesh/isthmus/topology"
 	"github.com/isthmus-mesh/isthmus/trust"
 )
@@ -104,10 +105,7 @@ type Conn struct {
 
 // Abort closes the session so that the other end sees it break, not end.
 func (c *Conn) Abort(error) {
-	if t, ok := c.raw.(*net.TCPConn); ok {
-		_ = t.SetLinger(0)
-	}
-	_ = c.raw.Close()
+	conn.Reset(c.raw)
 	_ = c.Close()
 }
 
@@ -127,13 +125,12 @@ func (d *Dialer) dialEndpoint(ctx context.Context, to Destination, protocol stri
 	if err != nil {
 		return nil, &Error{balance.Broken, err}
 	}
-	carrier := &carrier{Conn: raw, closed: []func(){closed}}
-	conn, err := d.handshake(ctx, carrier, to, protocol)
+	inner, err := d.handshake(ctx, conn.Tell(raw, closed), to, protocol)
 	if err != nil {
 		return nil, &Error{balance.Broken, err}
 	}
-	conn.raw = raw
-	return conn, nil
+	inner.raw = raw
+	return inner, nil
 }
 
 func (d *Dialer) connect(ctx context.Context, address string) (net.Conn, error) {
@@ -142,10 +139,10 @@ func (d *Dialer) connect(ctx context.Context, address string) (net.Conn, error) 
 	return d.Connect(ctx, address)
 }
 
-// handshake speaks inner TLS over conn, which it closes on failure.
-func (d *Dialer) handshake(ctx context.Context, conn *carrier, to Destination, protocol string) (*Conn, error) {
+// handshake speaks inner TLS over carrier, which it closes on failure.
+func (d *Dialer) handshake(ctx context.Context, carrier *conn.Told, to Destination, protocol string) (*Conn, error) {
 	policy := trust.AllowIDs(to.servers()...)
-	inner := tls.Client(conn, trust.ClientConfig(trust.TLS{
+	inner := tls.Client(carrier, trust.ClientConfig(trust.TLS{
 		Identity:   d.Identity,
 		Bundles:    d.Bundles,
 		Policy:     policy,
@@ -154,20 +151,20 @@ func (d *Dialer) handshake(ctx context.Context, conn *carrier, to Destination, p
 		Now:        d.Now,
 	}))
 	if err := inner.HandshakeContext(ctx); err != nil {
-		_ = conn.Close()
+		_ = carrier.Close()
 		return nil, fmt.Errorf("inner handshake: %w", err)
 	}
 	state := inner.ConnectionState()
 	peer, err := trust.PeerOf(state)
 	if err != nil {
-		_ = conn.Close()
+		_ = carrier.Close()
 		return nil, err
 	}
 	expires := peer.NotAfter
 	if own, err := d.Identity.SVID(); err == nil && own.Certificates[0].NotAfter.Before(expires) {
 		expires = own.Certificates[0].NotAfter // the other end watches us, too
 	}
-	conn.onClose(d.Guard.Watch(state, policy, func(error) { _ = conn.Close() }))
+	carrier.OnClose(d.Guard.Watch(state, policy, func(error) { _ = carrier.Close() }))
 	return &Conn{Conn: inner, Peer: peer, Expires: expires}, nil
 }
 
@@ -175,10 +172,10 @@ func (d *Dialer) handshake(ctx context.Context, conn *carrier, to Destination, p
 func (d *Dialer) dialCluster(ctx context.Context, to Destination, protocol string, closed func()) (*Conn, error) {
 	var errs []error
 	for _, g := range d.order() {
-		conn, err := d.dialThrough(ctx, g, to, protocol, closed)
+		inner, err := d.dialThrough(ctx, g, to, protocol, closed)
 		if err == nil {
 			d.gateways.Succeeded(d.Now(), g.ID)
-			return conn, nil
+			return inner, nil
 		}
 		if ctx.Err() != nil {
 			return nil, &Error{balance.Broken, fmt.Errorf("gateway %s: %w", g.ID, err)}
@@ -295,17 +292,17 @@ func (d *Dialer) dialThrough(ctx context.Context, g topology.Gateway, to Destina
 		Traceparent: headers["traceparent"],
 		Tracestate:  headers["tracestate"],
 	}.Append(nil)}
-	carrier := &carrier{Conn: stream, closed: []func(){closed, d.count(g.ID)}}
-	carrier.onClose(d.Guard.Watch(outer.ConnectionState(), policy, func(error) { _ = carrier.Close() }))
-	conn, err := d.handshake(ctx, carrier, to, protocol)
+	carrier := conn.Tell(stream, closed, d.count(g.ID))
+	carrier.OnClose(d.Guard.Watch(outer.ConnectionState(), policy, func(error) { _ = carrier.Close() }))
+	inner, err := d.handshake(ctx, carrier, to, protocol)
 	switch {
 	case stream.refused != nil:
 		return nil, stream.refused
 	case err != nil:
 		return nil, err
 	}
-	conn.raw, conn.Gateway, conn.Path = raw, g.ID, stream.reply.Path
-	return conn, nil
+	inner.raw, inner.Gateway, inner.Path = raw, g.ID, stream.reply.Path
+	return inner, nil
 }
 
 // count counts a stream through a gateway in, and returns what counts it out.
@@ -355,39 +352,6 @@ func (s *stream) Read(p []byte) (int, error) {
 		s.answered, s.reply = true, reply
 	}
 	return s.Conn.Read(p)
-}
-
-// carrier is what inner TLS runs over; it tells when it is closed.
-type carrier struct {
-	net.Conn
-
-	mu     sync.Mutex
-	done   bool     // guarded by mu
-	closed []func() // guarded by mu; called once, by the first Close
-}
-
-func (c *carrier) onClose(f func()) {
-	c.mu.Lock()
-	done := c.done
-	if !done {
-		c.closed = append(c.closed, f)
-	}
-	c.mu.Unlock()
-	if done {
-		f()
-	}
-}
-
-func (c *carrier) Close() error {
-	err := c.Conn.Close()
-	c.mu.Lock()
-	calls := c.closed
-	c.closed, c.done = nil, true
-	c.mu.Unlock()
-	for _, f := range calls {
-		f()
-	}
-	return err
 }
 
 // key tells pools apart. A copy that came back at another address is another place.

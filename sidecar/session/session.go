@@ -97,7 +97,7 @@ func (r *Requests) RoundTrip(req *http.Request, broken func(error)) (*http.Respo
 		if ctx := req.Context().Err(); ctx != nil {
 			return nil, ctx
 		}
-		return nil, &LostError{Unsent: unsent(err), Err: err}
+		return nil, lost(err)
 	}
 	body := &responseBody{ReadCloser: resp.Body, session: r, broken: broken}
 	resp.Body = body
@@ -128,6 +128,8 @@ func (r *Requests) dead() bool { return r.client.Err() != nil }
 type LostError struct {
 	// Unsent: the request did not reach the application, and never will.
 	Unsent bool
+	// Polite: the other end only asked to go elsewhere with it. It proves nothing against the copy.
+	Polite bool
 	Err    error
 }
 
@@ -150,27 +152,27 @@ type streamError struct {
 
 func (e streamError) Error() string { return e.Cause.Error() }
 
-// unsent reports whether err proves that the server did not begin to process the request.
-func unsent(err error) bool {
+// lost tells what err proves of whether the server began to process the request.
+func lost(err error) *LostError {
 	if reset, ok := errors.AsType[streamError](err); ok {
-		return reset.Code == refusedStream
+		refused := reset.Code == refusedStream
+		return &LostError{Unsent: refused, Polite: refused, Err: err}
 	}
 	if remote, ok := errors.AsType[*net.OpError](err); ok && remote.Op == "remote error" {
 		// A TLS alert. These come before the first byte of HTTP is read.
 		switch remote.Err.Error() {
 		case "tls: bad certificate", "tls: unsupported certificate", "tls: revoked certificate", "tls: expired certificate",
 			"tls: unknown certificate", "tls: unknown certificate authority", "tls: access denied", "tls: certificate required":
-			return true
+			return &LostError{Unsent: true, Err: err}
 		}
-		return false
 	}
 	switch err.Error() { // net/http does not export these; a test holds it to the words
 	case "http2: client conn not usable",
 		"http2: client conn could not be established",
 		"http2: Transport received Server's graceful shutdown GOAWAY":
-		return true
+		return &LostError{Unsent: true, Polite: true, Err: err}
 	}
-	return false
+	return &LostError{Err: err}
 }
 
 // responseBody ends the request that it answers when it is closed.

@@ -1,0 +1,274 @@
+package dns
+
+import (
+	"context"
+	"errors"
+	"net/netip"
+	"strings"
+
+	"golang.org/x/net/dns/dnsmessage"
+
+	"github.com/isthmus-mesh/isthmus/sidecar/host"
+	"github.com/isthmus-mesh/isthmus/topology"
+)
+
+const (
+	ttl = 5 // seconds: as long as an answer may be old
+
+	// maxUDP bounds an answer over UDP, in bytes: it fits every path unfragmented (DNS flag day 2020), and keeps us from amplifying.
+	maxUDP = 1232
+	// minUDP is what a client takes that does not say more (RFC 1035 section 4.2.1).
+	minUDP = 512
+	// maxQuery bounds a query, in bytes: one question, one name, and some EDNS options.
+	maxQuery = 1232
+	// maxQueryRecords bounds the records that a query carries behind its question (an OPT, perhaps a TSIG).
+	maxQueryRecords = 4
+
+	// schemaVersion is that of the multicluster DNS schema (KEP-1645).
+	schemaVersion = "1.0.0"
+)
+
+// reply is what an answer says, before it is packed.
+type reply struct {
+	code     dnsmessage.RCode
+	zone     string // set: the answer is ours to give
+	answers  []record
+	extra    []record
+	question dnsmessage.Question
+}
+
+type record struct {
+	name dnsmessage.Name
+	body dnsmessage.ResourceBody
+}
+
+// answer returns the answer to one query, at most limit bytes (0: as UDP and the client's EDNS size say); nil when the query
+// deserves none.
+func (s *Server) answer(ctx context.Context, query []byte, limit int) []byte {
+	if len(query) > maxQuery {
+		return nil
+	}
+	var p dnsmessage.Parser
+	head, err := p.Start(query)
+	if err != nil || head.Response {
+		return nil
+	}
+	r := reply{}
+	size, edns := minUDP, false
+	question, err := single(&p)
+	switch {
+	case head.OpCode != 0:
+		r.code = dnsmessage.RCodeNotImplemented
+	case err != nil:
+		r.code = dnsmessage.RCodeFormatError
+	default:
+		r.question = question
+		size, edns, err = options(&p)
+		if err != nil {
+			r.code = dnsmessage.RCodeFormatError
+			break
+		}
+		s.resolve(ctx, &r)
+	}
+	if limit == 0 {
+		limit = min(max(size, minUDP), maxUDP)
+	}
+	if out, err := r.pack(head, edns, limit); err == nil && len(out) <= limit {
+		return out
+	}
+	r.answers, r.extra = nil, nil
+	head.Truncated = true
+	out, err := r.pack(head, edns, limit)
+	if err != nil {
+		return nil
+	}
+	return out
+}
+
+// single returns the one question of a query.
+func single(p *dnsmessage.Parser) (dnsmessage.Question, error) {
+	q, err := p.Question()
+	if err != nil {
+		return q, err
+	}
+	if err := p.SkipQuestion(); !errors.Is(err, dnsmessage.ErrSectionDone) {
+		return q, errors.New("more than one question")
+	}
+	return q, nil
+}
+
+// options returns the size of answer that the client takes, and whether it speaks EDNS.
+func options(p *dnsmessage.Parser) (size int, edns bool, err error) {
+	if err := p.SkipAllAnswers(); err != nil {
+		return minUDP, false, err
+	}
+	if err := p.SkipAllAuthorities(); err != nil {
+		return minUDP, false, err
+	}
+	for range maxQueryRecords {
+		h, err := p.AdditionalHeader()
+		if errors.Is(err, dnsmessage.ErrSectionDone) {
+			return max(size, minUDP), edns, nil
+		}
+		if err != nil {
+			return minUDP, false, err
+		}
+		if h.Type == dnsmessage.TypeOPT {
+			if edns {
+				return minUDP, false, errors.New("more than one OPT")
+			}
+			size, edns = int(h.Class), true
+		}
+		if err := p.SkipAdditional(); err != nil {
+			return minUDP, false, err
+		}
+	}
+	return minUDP, false, errors.New("too many records")
+}
+
+// resolve fills in what r's question asks for.
+func (s *Server) resolve(ctx context.Context, r *reply) {
+	name := strings.ToLower(strings.TrimSuffix(r.question.Name.String(), "."))
+	rest, scope, ok := host.Zone(name)
+	if !ok || r.question.Class != dnsmessage.ClassINET && r.question.Class != dnsmessage.ClassANY {
+		r.code = dnsmessage.RCodeRefused
+		return
+	}
+	r.zone = strings.TrimPrefix(name[len(rest):], ".")
+	labels := strings.Split(rest, ".")
+	last := len(labels) - 1
+	switch {
+	case rest == "":
+		if r.question.Type == dnsmessage.TypeSOA {
+			r.add(r.question.Name, soa(r.zone))
+		}
+	case rest == "dns-version":
+		if r.question.Type == dnsmessage.TypeTXT {
+			r.add(r.question.Name, &dnsmessage.TXTResource{TXT: []string{schemaVersion}})
+		}
+	case labels[last] != "svc":
+		r.code = dnsmessage.RCodeNameError
+	case last <= 1: // svc, <namespace>.svc: something may be below
+	case last == 2:
+		s.service(ctx, r, labels, scope)
+	case last == 4 && strings.HasPrefix(labels[0], "_") && strings.HasPrefix(labels[1], "_"):
+		s.port(ctx, r, labels, scope)
+	case last == 3 && strings.HasPrefix(labels[0], "_"):
+		s.belowService(ctx, r, labels[1:], scope)
+	default:
+		// <cluster>.<service>… must not exist (KEP-1645), and we know no hosts of headless services.
+		r.code = dnsmessage.RCodeNameError
+	}
+}
+
+// find returns the service that labels name, if it has a name in that zone; otherwise r says that it has none.
+func (s *Server) find(ctx context.Context, r *reply, labels []string, scope topology.Scope) *topology.Service {
+	name, err := topology.NewServiceName(labels[1], labels[0])
+	if err != nil {
+		r.code = dnsmessage.RCodeNameError
+		return nil
+	}
+	service, known := s.Lookup(ctx, name)
+	switch {
+	case service == nil && !known:
+		r.code = dnsmessage.RCodeServerFailure // "no" is not ours to say now
+		return nil
+	case service == nil,
+		scope == topology.ClusterSet && !service.Imported,
+		scope == topology.ClusterLocal && len(service.ClusterIPs) == 0 && len(service.Endpoints) == 0:
+		r.code = dnsmessage.RCodeNameError
+		return nil
+	}
+	return service
+}
+
+// service answers for <name>.<namespace>.svc.
+func (s *Server) service(ctx context.Context, r *reply, labels []string, scope topology.Scope) {
+	service := s.find(ctx, r, labels, scope)
+	if service == nil {
+		return
+	}
+	for _, ip := range addresses(service, scope) {
+		if body := address(ip); body != nil && typeOf(body) == r.question.Type {
+			r.add(r.question.Name, body)
+		}
+	}
+}
+
+// belowService answers for _<port or protocol>.<name>.<namespace>.svc: nothing is there, but something may be below.
+func (s *Server) belowService(ctx context.Context, r *reply, labels []string, scope topology.Scope) {
+	_ = s.find(ctx, r, labels, scope)
+}
+
+// port answers for _<port>._<protocol>.<name>.<namespace>.svc. Every port is TCP underneath.
+func (s *Server) port(ctx context.Context, r *reply, labels []string, scope topology.Scope) {
+	service := s.find(ctx, r, labels[2:], scope)
+	if service == nil {
+		return
+	}
+	for _, p := range service.Ports {
+		if p.Name == "" || labels[0] != "_"+strings.ToLower(p.Name) || labels[1] != "_tcp" {
+			continue
+		}
+		if r.question.Type != dnsmessage.TypeSRV {
+			return
+		}
+		target, err := dnsmessage.NewName(strings.Join(labels[2:], ".") + "." + r.zone + ".")
+		if err != nil {
+			r.code = dnsmessage.RCodeNameError
+			return
+		}
+		r.add(r.question.Name, &dnsmessage.SRVResource{Weight: 100, Port: p.Number, Target: target})
+		for _, ip := range addresses(service, scope) {
+			if body := address(ip); body != nil {
+				r.extra = append(r.extra, record{target, body})
+			}
+		}
+		return
+	}
+	r.code = dnsmessage.RCodeNameError
+}
+
+func addresses(s *topology.Service, scope topology.Scope) []netip.Addr {
+	if scope == topology.ClusterLocal {
+		return s.ClusterIPs
+	}
+	return s.ClusterSetIPs
+}
+
+func address(ip netip.Addr) dnsmessage.ResourceBody {
+	switch ip = ip.Unmap(); {
+	case ip.Is4():
+		return &dnsmessage.AResource{A: ip.As4()}
+	case ip.Is6():
+		return &dnsmessage.AAAAResource{AAAA: ip.As16()}
+	default:
+		return nil
+	}
+}
+
+func (r *reply) add(name dnsmessage.Name, body dnsmessage.ResourceBody) {
+	r.answers = append(r.answers, record{name, body})
+}
+
+func typeOf(b dnsmessage.ResourceBody) dnsmessage.Type {
+	switch b.(type) {
+	case *dnsmessage.AResource:
+		return dnsmessage.TypeA
+	case *dnsmessage.AAAAResource:
+		return dnsmessage.TypeAAAA
+	case *dnsmessage.SRVResource:
+		return dnsmessage.TypeSRV
+	case *dnsmessage.TXTResource:
+		return dnsmessage.TypeTXT
+	default:
+		return dnsmessage.TypeSOA
+	}
+}
+
+func soa(zone string) *dnsmessage.SOAResource {
+	return &dnsmessage.SOAResource{
+		NS: dnsmessage.MustNewName("ns." + zone + "."), MBox: dnsmessage.MustNewName("hostmaster." + zone + "."),
+		Serial: 1, Refresh: 7200, Retry: 1800, Expire: 86400, MinTTL: ttl, // MinTTL bounds how long a "no" is kept (RFC 2308)
+	}
+}

@@ -1,0 +1,237 @@
+package sidecar
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"io"
+	"net/http"
+	"strings"
+
+	"github.com/isthmus-mesh/isthmus/sidecar/balance"
+	"github.com/isthmus-mesh/isthmus/sidecar/host"
+	"github.com/isthmus-mesh/isthmus/sidecar/replay"
+	"github.com/isthmus-mesh/isthmus/sidecar/session"
+)
+
+const (
+	// A response to a request that could be repeated is held until it is whole, up to this length in bytes, so that a copy that
+	// dies between its headers and its end costs the caller nothing.
+	maxHeld = 16 << 10
+	// maxWords bounds what is read of the words with which another sidecar says why it could not answer.
+	maxWords = 1 << 10
+)
+
+// callKey is where a call is in its request's context.
+type callKey struct{}
+
+func callOf(ctx context.Context) *call {
+	return ctx.Value(callKey{}).(*call) //nolint:errcheck,forcetypeassert // only called for requests that serve made
+}
+
+// RoundTrip sends a request to one copy after another until one answers, as far as repeating it can do no harm. Errors are
+// a *Failure, or that of the request's own context. httputil.ReverseProxy calls it.
+func (o *Outbound) RoundTrip(req *http.Request) (*http.Response, error) {
+	c := callOf(req.Context())
+	f := &forwarding{
+		outbound:   o,
+		call:       c,
+		request:    req,
+		upgrade:    req.Header.Get("Upgrade") != "",
+		idempotent: replay.Idempotent(req.Method, req.Header),
+	}
+	if req.Body != nil && req.Body != http.NoBody {
+		f.body = replay.New(req.Body)
+	}
+	f.selection = newSelection(c.plan, o.health, o.now, f.idempotent)
+	o.budget(c.query.Service).Request(o.now())
+	return f.run()
+}
+
+// forwarding is one request on its way through attempts. It belongs to one goroutine.
+type forwarding struct {
+	*selection
+	outbound   *Outbound
+	call       *call
+	request    *http.Request
+	body       *replay.Body
+	upgrade    bool
+	idempotent bool
+	again      bool // the copy that was tried last is tried once more, on another session
+}
+
+// outcome is how an attempt ended that brought no answer.
+type outcome struct {
+	err    error
+	unsent bool // the application saw nothing of the request
+}
+
+func (f *forwarding) run() (*http.Response, error) {
+	var c choice
+	ctx := f.request.Context()
+	for {
+		if !f.again {
+			c = f.next()
+			if err := f.pause(ctx, c); err != nil {
+				return nil, err
+			}
+		}
+		f.again = false
+		resp, out := f.attempt(c)
+		if resp != nil {
+			return resp, nil
+		}
+		if ctx.Err() != nil {
+			if c.probe {
+				f.health.Cancel(c.candidate.Target)
+			}
+			return nil, ctx.Err()
+		}
+		f.failed(c, out.err.Error())
+		f.call.event(c, out)
+		if failure := f.giveUp(out); failure != nil {
+			return nil, failure
+		}
+		f.call.retries++
+	}
+}
+
+// attempt makes one try. Without a response, outcome says why.
+func (f *forwarding) attempt(c choice) (*http.Response, outcome) {
+	ctx := f.request.Context()
+	inner, err := f.session(ctx, c)
+	if err != nil {
+		f.outbound.notOpened(ctx, c, err, f.upgrade)
+		return nil, outcome{err: err, unsent: true}
+	}
+	body, ok := f.body.Attempt()
+	if !ok { // giveUp looked before
+		return nil, outcome{err: errors.New("the request's body is gone")}
+	}
+	req := new(*f.request)
+	req.Body = body
+	resp, err := inner.RoundTrip(req, func(err error) { f.outbound.lost(c, inner, err) })
+	if err != nil {
+		_ = body.Close()
+		f.release(inner)
+		if ctx.Err() != nil {
+			return nil, outcome{err: ctx.Err()}
+		}
+		lost, ok := errors.AsType[*session.LostError](err)
+		if !ok {
+			lost = &session.LostError{Err: err}
+		}
+		if lost.Polite {
+			c.pool.Condemn(inner)
+		} else {
+			f.outbound.lost(c, inner, err)
+		}
+		// A session may die alone, and the copies behind it live.
+		f.again = !f.upgrade && len(f.tried) == 0 && (lost.Polite || c.pool.Ready())
+		return nil, outcome{err: err, unsent: lost.Unsent}
+	}
+	f.call.inner, f.call.target = inner, c.candidate.Target
+	if f.upgrade {
+		resp.Body = closing(resp.Body, inner)
+	}
+	return f.judge(c, inner, resp)
+}
+
+// session opens or takes the inner session for an attempt.
+func (f *forwarding) session(ctx context.Context, c choice) (*session.Requests, error) {
+	if f.upgrade {
+		return f.outbound.sessions.DialRequests(ctx, destination(f.call.query, c.candidate), session.HTTP1)
+	}
+	return c.pool.Acquire(ctx)
+}
+
+// release closes a session that no pool owns.
+func (f *forwarding) release(inner *session.Requests) {
+	if f.upgrade {
+		inner.Close()
+	}
+}
+
+// judge tells an application's answer from one that the other sidecar made in its place, and holds a small one until it is whole.
+func (f *forwarding) judge(c choice, inner *session.Requests, resp *http.Response) (*http.Response, outcome) {
+	if made := resp.Header.Get(headerOutcome); made != "" {
+		words, _ := io.ReadAll(io.LimitReader(resp.Body, maxWords)) // fewer words are fine
+		_ = resp.Body.Close()
+		err := errors.New(strings.TrimSpace(string(words)))
+		c.pool.Condemn(inner)
+		f.outbound.lost(c, inner, err)
+		return nil, outcome{err: err, unsent: made == outcomeUnsent}
+	}
+	if f.idempotent && f.body.Replayable() && f.body.Consumed() && resp.ContentLength > 0 && resp.ContentLength <= maxHeld &&
+		resp.StatusCode >= http.StatusOK && f.request.Method != http.MethodHead {
+		whole, err := io.ReadAll(resp.Body)
+		_ = resp.Body.Close()
+		if err != nil {
+			return nil, outcome{err: err}
+		}
+		resp.Body = io.NopCloser(bytes.NewReader(whole))
+	}
+	f.outbound.answered(c)
+	return resp, outcome{}
+}
+
+// giveUp returns the answer to make when no further attempt may be made, else nil.
+func (f *forwarding) giveUp(out outcome) *Failure {
+	q := f.call.query
+	cost := float64(balance.CostSent)
+	switch {
+	case out.unsent:
+		cost = balance.CostUnsent
+	case !f.idempotent:
+		return &Failure{
+			Status: http.StatusBadGateway, Code: CodeAnswerLost, Err: out.err,
+			Text: "the answer of " + host.String(q) + " got lost after the request was sent, and a " + f.request.Method + " is not sent twice (an Idempotency-Key header would allow it): " + f.words(),
+		}
+	}
+	if !f.body.Replayable() {
+		return &Failure{
+			Status: http.StatusBadGateway, Code: CodeAnswerLost, Err: out.err,
+			Text: "the answer of " + host.String(q) + " got lost after more of the request's body was sent than is kept for another try (64 KiB): " + f.words(),
+		}
+	}
+	if len(f.tried) >= maxAttempts {
+		return &Failure{Status: http.StatusServiceUnavailable, Code: CodeNoAnswer, Err: out.err, Text: "no copy of " + host.String(q) + " answered: " + f.words()}
+	}
+	if !f.outbound.budget(q.Service).Withdraw(f.now(), cost) {
+		f.outbound.metrics.overBudget.WithLabelValues(q.Service.String()).Inc()
+		return &Failure{Status: http.StatusServiceUnavailable, Code: CodeBudget, Err: out.err, Text: "a copy of " + host.String(q) + " failed, and too many requests are being retried to try another: " + f.words()}
+	}
+	return nil
+}
+
+// closing closes inner together with body.
+func closing(body io.ReadCloser, inner *session.Requests) io.ReadCloser {
+	c := &closingBody{ReadCloser: body, session: inner}
+	if w, ok := body.(upgraded); ok {
+		return &closingUpgrade{closingBody: c, upgraded: w}
+	}
+	return c
+}
+
+type closingBody struct {
+	io.ReadCloser
+	session *session.Requests
+}
+
+// Close closes both.
+func (b *closingBody) Close() error {
+	err := b.ReadCloser.Close()
+	b.session.Close()
+	return err
+}
+
+// upgraded is the sending half of what a request became.
+type upgraded interface {
+	io.Writer
+	CloseWrite() error
+}
+
+type closingUpgrade struct {
+	*closingBody
+	upgraded
+}

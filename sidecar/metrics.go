@@ -1,0 +1,90 @@
+package sidecar
+
+import (
+	"strconv"
+	"sync"
+
+	"github.com/prometheus/client_golang/prometheus"
+)
+
+// Directions, as metrics, logs and traces name them.
+const (
+	outbound = "outbound"
+	inbound  = "inbound"
+)
+
+// maxCallers bounds the values of source_workload: past it, a caller is "other".
+const maxCallers = 256
+
+// metrics are what a sidecar counts. Labels are bounded: by the services in use, the clusters of the mesh, the answer codes, and
+// maxCallers.
+type metrics struct {
+	requests    *prometheus.CounterVec
+	duration    *prometheus.HistogramVec
+	retries     *prometheus.CounterVec
+	overBudget  *prometheus.CounterVec
+	ejections   *prometheus.CounterVec
+	sessions    *prometheus.GaugeVec
+	dials       *prometheus.CounterVec
+	connections *prometheus.GaugeVec
+	bytes       *prometheus.CounterVec
+
+	mu      sync.RWMutex
+	callers map[string]struct{} // guarded by mu
+}
+
+func newMetrics(registry prometheus.Registerer) (*metrics, error) {
+	counter := func(name, help string, labels ...string) *prometheus.CounterVec {
+		return prometheus.NewCounterVec(prometheus.CounterOpts{Name: name, Help: help}, labels)
+	}
+	gauge := func(name, help string, labels ...string) *prometheus.GaugeVec {
+		return prometheus.NewGaugeVec(prometheus.GaugeOpts{Name: name, Help: help}, labels)
+	}
+	m := &metrics{
+		requests: counter("isthmus_requests_total", "Requests that have ended. code is the HTTP status that the caller got (499: it went away; 0: the answer broke off); error is the mesh's own code, empty when the application answered.",
+			"direction", "source_cluster", "source_workload", "destination_cluster", "destination_service", "destination_port", "code", "error"),
+		duration: prometheus.NewHistogramVec(prometheus.HistogramOpts{
+			Name: "isthmus_request_duration_seconds", Help: "From the request's headers to the end of the answer.",
+			Buckets:                         []float64{.001, .0025, .005, .01, .025, .05, .1, .25, .5, 1, 2.5, 5, 10, 30},
+			NativeHistogramBucketFactor:     1.1,
+			NativeHistogramMaxBucketNumber:  100,
+			NativeHistogramMinResetDuration: 0,
+		}, []string{"direction", "destination_cluster", "destination_service"}),
+		retries:     counter("isthmus_retries_total", "Attempts after the first. unsent: the attempt before had not reached the application.", "destination_service", "unsent"),
+		overBudget:  counter("isthmus_retry_budget_exhausted_total", "Requests that failed because too many were being retried.", "destination_service"),
+		ejections:   counter("isthmus_ejections_total", "Copies that were left alone for a while because requests to them failed.", "destination_cluster", "destination_service"),
+		sessions:    gauge("isthmus_sessions", "Inner sessions that are open, to other workloads.", "destination_cluster", "destination_service"),
+		dials:       counter("isthmus_session_dials_total", "Attempts to open an inner session.", "destination_cluster", "destination_service", "result"),
+		connections: gauge("isthmus_connections", "Connections that are open: outbound from the own application, inbound from other workloads.", "direction"),
+		bytes:       counter("isthmus_tcp_bytes_total", "Bytes of opaque connections. sent: from the caller to the called.", "direction", "destination_cluster", "destination_service", "way"),
+		callers:     make(map[string]struct{}),
+	}
+	for _, c := range []prometheus.Collector{m.requests, m.duration, m.retries, m.overBudget, m.ejections, m.sessions, m.dials, m.connections, m.bytes} {
+		if err := registry.Register(c); err != nil {
+			return nil, err
+		}
+	}
+	return m, nil
+}
+
+// caller returns the label value for a caller.
+func (m *metrics) caller(workload string) string {
+	m.mu.RLock()
+	_, ok := m.callers[workload]
+	m.mu.RUnlock()
+	if ok {
+		return workload
+	}
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	if len(m.callers) >= maxCallers {
+		return "other"
+	}
+	m.callers[workload] = struct{}{}
+	return workload
+}
+
+// portLabel and codeLabel are label values; the usual ones cost nothing.
+func portLabel(port uint16) string { return strconv.Itoa(int(port)) }
+
+func codeLabel(status int) string { return strconv.Itoa(status) }

@@ -1,0 +1,317 @@
+package sidecar
+
+import (
+	"context"
+	"errors"
+	"log/slog"
+	"net"
+	"net/http"
+	"net/http/httputil"
+	"strconv"
+	"strings"
+	"sync"
+	"time"
+
+	"go.opentelemetry.io/otel/propagation"
+	"go.opentelemetry.io/otel/trace"
+
+	"github.com/isthmus-mesh/isthmus/internal/drain"
+	"github.com/isthmus-mesh/isthmus/internal/preamble"
+	"github.com/isthmus-mesh/isthmus/sidecar/balance"
+	"github.com/isthmus-mesh/isthmus/sidecar/host"
+	"github.com/isthmus-mesh/isthmus/sidecar/session"
+	"github.com/isthmus-mesh/isthmus/topology"
+)
+
+// Limits of what applications send us, and of what others send to ours.
+const (
+	maxHeaderBytes    = 64 << 10
+	maxHeaders        = 100
+	readHeaderTimeout = 5 * time.Second
+	idleTimeout       = 60 * time.Second
+	maxHops           = 10 // sidecars that a request passes, our own included
+)
+
+// Outbound carries what the own application calls.
+type Outbound struct {
+	resolver     *resolver
+	health       *balance.Health[topology.Target]
+	sessions     *session.Set
+	metrics      *metrics
+	tracer       trace.Tracer
+	propagator   propagation.TextMapPropagator
+	log          *slog.Logger
+	requestLevel slog.Level
+	now          func() time.Time
+	self         func() topology.Self
+
+	proxy   *httputil.ReverseProxy
+	servers []*http.Server // all of them, to be shut down
+	work    drain.Drain    // requests, and connections that no http.Server looks after any more
+
+	mu      sync.RWMutex
+	budgets map[topology.ServiceName]*balance.Budget // guarded by mu
+}
+
+// init makes what is made of the other fields.
+func (o *Outbound) init() {
+	o.budgets = make(map[topology.ServiceName]*balance.Budget)
+	o.proxy = &httputil.ReverseProxy{
+		Rewrite:        o.rewrite,
+		Transport:      o,
+		FlushInterval:  -1,
+		BufferPool:     newBuffers(),
+		ModifyResponse: o.modifyResponse,
+		ErrorHandler:   o.answerError,
+		ErrorLog:       slog.NewLogLogger(o.log.Handler(), slog.LevelDebug),
+	}
+}
+
+func (o *Outbound) budget(s topology.ServiceName) *balance.Budget {
+	o.mu.RLock()
+	b := o.budgets[s]
+	o.mu.RUnlock()
+	if b != nil {
+		return b
+	}
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	if b = o.budgets[s]; b == nil {
+		b = new(balance.Budget)
+		o.budgets[s] = b
+	}
+	return b
+}
+
+// destinationOf says where a request goes: as the listener's connection was made for, or as the request itself says.
+type destinationOf func(*http.Request) (topology.Query, *Failure)
+
+// named is the destination of a request to the explicit proxy: by its absolute-form target, or its Host.
+func named(r *http.Request) (topology.Query, *Failure) {
+	if r.URL.Scheme != "" && r.URL.Scheme != "http" {
+		return topology.Query{}, fail(http.StatusBadRequest, CodeBadTarget, "this proxy carries http:// in absolute form, not %.16q: ask for a tunnel (CONNECT)", r.URL.Scheme)
+	}
+	q, err := host.Parse(r.Host, 80)
+	return q, nameFailure(r.Host, err)
+}
+
+func nameFailure(name string, err error) *Failure {
+	switch {
+	case err == nil:
+		return nil
+	case errors.Is(err, host.ErrNotMesh):
+		return fail(http.StatusBadGateway, CodeNotMesh, "%.253q is not in the mesh: this is the proxy of a service mesh and carries calls to *.svc.clusterset.local and *.svc.cluster.local only; set no_proxy for others", name)
+	default:
+		return &Failure{Status: http.StatusBadRequest, Code: CodeBadTarget, Text: err.Error(), Err: err}
+	}
+}
+
+// fixed is the destination of requests on a connection that was made for q. A Host that names another service is a
+// mistake; one that is no name of the mesh is the application's own affair.
+func fixed(q topology.Query) destinationOf {
+	return func(r *http.Request) (topology.Query, *Failure) {
+		if f := agrees(r.Host, q.Service); f != nil {
+			return q, f
+		}
+		return q, nil
+	}
+}
+
+// agrees refuses an authority that names another service of the mesh.
+func agrees(authority string, want topology.ServiceName) *Failure {
+	name := authority
+	if h, _, err := net.SplitHostPort(authority); err == nil {
+		name = h
+	}
+	if s, _, err := host.Name(name); err == nil && s != want {
+		return fail(http.StatusMisdirectedRequest, CodeMisdirected, "Host says %s, but this connection is to %s", s, want)
+	}
+	return nil
+}
+
+// handler serves requests to destinations that where finds.
+func (o *Outbound) handler(where destinationOf) http.Handler {
+	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) { o.serve(w, r, where) })
+}
+
+func (o *Outbound) serve(w http.ResponseWriter, r *http.Request, where destinationOf) {
+	done, ok := o.work.Add()
+	if !ok {
+		panic(http.ErrAbortHandler) // the server is closed, too
+	}
+	defer done()
+	q, failure := where(r)
+	ctx, c := o.begin(r, q)
+	r = r.WithContext(ctx)
+	whole := false
+	defer func() {
+		if !whole && c.failure == nil { // a panic is on its way: what was promised to the application won't come
+			c.status = 0
+			if ctx.Err() != nil {
+				c.status = statusClientClosed
+			}
+		}
+		o.end(r, c)
+	}()
+	if failure == nil {
+		failure = checkHead(r)
+	}
+	if failure == nil {
+		var err error
+		if c.plan, err = o.resolver.plan(ctx, q); err != nil {
+			failure, _ = errors.AsType[*Failure](err)
+		}
+	}
+	if failure != nil {
+		c.failure, c.status = failure, failure.Status
+		failure.write(w, r)
+		whole = true
+		return
+	}
+	if r.ProtoMajor == 1 {
+		_ = http.NewResponseController(w).EnableFullDuplex() // HTTP/1 servers have it
+	}
+	dropForeignUpgrade(r)
+	o.proxy.ServeHTTP(w, r)
+	whole = true
+}
+
+// checkHead refuses what no hop should carry further.
+func checkHead(r *http.Request) *Failure {
+	n := 0
+	for _, values := range r.Header {
+		n += len(values)
+	}
+	if n > maxHeaders {
+		return fail(http.StatusRequestHeaderFieldsTooLarge, CodeTooLarge, "%d headers: at most %d", n, maxHeaders)
+	}
+	if hops(r) >= maxHops {
+		return fail(http.StatusLoopDetected, CodeLoop, "this request has passed %d sidecars: it goes in circles", maxHops)
+	}
+	return nil
+}
+
+// hops returns how many sidecars r has passed. One that can't be read has passed too many.
+func hops(r *http.Request) int {
+	v := r.Header.Get(headerHops)
+	if v == "" {
+		return 0
+	}
+	n, err := strconv.Atoi(v)
+	if err != nil || n < 0 {
+		return maxHops
+	}
+	return n
+}
+
+// dropForeignUpgrade ignores an offer to switch to another version of HTTP (RFC 9110 section 7.8 allows that): inside of it,
+// requests would travel that nobody on the way has seen.
+func dropForeignUpgrade(r *http.Request) {
+	for _, token := range strings.Split(strings.Join(r.Header.Values("Upgrade"), ","), ",") {
+		token = strings.ToLower(strings.TrimSpace(token))
+		if token == "h2c" || token == "h2" || strings.HasPrefix(token, "http/") || strings.HasPrefix(token, "tls/") {
+			r.Header.Del("Upgrade")
+			r.Header.Del("Http2-Settings")
+			return
+		}
+	}
+}
+
+// rewrite makes the request that goes out.
+func (o *Outbound) rewrite(p *httputil.ProxyRequest) {
+	restore(p)
+	n := hops(p.In)
+	stripOwn(p.Out.Header)
+	p.Out.Header.Set(headerHops, strconv.Itoa(n+1))
+	o.propagator.Inject(p.Out.Context(), propagation.HeaderCarrier(p.Out.Header))
+	q := callOf(p.Out.Context()).query
+	p.Out.URL.Scheme, p.Out.URL.Host = "https", host.String(q)
+	p.Out.Host = p.In.Host // empty (HTTP/1.0): that of the URL
+}
+
+// modifyResponse sees every response before the application does.
+func (o *Outbound) modifyResponse(resp *http.Response) error {
+	callOf(resp.Request.Context()).status = resp.StatusCode
+	stripOwn(resp.Header, headerError)
+	return nil
+}
+
+// answerError answers when no response came, or one that can't be passed on.
+func (o *Outbound) answerError(w http.ResponseWriter, r *http.Request, err error) {
+	c := callOf(r.Context())
+	if r.Context().Err() != nil {
+		panic(http.ErrAbortHandler)
+	}
+	failure, ok := errors.AsType[*Failure](err)
+	if !ok {
+		failure = &Failure{Status: http.StatusBadGateway, Code: CodeAnswerLost, Text: "the answer of " + host.String(c.query) + " can't be passed on: " + err.Error(), Err: err}
+	}
+	c.failure, c.status = failure, failure.Status
+	failure.write(w, r)
+}
+
+// notOpened takes in that no session could be opened for a request. What a pool tried was counted when it failed (opened).
+func (o *Outbound) notOpened(ctx context.Context, c choice, err error, alone bool) {
+	if ctx.Err() != nil || !alone {
+		return
+	}
+	o.count(c.candidate.Target, err)
+}
+
+// opened takes in the outcome of a dial that a pool made.
+func (o *Outbound) opened(to session.Destination, err error) {
+	result := "ok"
+	if err != nil {
+		result = "failed"
+		if refusal, ok := errors.AsType[*preamble.Refusal](err); ok {
+			result = preamble.Label(refusal.Code)
+		}
+	}
+	o.metrics.dials.WithLabelValues(to.Cluster.String(), to.Service.String(), result).Inc()
+	if err != nil {
+		o.count(to.Target(), err)
+	}
+}
+
+// count counts a failed dial against its target.
+func (o *Outbound) count(t topology.Target, err error) {
+	if errors.Is(err, context.Canceled) || errors.Is(err, session.ErrClosed) {
+		return
+	}
+	verdict := balance.Broken
+	if e, ok := errors.AsType[*session.Error](err); ok {
+		verdict = e.Verdict
+	}
+	o.failed(t, verdict, err)
+}
+
+// lost counts a session that failed a request against its target: once, however many requests were on it.
+func (o *Outbound) lost(c choice, inner *session.Requests, err error) {
+	if inner.Blame() {
+		o.failed(c.candidate.Target, balance.Broken, err)
+	}
+}
+
+func (o *Outbound) failed(t topology.Target, v balance.Verdict, err error) {
+	if !o.health.Failed(o.now(), t, v, err.Error()) {
+		return
+	}
+	o.metrics.ejections.WithLabelValues(t.Cluster.String(), t.Service.String()).Inc()
+	o.log.Info("copy ejected", slog.String("target", place(t)), slog.String("service", t.Service.String()), slog.Any("error", err))
+}
+
+// answered takes in that a copy answered.
+func (o *Outbound) answered(c choice) {
+	if o.health.Succeeded(o.now(), c.candidate.Target) {
+		o.log.Info("copy is back", slog.String("target", place(c.candidate.Target)), slog.String("service", c.candidate.Target.Service.String()))
+	}
+}
+
+// newServer returns an HTTP server for connections of the own application.
+func (o *Outbound) newServer(h http.Handler) *http.Server {
+	s := newServer(h, o.log)
+	s.IdleTimeout = idleTimeout
+	s.Protocols.SetUnencryptedHTTP2(true)
+	o.servers = append(o.servers, s)
+	return s
+}

@@ -1,0 +1,241 @@
+package sidecar
+
+import (
+	"context"
+	"errors"
+	"net/http"
+	"strconv"
+	"strings"
+	"sync"
+	"time"
+
+	"github.com/isthmus-mesh/isthmus/internal/live"
+	"github.com/isthmus-mesh/isthmus/sidecar/balance"
+	"github.com/isthmus-mesh/isthmus/sidecar/host"
+	"github.com/isthmus-mesh/isthmus/sidecar/session"
+	"github.com/isthmus-mesh/isthmus/topology"
+)
+
+const (
+	// subscribeTimeout bounds what the first request to a service waits for control.
+	subscribeTimeout = 1 * time.Second
+	// askAgain is how long a name that control could not be asked about is left alone.
+	askAgain = 1 * time.Second
+	// maxAsked bounds the names that are asked for: an application that makes names up must not grow us, nor control.
+	maxAsked = 4096
+	// maxPlans bounds the plans that are kept.
+	maxPlans = 4096
+)
+
+// plan is a topology.Plan of one snapshot and one state of health, and the pools that it leads to.
+type plan struct {
+	topology.Plan
+	err      error
+	snapshot *topology.Snapshot
+	service  *topology.Service
+	version  uint64
+	pools    [][]*session.Pool // as Plan.Tiers and their Candidates
+}
+
+// resolver turns names into plans: it subscribes to what is asked for, and keeps a plan as long as it holds.
+type resolver struct {
+	snapshots *live.Value[*topology.Snapshot]
+	subscribe func(context.Context, topology.ServiceName) error
+	health    *balance.Health[topology.Target]
+	sessions  *session.Set
+	now       func() time.Time
+	asking    sync.WaitGroup // subscriptions that nobody waits for
+
+	mu    sync.RWMutex
+	plans map[topology.Query]*plan        // guarded by mu
+	asked map[topology.ServiceName]answer // guarded by mu
+}
+
+// answer is how it stands with asking control for a service.
+type answer struct {
+	known  bool      // it was told: whatever happens to the service, we hear of it
+	failed bool      // it could not be asked
+	at     time.Time // when
+}
+
+func newResolver(c Config, h *balance.Health[topology.Target], s *session.Set) *resolver {
+	return &resolver{
+		snapshots: c.Snapshots, subscribe: c.Subscribe, health: h, sessions: s, now: c.Now,
+		plans: make(map[topology.Query]*plan), asked: make(map[topology.ServiceName]answer),
+	}
+}
+
+// lookup returns a service for DNS, having subscribed to it; nil when it does not exist, or nothing is known yet (known is false).
+func (r *resolver) lookup(ctx context.Context, name topology.ServiceName) (service *topology.Service, known bool) {
+	snapshot, err := r.snapshot(ctx, name)
+	if err != nil {
+		return nil, false
+	}
+	service = snapshot.Service(name)
+	if service != nil {
+		return service, true
+	}
+	r.mu.RLock()
+	defer r.mu.RUnlock()
+	return nil, r.asked[name].known
+}
+
+// snapshot returns the present snapshot, having subscribed to the service. The error is a *Failure.
+func (r *resolver) snapshot(ctx context.Context, name topology.ServiceName) (*topology.Snapshot, error) {
+	s := r.snapshots.Load()
+	if s == nil {
+		return nil, fail(http.StatusServiceUnavailable, CodeNotReady, "this sidecar has no configuration yet: control has not been reached since it was first started")
+	}
+	present := s.Service(name) != nil
+	if r.settled(name, present) {
+		return s, nil
+	}
+	ask := func(ctx context.Context) {
+		ctx, cancel := context.WithTimeout(ctx, subscribeTimeout)
+		defer cancel()
+		err := r.subscribe(ctx, name)
+		r.mu.Lock()
+		defer r.mu.Unlock()
+		r.asked[name] = answer{known: err == nil, failed: err != nil, at: r.now()}
+	}
+	if present {
+		// Known from before: good enough for this request.
+		r.asking.Go(func() { ask(context.WithoutCancel(ctx)) })
+		return s, nil
+	}
+	ask(ctx)
+	return r.snapshots.Load(), nil
+}
+
+// settled reports whether there is no need to ask for name now.
+func (r *resolver) settled(name topology.ServiceName, present bool) bool {
+	r.mu.RLock()
+	a := r.asked[name]
+	r.mu.RUnlock()
+	if a.known {
+		return true
+	}
+	now := r.now()
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	a, seen := r.asked[name]
+	lately := seen && now.Sub(a.at) < askAgain
+	if a.known || lately && (present || a.failed) || !seen && !present && len(r.asked) >= maxAsked {
+		return true
+	}
+	if present {
+		r.asked[name] = answer{at: now} // one asks for all; the others need not wait
+	}
+	return false
+}
+
+// plan returns where requests of that query go. The error is a *Failure.
+func (r *resolver) plan(ctx context.Context, q topology.Query) (*plan, error) {
+	snapshot, err := r.snapshot(ctx, q.Service)
+	if err != nil {
+		return nil, err
+	}
+	version := r.health.Version()
+	r.mu.RLock()
+	p := r.plans[q]
+	r.mu.RUnlock()
+	if p == nil || p.snapshot != snapshot || p.version != version {
+		p = r.choose(snapshot, q)
+	}
+	if p.err != nil {
+		return nil, r.failure(p)
+	}
+	return p, nil
+}
+
+func (r *resolver) choose(snapshot *topology.Snapshot, q topology.Query) *plan {
+	load, version := r.health.Evidence()
+	p := &plan{snapshot: snapshot, service: snapshot.Service(q.Service), version: version}
+	p.Plan, p.err = topology.Choose(snapshot, q, load)
+	p.pools = make([][]*session.Pool, len(p.Tiers))
+	for i, tier := range p.Tiers {
+		p.pools[i] = make([]*session.Pool, len(tier.Candidates))
+		for j := range tier.Candidates {
+			p.pools[i][j] = r.sessions.Pool(destination(q, &tier.Candidates[j]))
+		}
+	}
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if len(r.plans) >= maxPlans {
+		clear(r.plans)
+	}
+	if p.service != nil { // names that do not exist are not worth keeping
+		r.plans[q] = p
+	}
+	return p
+}
+
+func destination(q topology.Query, c *topology.Candidate) session.Destination {
+	return session.Destination{Service: q.Service, Port: q.Port, Cluster: c.Cluster, Endpoint: c.Endpoint, Remote: c.Remote}
+}
+
+// failure says in an answer's words why there is nowhere to go.
+func (r *resolver) failure(p *plan) *Failure {
+	q := p.Query
+	name := host.String(q)
+	switch {
+	case errors.Is(p.err, topology.ErrUnknownService):
+		r.mu.RLock()
+		a := r.asked[q.Service]
+		r.mu.RUnlock()
+		if !a.known {
+			return fail(http.StatusBadGateway, CodeUnknown, "no service is known by the name %s, and control could not be asked", name)
+		}
+		return fail(http.StatusBadGateway, CodeUnknown, "no service is known by the name %s; is it exported, and does the exporting cluster list this one in its audience?", name)
+	case errors.Is(p.err, topology.ErrUnknownPort):
+		return fail(http.StatusBadGateway, CodeUnknownPort, "%s has no port %d; it has %s", name, q.Port, ports(p.service))
+	case errors.Is(p.err, topology.ErrNotImported):
+		return fail(http.StatusBadGateway, CodeNotImported, "no cluster exports %s to this one (a ServiceExport in its own cluster does that); copies of the own cluster answer to %s",
+			name, host.String(topology.Query{Service: q.Service, Scope: topology.ClusterLocal}))
+	default:
+		return &Failure{Status: http.StatusServiceUnavailable, Code: CodeNoCopy, Text: p.err.Error(), Err: p.err}
+	}
+}
+
+// keep forgets what the present snapshot no longer speaks of.
+func (r *resolver) keep(s *topology.Snapshot) {
+	r.health.Keep(func(t topology.Target) bool {
+		service := s.Service(t.Service)
+		if service == nil {
+			return false
+		}
+		if t.Endpoint == "" {
+			for i := range service.Remotes {
+				if service.Remotes[i].Cluster == t.Cluster {
+					return true
+				}
+			}
+			return false
+		}
+		for i := range service.Endpoints {
+			if service.Endpoints[i].ID == t.Endpoint {
+				return true
+			}
+		}
+		return false
+	})
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	for q, p := range r.plans {
+		if p.snapshot != s {
+			delete(r.plans, q)
+		}
+	}
+}
+
+// ports lists a service's ports in words.
+func ports(s *topology.Service) string {
+	if s == nil || len(s.Ports) == 0 {
+		return "none"
+	}
+	words := make([]string, len(s.Ports))
+	for i, p := range s.Ports {
+		words[i] = strconv.Itoa(int(p.Number)) + "/" + string(p.Protocol)
+	}
+	return strings.Join(words, ", ")
+}

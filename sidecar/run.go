@@ -1,0 +1,194 @@
+package sidecar
+
+import (
+	"context"
+	"net"
+	"net/http"
+	"sync"
+
+	"github.com/isthmus-mesh/isthmus/internal/ready"
+	"github.com/isthmus-mesh/isthmus/sidecar/conn"
+	"github.com/isthmus-mesh/isthmus/topology"
+)
+
+// Run serves until ctx ends, then stops accepting, lets what is in flight end for DrainGrace, and closes the rest. It returns
+// early, with an error, when a listener fails.
+func (s *Sidecar) Run(ctx context.Context) error {
+	ctx, fail := context.WithCancelCause(ctx)
+	defer fail(nil)
+	// What was accepted outlives ctx by the grace.
+	work, stopWork := context.WithCancel(context.WithoutCancel(ctx))
+	defer stopWork()
+	// What the work needs outlives the work.
+	support, stopSupport := context.WithCancel(context.WithoutCancel(ctx))
+	var serving, supporting sync.WaitGroup
+
+	supporting.Go(func() { _ = s.sessions.Run(support) }) // never fails
+	supporting.Go(func() { s.follow(support) })
+
+	var failed error
+	var once sync.Once
+	start := func(run func() error) {
+		serving.Go(func() {
+			if err := run(); err != nil {
+				once.Do(func() { failed = err })
+				fail(err)
+			}
+		})
+	}
+	s.startOutbound(ctx, work, start)
+	if s.config.Inbound != nil {
+		start(func() error { return s.inbound.run(ctx, work, s.config.Inbound) })
+	}
+	if s.config.DNS != nil || s.config.DNSStream != nil {
+		start(func() error { return s.dns.Run(ctx, s.config.DNS, s.config.DNSStream) })
+	}
+
+	<-ctx.Done()
+	s.tell(func(c *ready.Checks) { c.Waiting(checkServing, "ending") })
+	s.drain(work)
+	stopWork()
+	serving.Wait()
+	_ = s.outbound.work.Wait(support) // what runs in work has ended with it
+	_ = s.inbound.work.Wait(support)
+	s.outbound.resolver.asking.Wait()
+	stopSupport()
+	supporting.Wait()
+	s.inbound.apps.close()
+	return failed
+}
+
+// drain lets everything in flight end, both ways at once.
+func (s *Sidecar) drain(work context.Context) {
+	grace, cancel := context.WithTimeout(work, s.config.DrainGrace)
+	defer cancel()
+	var wg sync.WaitGroup
+	for _, server := range append(s.outbound.servers, s.inbound.server) {
+		wg.Go(func() { shutdown(grace, server) })
+	}
+	wg.Wait()
+	// Connections that are no longer the servers'. What is left at the end of the grace is cut off when work ends.
+	_ = s.outbound.work.Wait(grace)
+	_ = s.inbound.work.Wait(grace)
+}
+
+// follow keeps what is derived from the snapshot in step with it.
+func (s *Sidecar) follow(ctx context.Context) {
+	for {
+		changed := s.config.Snapshots.Changed()
+		if snapshot := s.config.Snapshots.Load(); snapshot != nil {
+			s.outbound.resolver.keep(snapshot)
+			s.inbound.apps.keep(snapshot)
+			s.tell(func(c *ready.Checks) { c.Done(checkServing) })
+		} else {
+			s.tell(func(c *ready.Checks) { c.Waiting(checkServing, "no configuration from control yet") })
+		}
+		select {
+		case <-changed:
+		case <-ctx.Done():
+			return
+		}
+	}
+}
+
+func (s *Sidecar) tell(f func(*ready.Checks)) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for _, c := range s.checks {
+		f(c)
+	}
+}
+
+// queryKey is where the destination of a tunnel is in the context of the requests inside.
+type queryKey struct{}
+
+// startOutbound starts the listeners towards the application.
+func (s *Sidecar) startOutbound(ctx, work context.Context, start func(func() error)) {
+	o := s.outbound
+	base := func(net.Listener) context.Context { return work }
+	open := o.metrics.connections.WithLabelValues(outbound)
+	counted := func(ln net.Listener) net.Listener {
+		return &countedListener{Listener: ln, inc: open.Inc, dec: open.Dec}
+	}
+
+	if proxy := s.config.Proxy; proxy != nil {
+		inside := conn.NewHandoff(proxy.Addr())
+		tunnelled := o.newServer(o.handler(func(r *http.Request) (topology.Query, *Failure) {
+			q := r.Context().Value(queryKey{}).(topology.Query) //nolint:errcheck,forcetypeassert // ConnContext puts it there
+			return fixed(q)(r)
+		}))
+		tunnelled.BaseContext = base
+		tunnelled.ConnContext = func(ctx context.Context, c net.Conn) context.Context {
+			return context.WithValue(ctx, queryKey{}, c.(*insideConn).query) //nolint:errcheck,forcetypeassert // connect gives it nothing else
+		}
+		requests := o.handler(named)
+		server := o.newServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+			if r.Method == http.MethodConnect {
+				o.connect(w, r, inside)
+				return
+			}
+			requests.ServeHTTP(w, r)
+		}))
+		server.BaseContext = base
+		start(func() error { return serve(ctx, tunnelled, inside) })
+		start(func() error { return serve(ctx, server, counted(proxy)) })
+	}
+	for _, l := range s.config.Listeners {
+		s.startListener(ctx, work, l, counted(l.Listener), start)
+	}
+}
+
+// startListener serves one service: requests, or opaque connections, as its port says at the time.
+func (s *Sidecar) startListener(ctx, work context.Context, l LocalListener, ln net.Listener, start func(func() error)) {
+	o := s.outbound
+	q := topology.Query{Service: l.Service, Port: l.Port, Scope: l.Scope}
+	requests := conn.NewHandoff(ln.Addr())
+	server := o.newServer(o.handler(fixed(q)))
+	server.BaseContext = func(net.Listener) context.Context { return work }
+	start(func() error { return serve(ctx, server, requests) })
+	start(func() error {
+		defer context.AfterFunc(ctx, func() { _ = ln.Close() })()
+		var tunnels sync.WaitGroup
+		defer tunnels.Wait()
+		for {
+			c, err := acceptFrom(ctx, ln)
+			if c == nil {
+				return err
+			}
+			tunnels.Go(func() { o.local(work, q, c, requests) })
+		}
+	})
+}
+
+// local serves one connection of a local listener.
+func (o *Outbound) local(ctx context.Context, q topology.Query, c net.Conn, requests *conn.Handoff) {
+	p, err := o.resolver.plan(ctx, q)
+	// A service that is not known is answered in HTTP: a reason in words is worth more than a reset.
+	if err != nil || p.Port.Protocol.IsHTTP() {
+		requests.Give(c)
+		return
+	}
+	o.tunnel(ctx, p, func(err error) (net.Conn, error) {
+		if err != nil {
+			conn.Reset(c)
+			return nil, err
+		}
+		return c, nil
+	})
+}
+
+// countedListener counts its connections that are open.
+type countedListener struct {
+	net.Listener
+	inc, dec func()
+}
+
+// Accept returns the next connection.
+func (l *countedListener) Accept() (net.Conn, error) {
+	c, err := l.Listener.Accept()
+	if err != nil {
+		return nil, err
+	}
+	l.inc()
+	return conn.Tell(c, l.dec), nil
+}

@@ -1,0 +1,206 @@
+package sidecar
+
+import (
+	"context"
+	"errors"
+	"log/slog"
+	"net/http"
+	"net/http/httputil"
+	"time"
+
+	"github.com/spiffe/go-spiffe/v2/spiffeid"
+	"go.opentelemetry.io/otel/attribute"
+	"go.opentelemetry.io/otel/codes"
+	"go.opentelemetry.io/otel/propagation"
+	"go.opentelemetry.io/otel/trace"
+
+	"github.com/isthmus-mesh/isthmus/topology"
+	"github.com/isthmus-mesh/isthmus/trust"
+)
+
+// visit is one request to the own application, and what came of it. It belongs to the goroutine that serves the request.
+type visit struct {
+	*arrival
+	to      *topology.InboundPort
+	started time.Time
+	span    trace.Span
+	status  int // 0: none was written, or it broke off
+	failure *Failure
+}
+
+type visitKey struct{}
+
+func visitOf(ctx context.Context) *visit {
+	return ctx.Value(visitKey{}).(*visit) //nolint:errcheck,forcetypeassert // only called for requests that serve made
+}
+
+// serve serves one request on an inner session.
+func (in *Inbound) serve(w http.ResponseWriter, r *http.Request) {
+	a, _ := r.Context().Value(arrivalKey{}).(*arrival)
+	if a == nil {
+		panic(http.ErrAbortHandler) // ConnContext closed the connection
+	}
+	done, ok := in.work.Add()
+	if !ok {
+		panic(http.ErrAbortHandler) // the server is closed, too
+	}
+	defer done()
+	ctx := in.propagator.Extract(r.Context(), propagation.HeaderCarrier(r.Header))
+	v := &visit{arrival: a, started: in.now(), to: in.port(a.service, a.port)}
+	ctx, v.span = in.tracer.Start(ctx, r.Method+" "+a.service.String(), trace.WithSpanKind(trace.SpanKindServer))
+	r = r.WithContext(context.WithValue(ctx, visitKey{}, v))
+	whole := false
+	defer func() {
+		if !whole {
+			v.status = 0
+		}
+		in.end(r, v)
+	}()
+	if v.failure = in.check(r, v); v.failure != nil {
+		in.refuse(w, r, v)
+	} else {
+		if r.ProtoMajor == 1 {
+			_ = http.NewResponseController(w).EnableFullDuplex() // HTTP/1 servers have it
+		}
+		in.proxy.ServeHTTP(w, r)
+	}
+	whole = true
+}
+
+// check says why a request must not reach the application; nil when it may.
+func (in *Inbound) check(r *http.Request, v *visit) *Failure {
+	if v.to == nil {
+		return fail(http.StatusMisdirectedRequest, CodeNotServed, "%s port %d is not served here any more", v.service, v.port)
+	}
+	if f := agrees(r.Host, v.service); f != nil {
+		return f
+	}
+	if f := checkHead(r); f != nil {
+		return f
+	}
+	if err := in.authorize(v.peer.ID, v.service, v.port); err != nil {
+		return &Failure{Status: http.StatusForbidden, Code: CodeNotAllowed, Err: err, Text: v.peer.ID.String() + " may not call " + v.service.String() + ": " + err.Error()}
+	}
+	return nil
+}
+
+// refuse answers in place of the application. What another copy may do better is marked for the caller's sidecar.
+func (in *Inbound) refuse(w http.ResponseWriter, r *http.Request, v *visit) {
+	v.status = v.failure.Status
+	switch v.failure.Code {
+	case CodeNotServed, CodeAppDown:
+		w.Header().Set(headerOutcome, outcomeUnsent)
+		v.failure.writePlain(w)
+	case CodeAppBroke:
+		w.Header().Set(headerOutcome, outcomeSent)
+		v.failure.writePlain(w)
+	default:
+		v.failure.write(w, r)
+	}
+}
+
+// rewrite makes the request that the application sees. It learns who calls from the header that only this sidecar writes.
+func (in *Inbound) rewrite(p *httputil.ProxyRequest) {
+	restore(p)
+	v := visitOf(p.Out.Context())
+	stripOwn(p.Out.Header, headerHops)
+	p.Out.Header.Set(headerCaller, v.peer.ID.String())
+	in.propagator.Inject(p.Out.Context(), propagation.HeaderCarrier(p.Out.Header))
+	p.Out.URL.Scheme, p.Out.URL.Host = "http", v.service.String() // apps puts the address in
+	p.Out.Host = p.In.Host
+}
+
+// modifyResponse sees every response of the application before the caller does: it can't speak in the mesh's name.
+func (in *Inbound) modifyResponse(resp *http.Response) error {
+	visitOf(resp.Request.Context()).status = resp.StatusCode
+	stripOwn(resp.Header)
+	return nil
+}
+
+// answerError answers when the application did not.
+func (in *Inbound) answerError(w http.ResponseWriter, r *http.Request, err error) {
+	if r.Context().Err() != nil {
+		panic(http.ErrAbortHandler)
+	}
+	v := visitOf(r.Context())
+	failure, ok := errors.AsType[*Failure](err)
+	if !ok {
+		failure = &Failure{Status: http.StatusBadGateway, Code: CodeAppBroke, Text: "the application behind " + v.service.String() + " broke off: " + err.Error(), Err: err}
+	}
+	v.failure = failure
+	in.refuse(w, r, v)
+}
+
+// end records a request.
+func (in *Inbound) end(r *http.Request, v *visit) {
+	took := in.now().Sub(v.started)
+	cluster, caller := in.callerOf(v.peer.ID)
+	self := in.self()
+	var code Code
+	if v.failure != nil {
+		code = v.failure.Code
+	}
+	in.metrics.requests.WithLabelValues(inbound, cluster, caller, self.Cluster.String(), v.service.String(),
+		portLabel(v.port), codeLabel(v.status), string(code)).Inc()
+	in.metrics.duration.WithLabelValues(inbound, self.Cluster.String(), v.service.String()).Observe(took.Seconds())
+	if v.span.IsRecording() {
+		v.span.SetAttributes(
+			attribute.String("http.request.method", r.Method),
+			attribute.Int("http.response.status_code", v.status),
+			attribute.Int("server.port", int(v.port)),
+			attribute.String("isthmus.peer", v.peer.ID.String()),
+			attribute.String("isthmus.source.cluster", cluster),
+		)
+		if v.failure != nil {
+			v.span.SetAttributes(attribute.String("error.type", string(code)))
+			v.span.SetStatus(codes.Error, v.failure.Text)
+		}
+	}
+	v.span.End()
+	if !in.log.Enabled(r.Context(), in.requestLevel) {
+		return
+	}
+	attrs := []slog.Attr{
+		slog.String("direction", inbound),
+		slog.String("method", r.Method),
+		slog.String("service", v.service.String()),
+		slog.Int("port", int(v.port)),
+		slog.String("caller", v.peer.ID.String()),
+		slog.Int("status", v.status),
+		slog.Duration("duration", took),
+		slog.String("trace_id", v.span.SpanContext().TraceID().String()),
+	}
+	if v.failure != nil {
+		attrs = append(attrs, slog.String("code", string(code)), slog.String("error", v.failure.Text))
+	}
+	in.log.LogAttrs(r.Context(), in.requestLevel, "request", attrs...)
+}
+
+func (in *Inbound) self() topology.Self {
+	if s := in.snapshots.Load(); s != nil {
+		return s.Self()
+	}
+	return topology.Self{}
+}
+
+// callerOf returns the cluster and the workload of a caller, as labels: the cluster's name, or its trust domain when no peer has
+// it; "namespace/serviceaccount", or the path of another kind of identity.
+func (in *Inbound) callerOf(id spiffeid.ID) (cluster, workload string) {
+	cluster = id.TrustDomain().Name()
+	if s := in.snapshots.Load(); s != nil {
+		if s.Self().Domain == id.TrustDomain() {
+			cluster = s.Self().Cluster.String()
+		} else {
+			for _, c := range s.Clusters() {
+				if c.Domain == id.TrustDomain() {
+					cluster = c.Name.String()
+				}
+			}
+		}
+	}
+	workload = id.Path()
+	if namespace, account, ok := trust.ParseWorkload(id); ok {
+		workload = namespace + "/" + account
+	}
+	return cluster, in.metrics.caller(workload)
+}

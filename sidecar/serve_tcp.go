@@ -1,0 +1,80 @@
+package sidecar
+
+import (
+	"context"
+	"crypto/tls"
+	"log/slog"
+	"net"
+
+	"github.com/isthmus-mesh/isthmus/internal/relay"
+	"github.com/isthmus-mesh/isthmus/sidecar/conn"
+)
+
+// opaque is an inner session of opaque bytes, on the called workload's side.
+type opaque struct {
+	*tls.Conn
+	raw net.Conn
+}
+
+// Abort ends the session so that the caller sees it break, not end.
+func (o *opaque) Abort(error) {
+	conn.Reset(o.raw)
+	_ = o.Close()
+}
+
+// tunnel relays one opaque connection to the application. The caller's sidecar hears first whether the application took it.
+func (in *Inbound) tunnel(ctx context.Context, c *tls.Conn, raw net.Conn) {
+	far := &opaque{c, raw}
+	began := in.now()
+	a, err := in.arrivalOf(c)
+	if err != nil {
+		far.Abort(err)
+		return
+	}
+	done, ok := in.work.Add()
+	if !ok {
+		far.Abort(errEnding)
+		return
+	}
+	defer done()
+	var stats relay.Stats
+	near, err := in.openApp(ctx, a, far)
+	if err == nil {
+		stats, err = relay.Pipe(ctx, far, near)
+	}
+	service := a.service.String()
+	self := in.self().Cluster.String()
+	in.metrics.bytes.WithLabelValues(inbound, self, service, "sent").Add(float64(stats.AToB))
+	in.metrics.bytes.WithLabelValues(inbound, self, service, "received").Add(float64(stats.BToA))
+	in.log.LogAttrs(ctx, in.requestLevel, "connection",
+		slog.String("direction", inbound), slog.String("service", service), slog.Int("port", int(a.port)),
+		slog.String("caller", a.peer.ID.String()), slog.Int64("sent", stats.AToB), slog.Int64("received", stats.BToA),
+		slog.Duration("duration", in.now().Sub(began)), slog.Any("error", err))
+}
+
+// openApp opens the connection to the application and says so. On failure far is closed.
+func (in *Inbound) openApp(ctx context.Context, a *arrival, far *opaque) (net.Conn, error) {
+	to := in.port(a.service, a.port)
+	err := error(errNotServed)
+	var near net.Conn
+	if to != nil {
+		if err = in.authorize(a.peer.ID, a.service, a.port); err == nil {
+			near, err = in.apps.open(ctx, to.Targets)
+		}
+	}
+	answer := byte(tunnelOpen)
+	if err != nil {
+		answer = tunnelAppDown
+	}
+	if _, werr := far.Write([]byte{answer}); werr != nil && err == nil {
+		err = werr
+	}
+	if err != nil {
+		if near != nil {
+			conn.Reset(near)
+		}
+		_ = far.Close() // the answer has to arrive
+		return nil, err
+	}
+	return near, nil
+}

@@ -1,0 +1,92 @@
+package sidecar
+
+import (
+	"context"
+	"errors"
+	"log/slog"
+	"net"
+	"net/http"
+	"net/http/httputil"
+	"sync"
+	"time"
+)
+
+// HTTP/2 of our servers. Receive windows bound what a body that nobody takes may hold, in bytes.
+const (
+	maxStreams       = 1000 // at a time on one connection; more than session.leastStreams
+	connectionWindow = 4<<20 - 1
+	streamWindow     = 512 << 10
+	// A caller that froze keeps its connection for both.
+	pingAfter   = 15 * time.Second
+	pingTimeout = 15 * time.Second
+)
+
+// newServer returns an HTTP/1.1 server with the limits that hold on both sides; the caller adds HTTP/2 and an idle time-out.
+func newServer(h http.Handler, log *slog.Logger) *http.Server {
+	protocols := new(http.Protocols)
+	protocols.SetHTTP1(true)
+	return &http.Server{
+		Handler:                      h,
+		DisableGeneralOptionsHandler: true, // OPTIONS * is the application's
+		ReadHeaderTimeout:            readHeaderTimeout,
+		MaxHeaderBytes:               maxHeaderBytes,
+		Protocols:                    protocols,
+		HTTP2: &http.HTTP2Config{
+			MaxConcurrentStreams:          maxStreams,
+			MaxReceiveBufferPerConnection: connectionWindow,
+			MaxReceiveBufferPerStream:     streamWindow,
+			SendPingTimeout:               pingAfter,
+			PingTimeout:                   pingTimeout,
+		},
+		ErrorLog: slog.NewLogLogger(log.Handler(), slog.LevelDebug),
+	}
+}
+
+// serve serves connections from ln until stop is called or ctx ends.
+func serve(ctx context.Context, s *http.Server, ln net.Listener) error {
+	err := s.Serve(ln)
+	if ctx.Err() != nil || errors.Is(err, http.ErrServerClosed) || errors.Is(err, net.ErrClosed) {
+		return nil
+	}
+	return err
+}
+
+// shutdown lets the server's requests end until ctx does, then breaks them.
+func shutdown(ctx context.Context, s *http.Server) {
+	if err := s.Shutdown(ctx); err != nil {
+		_ = s.Close() // what is left was given its time
+	}
+}
+
+// restore puts back what ReverseProxy takes off, because we are a hop that the application asked for and not an edge: the
+// forwarding headers as they came (none is added), and the query to the letter.
+func restore(p *httputil.ProxyRequest) {
+	for _, name := range [...]string{"Forwarded", "X-Forwarded-For", "X-Forwarded-Host", "X-Forwarded-Proto"} {
+		if v, ok := p.In.Header[name]; ok {
+			p.Out.Header[name] = v
+		}
+	}
+	p.Out.URL.RawQuery = p.In.URL.RawQuery
+	carryTrailers(p)
+}
+
+// buffers are what bodies are copied through (httputil.BufferPool).
+type buffers struct{ pool sync.Pool }
+
+const bufferSize = 32 << 10
+
+func newBuffers() *buffers {
+	return &buffers{pool: sync.Pool{New: func() any { return new([bufferSize]byte) }}}
+}
+
+// Get returns a buffer.
+func (b *buffers) Get() []byte {
+	return b.pool.Get().(*[bufferSize]byte)[:] //nolint:errcheck,forcetypeassert // only its own kind is put in
+}
+
+// Put takes one back.
+func (b *buffers) Put(p []byte) {
+	if len(p) == bufferSize {
+		b.pool.Put((*[bufferSize]byte)(p))
+	}
+}

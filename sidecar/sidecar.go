@@ -1,0 +1,188 @@
+// Package sidecar carries a workload's calls, in and out: it speaks plain HTTP and TCP with the application beside it, and
+// TLS 1.3 from workload to workload with everybody else, straight within the cluster and through gateways to others.
+//
+// Outbound takes what the application calls (an HTTP proxy, listeners for single services, DNS), asks topology.Choose for the
+// copies, and spreads requests over inner sessions to them; what fails before it did anything is tried elsewhere. Inbound takes
+// inner sessions from other workloads and hands their requests to the application, saying who calls. The same program stands in
+// for workloads without a sidecar (a node proxy): then it serves several services. cmd/isthmus-sidecar is the one user.
+//
+// Concurrency: New, then Checks, Handler and Explain at any time; Run once. Run is the parent of every goroutine and returns when
+// all have ended. State that changes is one immutable topology.Snapshot at a time; a request takes it once.
+//
+// Standards: RFC 9110, 9112 and 9113 (HTTP), RFC 6455 (WebSocket), W3C Trace Context, KEP-1645 (names), RFC 1035 (DNS).
+package sidecar
+
+import (
+	"cmp"
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net"
+	"sync"
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
+	"go.opentelemetry.io/otel/propagation"
+	"go.opentelemetry.io/otel/trace"
+	"go.opentelemetry.io/otel/trace/noop"
+
+	"github.com/isthmus-mesh/isthmus/internal/live"
+	"github.com/isthmus-mesh/isthmus/internal/ready"
+	"github.com/isthmus-mesh/isthmus/sidecar/balance"
+	"github.com/isthmus-mesh/isthmus/sidecar/dns"
+	"github.com/isthmus-mesh/isthmus/sidecar/session"
+	"github.com/isthmus-mesh/isthmus/topology"
+	"github.com/isthmus-mesh/isthmus/trust"
+)
+
+// defaultGrace is what requests in flight get to end when the sidecar does.
+const defaultGrace = 10 * time.Second
+
+// Config is what a Sidecar is made from. Identity, Bundles, Guard, Snapshots and Subscribe are needed; Guard.Run is run by
+// whoever made it. The Sidecar closes the listeners.
+type Config struct {
+	Identity  *trust.Identity
+	Bundles   *trust.Bundles
+	Guard     *trust.Guard
+	Snapshots *live.Value[*topology.Snapshot] // nil until the first configuration
+	// Subscribe asks control for a service, and returns when the snapshots speak of it, or when it is known not to exist.
+	Subscribe func(context.Context, topology.ServiceName) error
+
+	Inbound   net.Listener    // inner sessions from others; nil: none
+	Proxy     net.Listener    // the explicit HTTP proxy; nil: none
+	Listeners []LocalListener // for single services
+	DNS       net.PacketConn  // nil: no DNS over UDP
+	DNSStream net.Listener    // nil: no DNS over TCP
+
+	// Connect opens TCP connections: to copies, to gateways, to the application. Default: net.Dialer.
+	Connect func(ctx context.Context, address string) (net.Conn, error)
+
+	Log *slog.Logger // default: none
+	// RequestLevel is the level at which each request and connection is logged. Default: debug.
+	RequestLevel slog.Leveler
+	Metrics      prometheus.Registerer // default: one that nobody reads
+	Tracer       trace.TracerProvider  // default: none
+	Propagator   propagation.TextMapPropagator
+	// DrainGrace is what requests in flight get to end when Run's context does. Default 10 s.
+	DrainGrace time.Duration
+	Now        func() time.Time // default time.Now
+}
+
+// LocalListener is a listener whose connections go to one port of one service.
+type LocalListener struct {
+	Service  topology.ServiceName
+	Port     uint16
+	Scope    topology.Scope
+	Listener net.Listener
+}
+
+func (c Config) withDefaults() (Config, error) {
+	if c.Identity == nil || c.Bundles == nil || c.Guard == nil || c.Snapshots == nil || c.Subscribe == nil {
+		return c, errors.New("sidecar: Identity, Bundles, Guard, Snapshots and Subscribe are needed")
+	}
+	if c.Connect == nil {
+		c.Connect = func(ctx context.Context, address string) (net.Conn, error) {
+			return new(net.Dialer).DialContext(ctx, "tcp", address)
+		}
+	}
+	c.Log = cmp.Or(c.Log, slog.New(slog.DiscardHandler))
+	if c.RequestLevel == nil {
+		c.RequestLevel = slog.LevelDebug
+	}
+	if c.Metrics == nil {
+		c.Metrics = prometheus.NewRegistry()
+	}
+	if c.Tracer == nil {
+		c.Tracer = noop.NewTracerProvider()
+	}
+	if c.Propagator == nil {
+		c.Propagator = propagation.TraceContext{}
+	}
+	c.DrainGrace = cmp.Or(c.DrainGrace, defaultGrace)
+	if c.Now == nil {
+		c.Now = time.Now
+	}
+	return c, nil
+}
+
+// Sidecar is both sides of one workload's proxy.
+type Sidecar struct {
+	config   Config
+	outbound *Outbound
+	inbound  *Inbound
+	sessions *session.Set
+	dns      *dns.Server
+
+	mu     sync.Mutex
+	checks []*ready.Checks // guarded by mu
+}
+
+// New makes a Sidecar; Run starts it.
+func New(config Config) (*Sidecar, error) {
+	c, err := config.withDefaults()
+	if err != nil {
+		return nil, err
+	}
+	counts, err := newMetrics(c.Metrics)
+	if err != nil {
+		return nil, fmt.Errorf("sidecar: metrics: %w", err)
+	}
+	tracer := c.Tracer.Tracer("github.com/isthmus-mesh/isthmus/sidecar")
+	s := &Sidecar{config: c}
+	health := new(balance.Health[topology.Target])
+	o := &Outbound{
+		health: health, metrics: counts, tracer: tracer, propagator: c.Propagator, log: c.Log,
+		requestLevel: c.RequestLevel.Level(), now: c.Now, self: s.self,
+	}
+	s.sessions = session.NewSet(session.Config{
+		Dialer: &session.Dialer{
+			Identity: c.Identity, Bundles: c.Bundles, Guard: c.Guard, Snapshots: c.Snapshots,
+			Propagator: c.Propagator, Connect: c.Connect, Now: c.Now,
+		},
+		Tracer: tracer,
+		Opened: o.opened,
+		Count: func(to session.Destination, n int) {
+			counts.sessions.WithLabelValues(to.Cluster.String(), to.Service.String()).Add(float64(n))
+		},
+	})
+	o.sessions = s.sessions
+	o.resolver = newResolver(c, health, s.sessions)
+	o.init()
+	s.outbound = o
+	s.inbound = &Inbound{
+		identity: c.Identity, bundles: c.Bundles, guard: c.Guard, snapshots: c.Snapshots, apps: newApps(c.Connect, c.Now),
+		metrics: counts, tracer: tracer, propagator: c.Propagator, log: c.Log, requestLevel: c.RequestLevel.Level(), now: c.Now,
+	}
+	s.inbound.init()
+	s.dns = &dns.Server{Lookup: o.resolver.lookup, Log: c.Log}
+	return s, nil
+}
+
+func (s *Sidecar) self() topology.Self {
+	if snapshot := s.config.Snapshots.Load(); snapshot != nil {
+		return snapshot.Self()
+	}
+	return topology.Self{}
+}
+
+// Explain tells where requests of that query would go now, and why: by what control says, and by what this sidecar's own
+// requests have shown.
+func (s *Sidecar) Explain(ctx context.Context, q topology.Query) topology.Explanation {
+	snapshot, err := s.outbound.resolver.snapshot(ctx, q.Service)
+	if err != nil {
+		return topology.Explain(topology.Plan{Query: q}, err)
+	}
+	load, _ := s.outbound.health.Evidence()
+	return topology.Explain(topology.Choose(snapshot, q, load))
+}
+
+// Checks makes c wait for what the sidecar needs before it can serve: a configuration, and its listeners.
+func (s *Sidecar) Checks(c *ready.Checks) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	c.Waiting(checkServing, "not started yet")
+	s.checks = append(s.checks, c)
+}
+
+const checkServing = "sidecar"

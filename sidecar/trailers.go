@@ -1,0 +1,46 @@
+package sidecar
+
+import (
+	"io"
+	"net/http"
+	"net/http/httputil"
+)
+
+// carryTrailers makes the outgoing request send the trailers that the incoming one announced: ReverseProxy copies their names
+// before their values have come.
+func carryTrailers(p *httputil.ProxyRequest) {
+	if len(p.In.Trailer) == 0 || p.Out.Body == nil {
+		p.Out.Trailer = nil
+		return
+	}
+	out := make(http.Header, len(p.In.Trailer))
+	for name := range p.In.Trailer {
+		if !isOwn(name) {
+			out[name] = nil
+		}
+	}
+	if len(out) == 0 {
+		p.Out.Trailer = nil
+		return
+	}
+	p.Out.Trailer = out
+	p.Out.Body = &trailerBody{ReadCloser: p.Out.Body, in: p.In, out: out}
+}
+
+// trailerBody fills out in when the body has ended: net/http sets a request's trailers by then, and sends them after.
+type trailerBody struct {
+	io.ReadCloser
+	in  *http.Request
+	out http.Header
+}
+
+// Read reads the body.
+func (b *trailerBody) Read(p []byte) (int, error) {
+	n, err := b.ReadCloser.Read(p)
+	if err == io.EOF { //nolint:errorlint // io.Reader's contract is this very value
+		for name := range b.out {
+			b.out[name] = b.in.Trailer[name]
+		}
+	}
+	return n, err
+}
