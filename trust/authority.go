@@ -247,9 +247,9 @@ func (a *Authority) Run(ctx context.Context) error {
 		if (err != nil) != failing { // once per change
 			failing = err != nil
 			if failing {
-				a.cfg.Log.Error("authority not renewed, trying on", "error", err)
+				a.cfg.Log.ErrorContext(ctx, "authority not renewed, trying on", "error", err)
 			} else {
-				a.cfg.Log.Info("authority renewed again")
+				a.cfg.Log.InfoContext(ctx, "authority renewed again")
 			}
 		}
 		pause := authorityNap

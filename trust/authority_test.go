@@ -19,27 +19,27 @@ import (
 	"github.com/spiffe/go-spiffe/v2/spiffeid"
 )
 
-func openAuthority(t testing.TB, cfg AuthorityConfig) *Authority {
-	t.Helper()
+func openAuthority(tb testing.TB, cfg AuthorityConfig) *Authority {
+	tb.Helper()
 	if cfg.TrustDomain.IsZero() {
 		cfg.TrustDomain = domainA
 	}
 	a, err := OpenAuthority(cfg)
 	if err != nil {
-		t.Fatal(err)
+		tb.Fatal(err)
 	}
 	return a
 }
 
-func issueTo(t testing.TB, a *Authority, id spiffeid.ID) []*x509.Certificate {
-	t.Helper()
+func issueTo(tb testing.TB, a *Authority, id spiffeid.ID) []*x509.Certificate {
+	tb.Helper()
 	_, csr, err := NewRequest()
 	if err != nil {
-		t.Fatal(err)
+		tb.Fatal(err)
 	}
 	chain, err := a.Issue(csr, id)
 	if err != nil {
-		t.Fatal(err)
+		tb.Fatal(err)
 	}
 	return chain
 }

@@ -171,11 +171,11 @@ func checkValue(d *json.Decoder, depth int) error {
 	var names []string
 	for d.More() {
 		if open == '{' {
-			name, err := d.Token()
+			token, err = d.Token()
 			if err != nil {
 				return err
 			}
-			n, _ := name.(string) // the decoder lets nothing else be a name
+			n, _ := token.(string) // the decoder lets nothing else be a name
 			if len(names) == maxMembers {
 				return fmt.Errorf("more than %d names in an object", maxMembers)
 			}
@@ -184,7 +184,7 @@ func checkValue(d *json.Decoder, depth int) error {
 			}
 			names = append(names, n)
 		}
-		if err := checkValue(d, depth+1); err != nil {
+		if err = checkValue(d, depth+1); err != nil {
 			return err
 		}
 	}

@@ -281,7 +281,7 @@ func (h watchHeap) Swap(i, j int) {
 
 // Push appends; container/heap calls it.
 func (h *watchHeap) Push(x any) {
-	w := x.(*watch) //nolint:errcheck,forcetypeassert // only Watch pushes
+	w := x.(*watch) // nothing else is pushed
 	w.index = len(*h)
 	*h = append(*h, w)
 }

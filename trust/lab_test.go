@@ -34,45 +34,45 @@ type testCA struct {
 	chain []*x509.Certificate
 }
 
-func newKey(t testing.TB) *ecdsa.PrivateKey {
-	t.Helper()
+func newKey(tb testing.TB) *ecdsa.PrivateKey {
+	tb.Helper()
 	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
 	if err != nil {
-		t.Fatal(err)
+		tb.Fatal(err)
 	}
 	return key
 }
 
-func uri(t testing.TB, s string) *url.URL {
-	t.Helper()
+func uri(tb testing.TB, s string) *url.URL {
+	tb.Helper()
 	u, err := url.Parse(s)
 	if err != nil {
-		t.Fatal(err)
+		tb.Fatal(err)
 	}
 	return u
 }
 
-func caTemplate(t testing.TB, td string) *x509.Certificate {
-	t.Helper()
+func caTemplate(tb testing.TB, td string) *x509.Certificate {
+	tb.Helper()
 	return &x509.Certificate{
 		Subject:   pkix.Name{CommonName: td},
 		NotBefore: time.Now().Add(-time.Hour), NotAfter: time.Now().Add(240 * time.Hour),
 		IsCA: true, BasicConstraintsValid: true, KeyUsage: x509.KeyUsageCertSign,
-		URIs: []*url.URL{uri(t, "spiffe://"+td)},
+		URIs: []*url.URL{uri(tb, "spiffe://"+td)},
 	}
 }
 
-func newRoot(t testing.TB, template *x509.Certificate) *testCA {
-	t.Helper()
-	ca := &testCA{t: t, key: newKey(t)}
+func newRoot(tb testing.TB, template *x509.Certificate) *testCA {
+	tb.Helper()
+	ca := &testCA{t: tb, key: newKey(tb)}
 	ca.cert = ca.create(template, template, ca.key)
 	return ca
 }
 
 // rootOf returns a root of a trust domain.
-func rootOf(t testing.TB, td spiffeid.TrustDomain) *testCA {
-	t.Helper()
-	return newRoot(t, caTemplate(t, td.Name()))
+func rootOf(tb testing.TB, td spiffeid.TrustDomain) *testCA {
+	tb.Helper()
+	return newRoot(tb, caTemplate(tb, td.Name()))
 }
 
 func (ca *testCA) create(template, parent *x509.Certificate, key *ecdsa.PrivateKey) *x509.Certificate {
@@ -97,15 +97,15 @@ func (ca *testCA) sub(template *x509.Certificate) *testCA {
 	return s
 }
 
-func leafTemplate(t testing.TB, uris ...string) *x509.Certificate {
-	t.Helper()
+func leafTemplate(tb testing.TB, uris ...string) *x509.Certificate {
+	tb.Helper()
 	c := &x509.Certificate{
 		NotBefore: time.Now().Add(-time.Minute), NotAfter: time.Now().Add(time.Hour),
 		KeyUsage: x509.KeyUsageDigitalSignature, BasicConstraintsValid: true,
 		ExtKeyUsage: []x509.ExtKeyUsage{x509.ExtKeyUsageServerAuth, x509.ExtKeyUsageClientAuth},
 	}
 	for _, u := range uris {
-		c.URIs = append(c.URIs, uri(t, u))
+		c.URIs = append(c.URIs, uri(tb, u))
 	}
 	return c
 }
@@ -136,15 +136,15 @@ func (ca *testCA) lived(id spiffeid.ID, notAfter time.Time) *x509svid.SVID {
 func (ca *testCA) bundle() Bundle { return Bundle{Authorities: []*x509.Certificate{ca.cert}} }
 
 // rawSAN is a subject alternative name extension with these URIs, byte for byte.
-func rawSAN(t testing.TB, uris ...string) pkix.Extension {
-	t.Helper()
+func rawSAN(tb testing.TB, uris ...string) pkix.Extension {
+	tb.Helper()
 	var names []asn1.RawValue
 	for _, u := range uris {
 		names = append(names, asn1.RawValue{Class: asn1.ClassContextSpecific, Tag: 6, Bytes: []byte(u)})
 	}
 	der, err := asn1.Marshal(names)
 	if err != nil {
-		t.Fatal(err)
+		tb.Fatal(err)
 	}
 	return pkix.Extension{Id: oidSubjectAltName, Critical: true, Value: der}
 }
@@ -192,7 +192,7 @@ func (l *logLines) String() string {
 // run starts a Run method and returns what ends it and waits.
 func run(t *testing.T, f func(context.Context) error) (stop func()) {
 	t.Helper()
-	ctx, cancel := context.WithCancel(context.Background()) //nolint:usetesting // stopped by the test, before its context ends
+	ctx, cancel := context.WithCancel(context.Background())
 	done := make(chan error, 1)
 	go func() { done <- f(ctx) }()
 	var once sync.Once

@@ -92,6 +92,15 @@ func (p *quicPair) dial(client *tls.Config) (*quic.Conn, error) {
 	return c, nil
 }
 
+func (p *quicPair) mustDial(client *tls.Config) *quic.Conn {
+	p.t.Helper()
+	c, err := p.dial(client)
+	if err != nil {
+		p.t.Fatal(err)
+	}
+	return c
+}
+
 // The same as over TCP: a removed domain is out for good, also for those who kept a ticket, and also for those who are in.
 func TestRemovedDomainOverQUIC(t *testing.T) {
 	for _, test := range []struct {
@@ -120,14 +129,7 @@ func TestRemovedDomainOverQUIC(t *testing.T) {
 				closed := make(chan error, 8)
 				net := newQUICPair(t, server, g, p.server.Policy, closed)
 
-				first, err := net.dial(client)
-				if err != nil {
-					t.Fatal(err)
-				}
-				second, err := net.dial(client)
-				if err != nil {
-					t.Fatal(err)
-				}
+				first, second := net.mustDial(client), net.mustDial(client)
 				if got := second.ConnectionState().TLS.DidResume; got != test.resumes {
 					t.Fatalf("second connection resumed: %v, want %v", got, test.resumes)
 				}
@@ -152,13 +154,12 @@ func TestRemovedDomainOverQUIC(t *testing.T) {
 				}
 
 				third, err := net.dial(client)
-				if test.admits {
-					// Weak as it is, the guard still throws it out.
+				if test.admits { // weak as it is; the guard still throws it out
 					if err == nil {
 						<-third.Context().Done()
 					}
-					if err := <-closed; reasonOf(t, err) != UnknownDomain {
-						t.Errorf("closed with %v, want %q", err, UnknownDomain)
+					if refused := <-closed; reasonOf(t, refused) != UnknownDomain {
+						t.Errorf("closed with %v, want %q", refused, UnknownDomain)
 					}
 					return
 				}
@@ -184,10 +185,7 @@ func TestExpiryOverQUIC(t *testing.T) {
 		net := newQUICPair(t, ServerConfig(p.server), g, p.server.Policy, closed)
 		end := time.Now().Add(10 * time.Second)
 		p.clientID.Set(p.rootB.lived(gatewayB, end))
-		c, err := net.dial(ClientConfig(p.client))
-		if err != nil {
-			t.Fatal(err)
-		}
+		c := net.mustDial(ClientConfig(p.client))
 		p.clientID.Set(p.rootB.svid(gatewayB))
 		if err := <-closed; reasonOf(t, err) != Expired {
 			t.Errorf("closed with %v, want %q", err, Expired)

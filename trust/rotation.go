@@ -83,12 +83,12 @@ func (s *authorityState) lastCall(cfg AuthorityConfig) time.Time {
 }
 
 func (s *authorityState) prepareDue(cfg AuthorityConfig) time.Time {
-	return earlier(partOfLife(s.root.certificate, 2, 4), s.lastCall(cfg))
+	return earlier(quarters(s.root.certificate, 2), s.lastCall(cfg))
 }
 
 // activateDue: at three quarters of the root's life, and when its successor was published for some time.
 func (s *authorityState) activateDue(cfg AuthorityConfig) time.Time {
-	at := partOfLife(s.root.certificate, 3, 4)
+	at := quarters(s.root.certificate, 3)
 	if heard := s.next.certificate.NotBefore.Add(backdate + cfg.IssuingLifetime); at.Before(heard) {
 		at = heard
 	}
@@ -103,7 +103,7 @@ func (s *authorityState) issuingDue() time.Time {
 	case !s.issuing.certificate.NotAfter.Before(s.root.certificate.NotAfter):
 		return s.root.certificate.NotAfter
 	default:
-		return partOfLife(s.issuing.certificate, 2, 4)
+		return quarters(s.issuing.certificate, 2)
 	}
 }
 
@@ -119,7 +119,7 @@ func (a *Authority) prepare(s *authorityState, now time.Time) (*authorityState, 
 	if err := a.save(nextRootFile, next, newFile); err != nil {
 		return s, err
 	}
-	a.cfg.Log.Info("next root made and published", "not_after", next.certificate.NotAfter, "in_use_from", partOfLife(s.root.certificate, 3, 4))
+	a.cfg.Log.Info("next root made and published", "not_after", next.certificate.NotAfter, "in_use_from", quarters(s.root.certificate, 3))
 	changed := *s
 	changed.next = next
 	return &changed, nil
@@ -179,10 +179,10 @@ func newIssuing(cfg AuthorityConfig, root *signer, now time.Time) (*signer, erro
 	return newSigner(issuingTemplate(cfg.TrustDomain, now, cfg.IssuingLifetime), root)
 }
 
-// partOfLife is the moment when that part of the life of a certificate of ours is over, counted from its making.
-func partOfLife(c *x509.Certificate, part, of time.Duration) time.Time {
+// quarters is the moment when n quarters of the life of a certificate of ours are over, counted from its making.
+func quarters(c *x509.Certificate, n time.Duration) time.Time {
 	made := c.NotBefore.Add(backdate)
-	return made.Add(c.NotAfter.Sub(made) / of * part)
+	return made.Add(c.NotAfter.Sub(made) / 4 * n)
 }
 
 func earlier(a, b time.Time) time.Time {

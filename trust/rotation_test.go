@@ -4,6 +4,7 @@ import (
 	"crypto/x509"
 	"errors"
 	"fmt"
+	"maps"
 	"os"
 	"path/filepath"
 	"slices"
@@ -30,7 +31,7 @@ func TestIssuingRollOver(t *testing.T) {
 			if chain[0].NotAfter.After(chain[1].NotAfter) {
 				t.Fatal("an SVID outlives its issuing CA")
 			}
-			if left := chain[0].NotAfter.Sub(time.Now()); left != time.Hour {
+			if left := time.Until(chain[0].NotAfter); left != time.Hour {
 				t.Fatalf("an SVID for %v: the issuing CA was renewed too late", left)
 			}
 			live = append(live, chain)
@@ -91,7 +92,7 @@ func TestRootRollOver(t *testing.T) {
 				}
 			}
 			chain := issueTo(t, a, gatewayA)
-			if left := chain[0].NotAfter.Sub(time.Now()); left != time.Hour {
+			if left := time.Until(chain[0].NotAfter); left != time.Hour {
 				t.Fatalf("day %d: an SVID for %v", step/4, left)
 			}
 			live = append(live, chain)
@@ -132,7 +133,7 @@ func TestIssueAfterSuspend(t *testing.T) {
 		for range 30 {
 			time.Sleep(7 * 24 * time.Hour)
 			chain := issueTo(t, a, gatewayA)
-			if left := chain[0].NotAfter.Sub(time.Now()); left != time.Hour {
+			if left := time.Until(chain[0].NotAfter); left != time.Hour {
 				t.Errorf("an SVID for %v", left)
 			}
 			if err := verifyWith(a.Roots(), chain); err != nil {
@@ -207,12 +208,10 @@ func TestActivationCrash(t *testing.T) {
 	})
 }
 
-func merge(maps ...map[string]string) map[string]string {
+func merge(parts ...map[string]string) map[string]string {
 	all := map[string]string{}
-	for _, m := range maps {
-		for k, v := range m {
-			all[k] = v
-		}
+	for _, m := range parts {
+		maps.Copy(all, m)
 	}
 	return all
 }
@@ -238,8 +237,8 @@ func TestAuthorityDiskGone(t *testing.T) {
 		}
 		for day := range 80 {
 			chain := issueTo(t, a, gatewayA)
-			if err := verifyWith(roots, chain); err != nil || chain[0].NotAfter.Sub(time.Now()) != time.Hour {
-				t.Fatalf("day %d: %v, an SVID for %v", day, err, chain[0].NotAfter.Sub(time.Now()))
+			if err := verifyWith(roots, chain); err != nil || time.Until(chain[0].NotAfter) != time.Hour {
+				t.Fatalf("day %d: %v, an SVID for %v", day, err, time.Until(chain[0].NotAfter))
 			}
 			time.Sleep(24 * time.Hour)
 		}

@@ -32,9 +32,9 @@ type pair struct {
 	server, client TLS
 }
 
-func newPair(t testing.TB) *pair {
-	t.Helper()
-	p := &pair{rootA: rootOf(t, domainA), rootB: rootOf(t, domainB)}
+func newPair(tb testing.TB) *pair {
+	tb.Helper()
+	p := &pair{rootA: rootOf(tb, domainA), rootB: rootOf(tb, domainB)}
 	both := map[spiffeid.TrustDomain]*testCA{domainA: p.rootA, domainB: p.rootB}
 	p.bundlesA, p.bundlesB = bundlesOf(both), bundlesOf(both)
 	p.serverID, p.clientID = identityOf(p.rootA.svid(gatewayA)), identityOf(p.rootB.svid(gatewayB))
@@ -45,27 +45,27 @@ func newPair(t testing.TB) *pair {
 
 // shake makes a TLS connection over TCP, through one byte each way, so that both sides have judged and the client has
 // read what the server sends after the handshake (tickets, were there any).
-func shake(t testing.TB, server, client *tls.Config) (s, c *tls.Conn, serverErr, clientErr error) {
-	t.Helper()
+func shake(tb testing.TB, server, client *tls.Config) (s, c *tls.Conn, serverErr, clientErr error) {
+	tb.Helper()
 	l, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
-		t.Fatal(err)
+		tb.Fatal(err)
 	}
 	defer func() { _ = l.Close() }()
 	raw, err := net.Dial("tcp", l.Addr().String())
 	if err != nil {
-		t.Fatal(err)
+		tb.Fatal(err)
 	}
 	accepted, err := l.Accept()
 	if err != nil {
-		t.Fatal(err)
+		tb.Fatal(err)
 	}
 	s, c = tls.Server(accepted, server), tls.Client(raw, client)
-	t.Cleanup(func() { _, _ = accepted.Close(), raw.Close() })
+	tb.Cleanup(func() { _, _ = accepted.Close(), raw.Close() })
 	_ = accepted.SetDeadline(time.Now().Add(testDeadline))
 	_ = raw.SetDeadline(time.Now().Add(testDeadline))
 	done := make(chan error, 1)
-	go func() { done <- greet(s) }()
+	go func(s *tls.Conn) { done <- greet(s) }(s)
 	clientErr = greet(c)
 	if clientErr != nil {
 		_ = raw.Close() // before TLS would, which tells the server why

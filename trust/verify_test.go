@@ -158,10 +158,9 @@ func TestVerify(t *testing.T) {
 // A weak key is refused whoever signed for it.
 func TestVerifyWeakKey(t *testing.T) {
 	a := rootOf(t, domainA)
-	t.Setenv("GODEBUG", "rsa1024min=0")
 	key, err := rsa.GenerateKey(rand.Reader, 1024)
 	if err != nil {
-		t.Skip("this Go makes no weak keys:", err)
+		t.Fatal(err)
 	}
 	der, err := x509.CreateCertificate(rand.Reader, leafTemplate(t, shop), a.cert, key.Public(), a.key)
 	if err != nil {

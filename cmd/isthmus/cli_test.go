@@ -21,7 +21,7 @@ import (
 // control serves api/admin with canned answers on a Unix socket, and returns its path.
 func control(t *testing.T, answers map[string]any) string {
 	t.Helper()
-	dir, err := os.MkdirTemp("", "isthmus-") // t.TempDir is too long for a Unix socket on some systems
+	dir, err := os.MkdirTemp("", "isthmus-") //nolint:usetesting // t.TempDir is too long for a Unix socket on some systems
 	if err != nil {
 		t.Fatal(err)
 	}

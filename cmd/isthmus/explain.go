@@ -206,7 +206,7 @@ func printExplanation(w io.Writer, format output.Format, x topology.Explanation)
 		t.Row(rank, r.Tier, target, percent(r.Traffic), strconv.Itoa(r.Ready), strings.ReplaceAll(string(r.State), "_", " "), why,
 			r.Address, percent(r.Share))
 	}
-	if err := output.Write(w, format, nil, func() output.Table { return t }); err != nil {
+	if err = output.Write(w, format, nil, func() output.Table { return t }); err != nil {
 		return err
 	}
 	if x.Error != nil {

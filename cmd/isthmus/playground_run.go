@@ -45,7 +45,7 @@ func writeReport(c *cobra.Command, path string, r demo.Report) error {
 	if path == "-" {
 		return r.Write(c.OutOrStdout())
 	}
-	f, err := os.Create(path)
+	f, err := os.Create(path) //nolint:gosec // G304: the file that the user named
 	if err != nil {
 		return fmt.Errorf("report: %w", err)
 	}

@@ -26,7 +26,7 @@ already it starts what is dead, and says when there is nothing to do.`,
 				return err
 			}
 			if !c.Flags().Changed("clusters") {
-				if there, err := lab.Open(dir, p.options()); err == nil {
+				if there, e := lab.Open(dir, p.options()); e == nil {
 					clusters = len(there.Spec().Clusters)
 					there.Close()
 				}

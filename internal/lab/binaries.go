@@ -63,7 +63,7 @@ func locate(given, name string) (string, error) {
 		return "", fmt.Errorf("find %s: %w", name, err)
 	}
 	beside := filepath.Join(filepath.Dir(self), name)
-	if info, err := os.Stat(beside); err == nil && info.Mode().IsRegular() && info.Mode()&0o111 != 0 {
+	if info, e := os.Stat(beside); e == nil && info.Mode().IsRegular() && info.Mode()&0o111 != 0 {
 		return beside, nil
 	}
 	found, err := exec.LookPath(name)

@@ -57,7 +57,7 @@ func (m *mesh) output(args []string) (string, error) {
 		return "", err
 	}
 	r.from, r.url = flags.Arg(0), u
-	if _, err := m.pg.ProxyOf(r.from); err != nil {
+	if _, err = m.pg.ProxyOf(r.from); err != nil {
 		return "", err
 	}
 	do, ok := map[string]func(context.Context, request) (string, error){
@@ -201,7 +201,7 @@ func (m *mesh) tunnel(from, address string) (net.Conn, error) {
 		return nil, err
 	}
 	r := bufio.NewReader(c)
-	resp, err := http.ReadResponse(r, &http.Request{Method: http.MethodConnect})
+	resp, err := http.ReadResponse(r, &http.Request{Method: http.MethodConnect}) //nolint:bodyclose // after it comes the tunnel
 	if err != nil {
 		_ = c.Close()
 		return nil, fmt.Errorf("CONNECT %s: %w", address, err)

@@ -121,7 +121,7 @@ func fakeControl(ctx context.Context, cfg fakeConfig) error {
 	})
 	answer("/v1/status", admin.Status{Cluster: cfg.Cluster, Ready: true})
 	answer("/v1/tokens", admin.Token{Token: "secret", Expires: time.Now().Add(time.Minute)})
-	go func() { _ = http.Serve(l, mux) }() //nolint:gosec // ends with the process
+	go func() { _ = http.Serve(l, mux) }()
 	return fakeServe(ctx, cfg.Admin.Listen, http.NewServeMux())
 }
 
@@ -131,7 +131,7 @@ func fakeServe(ctx context.Context, address string, mux *http.ServeMux) error {
 	if err != nil {
 		return err
 	}
-	go func() { _ = http.Serve(l, mux) }() //nolint:gosec // ends with the process
+	go func() { _ = http.Serve(l, mux) }()
 	<-ctx.Done()
 	return nil
 }

@@ -65,7 +65,7 @@ func (p *Playground) Down(ctx context.Context, grace time.Duration, removeDir bo
 	if removeDir {
 		// Not RemoveAll: what somebody else put there is theirs.
 		if err := os.Remove(p.dir); err != nil && !errors.Is(err, fs.ErrNotExist) {
-			p.opts.Log.Info("folder kept", "folder", p.dir, "error", err)
+			p.opts.Log.InfoContext(ctx, "folder kept", "folder", p.dir, "error", err)
 		}
 	}
 	if err := errors.Join(errs...); err != nil {

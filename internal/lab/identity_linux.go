@@ -10,8 +10,10 @@ import (
 )
 
 // identity returns what tells the present process of that id from any other that ever has it: when this machine booted
-// and how long after that the process started (proc(5): stat, field 22). It is empty when no such process runs;
-// one that has ended and waits for its parent doesn't.
+// and how long after that the process started (proc(5): stat, field 22). It is empty when no such process runs.
+//
+// One that has ended and waits for its parent doesn't run. But a program of several threads that was killed looks so
+// from when its first thread has ended, while the others still hold its ports: then it runs.
 func identity(pid int) string {
 	stat, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", pid))
 	if err != nil {
@@ -23,9 +25,12 @@ func identity(pid int) string {
 	if !ok || end < 0 {
 		return ""
 	}
-	fields := strings.Fields(string(rest[end+1:])) // from field 3 on
-	const stateField, startField = 3 - 3, 22 - 3
-	if len(fields) <= startField || fields[stateField] == "Z" || fields[stateField] == "X" {
+	const stateField, threadsField, startField = 0, 20 - 3, 22 - 3 // counted from field 3, the first after the name
+	fields := strings.Fields(string(rest[end+1:]))
+	if len(fields) <= startField {
+		return ""
+	}
+	if ended := fields[stateField] == "Z" || fields[stateField] == "X"; ended && len(fields[threadsField]) == 1 && fields[threadsField] <= "1" {
 		return ""
 	}
 	return bootID() + "/" + fields[startField]

@@ -30,7 +30,7 @@ func up(t *testing.T, clusters int, opts Options) *Playground {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() {
-		if _, err := p.Stop(context.Background(), time.Second); err != nil && !errors.Is(err, ErrNotUp) { //nolint:usetesting // it ends before cleanup
+		if _, err := p.Stop(context.Background(), time.Second); err != nil && !errors.Is(err, ErrNotUp) {
 			t.Error(err)
 		}
 		p.Close()
@@ -220,7 +220,7 @@ func TestUsersManifestsStay(t *testing.T) {
 func TestProgramThatDies(t *testing.T) {
 	b := fakes(t)
 	script := filepath.Join(t.TempDir(), "gateway")
-	if err := os.WriteFile(script, []byte("#!/bin/sh\necho 'config.yaml:3: unknown key'\nexit 1\n"), 0o700); err != nil { //nolint:gosec // a program
+	if err := os.WriteFile(script, []byte("#!/bin/sh\necho 'config.yaml:3: unknown key'\nexit 1\n"), 0o700); err != nil {
 		t.Fatal(err)
 	}
 	b.Gateway = script

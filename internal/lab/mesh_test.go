@@ -45,7 +45,7 @@ func newMesh(binaries, dir string) *mesh {
 
 func (m *mesh) close() {
 	for _, l := range m.loads {
-		l.stop()
+		_ = l.stop()
 	}
 	for _, c := range m.held {
 		_ = c.Close()
@@ -421,8 +421,7 @@ func (m *mesh) isthmusText(ts *testscript.TestScript, args []string) (string, er
 	var out bytes.Buffer
 	cmd.Stdout, cmd.Stderr = &out, &out
 	err := cmd.Run()
-	var exit *exec.ExitError
-	if errors.As(err, &exit) {
+	if _, exited := errors.AsType[*exec.ExitError](err); exited {
 		err = nil
 	}
 	return out.String(), err

@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"slices"
 )
 
 // prepare makes folders, ports, configuration files and first manifests for the whole playground. What is there already
@@ -93,12 +94,7 @@ func (p *Playground) busyPorts(units []unit) []error {
 }
 
 func (p *Playground) anyAlive(units []unit) bool {
-	for _, u := range units {
-		if p.alive(u) {
-			return true
-		}
-	}
-	return false
+	return slices.ContainsFunc(units, p.alive)
 }
 
 func (st state) portNumbers() []int {

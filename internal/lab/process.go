@@ -59,7 +59,7 @@ func (s *starter) run(c command) (running, error) {
 		return running{}, err
 	}
 	defer func() { _ = logFile.Close() }()
-	cmd := exec.Command(c.path, c.args...)
+	cmd := exec.Command(c.path, c.args...) //nolint:gosec // G204: starting programs is what this is for
 	cmd.Dir, cmd.Env, cmd.Stdout, cmd.Stderr = c.dir, c.env, logFile, logFile
 	cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true}
 	if s.jobs == nil {

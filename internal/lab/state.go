@@ -41,7 +41,7 @@ func statePath(dir string) string { return filepath.Join(dir, "playground.json")
 
 func loadState(dir string) (state, error) {
 	path := statePath(dir)
-	f, err := os.Open(path)
+	f, err := os.Open(path) //nolint:gosec // G304: in the folder that the user named
 	if errors.Is(err, fs.ErrNotExist) {
 		return state{}, fmt.Errorf("%w in %s; start one with: isthmus playground up --dir %s", ErrNotUp, dir, dir)
 	}
@@ -126,7 +126,7 @@ func writeFile(path string, b []byte, mode fs.FileMode) error {
 
 // lock takes the playground for this caller; others wait until it is given back or their context ends.
 func lock(ctx context.Context, dir string) (unlock func(), err error) {
-	f, err := os.OpenFile(filepath.Join(dir, ".lock"), os.O_CREATE|os.O_RDWR, 0o600)
+	f, err := os.OpenFile(filepath.Join(dir, ".lock"), os.O_CREATE|os.O_RDWR, 0o600) //nolint:gosec // G304: in the folder that the user named
 	if errors.Is(err, fs.ErrNotExist) {
 		return nil, fmt.Errorf("%w in %s", ErrNotUp, dir)
 	}

@@ -122,7 +122,7 @@ func (m *mesh) judge(ts *testscript.TestScript) error {
 		for _, p := range c.Processes {
 			for _, purpose := range []string{"proxy", "http", "tcp"} {
 				if n, ok := p.Ports[purpose]; ok {
-					own[uint16(n)] = c.Name + "/" + p.Name + " " + purpose //nolint:gosec // G115: a port
+					own[uint16(n)] = c.Name + "/" + p.Name + " " + purpose
 				}
 			}
 		}

@@ -45,7 +45,15 @@ func start(t *testing.T) (httpAddr, tcpAddr string) {
 	return cfg.HTTP.Addr().String(), cfg.TCP.Addr().String()
 }
 
-func get(t *testing.T, client *http.Client, url string) (*http.Response, string) {
+// got is a response with its body read.
+type got struct {
+	status int
+	proto  string
+	header http.Header
+	body   []byte
+}
+
+func get(t *testing.T, client *http.Client, url string) got {
 	t.Helper()
 	resp, err := client.Get(url)
 	if err != nil {
@@ -56,14 +64,14 @@ func get(t *testing.T, client *http.Client, url string) (*http.Response, string)
 	if err != nil {
 		t.Fatal(err)
 	}
-	return resp, string(b)
+	return got{resp.StatusCode, resp.Proto, resp.Header, b}
 }
 
 func TestAnswerSaysWho(t *testing.T) {
 	addr, _ := start(t)
-	resp, body := get(t, http.DefaultClient, "http://"+addr+"/any/path?q=1")
+	resp := get(t, http.DefaultClient, "http://"+addr+"/any/path?q=1")
 	var got Answer
-	if err := json.Unmarshal([]byte(body), &got); err != nil {
+	if err := json.Unmarshal(resp.body, &got); err != nil {
 		t.Fatal(err)
 	}
 	want := Answer{
@@ -73,7 +81,7 @@ func TestAnswerSaysWho(t *testing.T) {
 	if d := cmp.Diff(want, got); d != "" {
 		t.Errorf("answer (-want +got):\n%s", d)
 	}
-	if c, w := resp.Header.Get(HeaderCluster), resp.Header.Get(HeaderWorkload); c != "us" || w != "checkout-0" {
+	if c, w := resp.header.Get(HeaderCluster), resp.header.Get(HeaderWorkload); c != "us" || w != "checkout-0" {
 		t.Errorf("served by %q %q", c, w)
 	}
 }
@@ -90,8 +98,8 @@ func TestPaths(t *testing.T) {
 		{"/slow?ms=-1", 400},
 		{"/readyz", 200},
 	} {
-		if resp, _ := get(t, http.DefaultClient, "http://"+addr+c.path); resp.StatusCode != c.status {
-			t.Errorf("%s: %d, want %d", c.path, resp.StatusCode, c.status)
+		if resp := get(t, http.DefaultClient, "http://"+addr+c.path); resp.status != c.status {
+			t.Errorf("%s: %d, want %d", c.path, resp.status, c.status)
 		}
 	}
 	payload := bytes.Repeat([]byte("isthmus "), 100_000)
@@ -110,9 +118,8 @@ func TestHTTP2(t *testing.T) {
 	transport := &http.Transport{Protocols: new(http.Protocols)}
 	transport.Protocols.SetUnencryptedHTTP2(true)
 	defer transport.CloseIdleConnections()
-	resp, _ := get(t, &http.Client{Transport: transport}, "http://"+addr+"/")
-	if resp.Proto != "HTTP/2.0" {
-		t.Errorf("spoke %s", resp.Proto)
+	if resp := get(t, &http.Client{Transport: transport}, "http://"+addr+"/"); resp.proto != "HTTP/2.0" {
+		t.Errorf("spoke %s", resp.proto)
 	}
 }
 
