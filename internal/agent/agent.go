@@ -12,6 +12,7 @@ package agent
 
 import (
 	"context"
+	"crypto/sha256"
 	"errors"
 	"fmt"
 	"io/fs"
@@ -62,6 +63,7 @@ type Agent struct {
 	cfg     Config
 	problem live.Value[error] // why the last attempt to get an SVID failed; nil: it did not
 	roots   rootsFile         // owned by feed once Run runs
+	spent   [sha256.Size]byte // of the join token that was accepted or refused last; owned by the renewal
 
 	mu     sync.Mutex
 	checks []*ready.Checks // guarded by mu

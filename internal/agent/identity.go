@@ -2,6 +2,7 @@ package agent
 
 import (
 	"context"
+	"crypto/sha256"
 	"crypto/x509"
 	"errors"
 	"fmt"
@@ -27,6 +28,7 @@ const (
 var (
 	errNoToken      = errors.New("no join token")
 	errTokenRefused = errors.New("control refused the join token (it is good once, and for a while): write a new one to the file")
+	errNotAllowed   = errors.New("control does not let this program in; set right what it says, and write a new join token to the file")
 	errNoRoots      = errors.New("no roots to know control by: copy trust-bundle.pem from control's state directory to the trust bundle file")
 )
 
@@ -57,7 +59,7 @@ func (a *Agent) note(ctx context.Context, err error) {
 
 // kindOf tells apart what is worth another line in the log.
 func kindOf(err error) error {
-	for _, kind := range []error{errNoToken, errTokenRefused, errNoRoots} {
+	for _, kind := range []error{errNoToken, errTokenRefused, errNotAllowed, errNoRoots} {
 		if errors.Is(err, kind) {
 			return kind
 		}
@@ -65,15 +67,27 @@ func kindOf(err error) error {
 	return nil
 }
 
+// renewOrJoin renews what peers would let in, and joins otherwise. A join token that was not tried yet is a second way for
+// whom control does not renew: it may have lost its memory of this program, or its keys.
 func (a *Agent) renewOrJoin(ctx context.Context, csr []byte) ([]*x509.Certificate, error) {
 	svid, err := a.Identity.SVID()
 	if err == nil {
 		err = a.unusable(svid.Certificates)
 	}
-	if err == nil {
-		return a.renew(ctx, csr)
+	if err != nil {
+		return a.join(ctx, csr)
 	}
-	return a.join(ctx, csr)
+	chain, err := a.renew(ctx, csr)
+	if err == nil {
+		return chain, nil
+	}
+	if token, e := readToken(a.cfg.JoinTokenFile); e != nil || sha256.Sum256([]byte(token)) == a.spent {
+		return nil, err
+	}
+	if chain, e := a.join(ctx, csr); e == nil {
+		return chain, nil
+	}
+	return nil, err
 }
 
 // unusable returns why peers would refuse a chain of ours, or nil. Not to know is not to refuse.
@@ -112,11 +126,16 @@ func (a *Agent) join(ctx context.Context, csr []byte) ([]*x509.Certificate, erro
 	}
 	defer conn.Close() //nolint:errcheck // nothing is lost with it
 	c, err := identityv1.NewIdentityClient(conn).Join(ctx, &identityv1.JoinRequest{Token: token, Csr: csr})
+	if code := status.Code(err); code == codes.OK || code == codes.Unauthenticated {
+		a.spent = sha256.Sum256([]byte(token))
+	}
 	switch status.Code(err) {
 	case codes.OK:
 		return a.accept(c)
-	case codes.Unauthenticated, codes.PermissionDenied, codes.NotFound, codes.InvalidArgument:
+	case codes.Unauthenticated:
 		return nil, fmt.Errorf("agent: join: %w (%s): %w", errTokenRefused, a.cfg.JoinTokenFile, err)
+	case codes.PermissionDenied:
+		return nil, fmt.Errorf("agent: join: %w (%s): %w", errNotAllowed, a.cfg.JoinTokenFile, err)
 	default:
 		return nil, fmt.Errorf("agent: join: %w", err)
 	}
