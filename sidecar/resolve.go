@@ -107,12 +107,13 @@ func (r *resolver) snapshot(ctx context.Context, name topology.ServiceName) (*to
 	return r.snapshots.Load(), nil
 }
 
-// settled reports whether there is no need to ask for name now.
+// settled reports whether there is no need to ask for name now. A name that does not exist is asked for again after a while:
+// control's client may have given up its place to another.
 func (r *resolver) settled(name topology.ServiceName, present bool) bool {
 	r.mu.RLock()
 	a := r.asked[name]
 	r.mu.RUnlock()
-	if a.known {
+	if a.known && present {
 		return true
 	}
 	now := r.now()
@@ -120,7 +121,7 @@ func (r *resolver) settled(name topology.ServiceName, present bool) bool {
 	defer r.mu.Unlock()
 	a, seen := r.asked[name]
 	lately := seen && now.Sub(a.at) < askAgain
-	if a.known || lately && (present || a.failed) || !seen && !present && len(r.asked) >= maxAsked {
+	if a.known && present || lately && (present || a.known || a.failed) || !seen && !present && len(r.asked) >= maxAsked {
 		return true
 	}
 	if present {

@@ -19,6 +19,7 @@ import (
 	"fmt"
 	"log/slog"
 	"net"
+	"strconv"
 	"sync"
 	"time"
 
@@ -31,6 +32,7 @@ import (
 	"github.com/isthmus-mesh/isthmus/internal/ready"
 	"github.com/isthmus-mesh/isthmus/sidecar/balance"
 	"github.com/isthmus-mesh/isthmus/sidecar/dns"
+	"github.com/isthmus-mesh/isthmus/sidecar/host"
 	"github.com/isthmus-mesh/isthmus/sidecar/session"
 	"github.com/isthmus-mesh/isthmus/topology"
 	"github.com/isthmus-mesh/isthmus/trust"
@@ -186,3 +188,23 @@ func (s *Sidecar) Checks(c *ready.Checks) {
 }
 
 const checkServing = "sidecar"
+
+// ParseQuery reads what a person asks Explain for: a DNS name of a service, or name.namespace for a clusterset name; and a
+// port, 80 when it is empty.
+func ParseQuery(name, port string) (topology.Query, error) {
+	number := uint64(80)
+	if port != "" {
+		var err error
+		if number, err = strconv.ParseUint(port, 10, 16); err != nil || number == 0 {
+			return topology.Query{}, fmt.Errorf("port %q: want 1 to 65535", port)
+		}
+	}
+	if service, err := topology.ParseServiceName(name); err == nil {
+		return topology.Query{Service: service, Port: uint16(number)}, nil
+	}
+	service, scope, err := host.Name(name)
+	if err != nil {
+		return topology.Query{}, err
+	}
+	return topology.Query{Service: service, Port: uint16(number), Scope: scope}, nil
+}

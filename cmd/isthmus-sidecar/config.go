@@ -1,0 +1,191 @@
+package main
+
+import (
+	"errors"
+	"fmt"
+	"log/slog"
+	"net"
+	"net/netip"
+	"os"
+	"path/filepath"
+	"strings"
+	"time"
+
+	"github.com/spiffe/go-spiffe/v2/spiffeid"
+
+	"github.com/isthmus-mesh/isthmus/internal/strictyaml"
+	"github.com/isthmus-mesh/isthmus/topology"
+	"github.com/isthmus-mesh/isthmus/trust"
+)
+
+// config is the file; help documents it.
+type config struct {
+	Workload        string `json:"workload"`
+	Node            string `json:"node"`
+	Control         string `json:"control"`
+	TrustDomain     string `json:"trustDomain"`
+	State           string `json:"state"`
+	JoinTokenFile   string `json:"joinTokenFile"`
+	TrustBundleFile string `json:"trustBundleFile"`
+	Listen          struct {
+		Inbound string `json:"inbound"`
+		Proxy   string `json:"proxy"`
+		DNS     string `json:"dns"`
+		Admin   string `json:"admin"`
+	} `json:"listen"`
+	Advertise struct {
+		Inbound string `json:"inbound"`
+	} `json:"advertise"`
+	Listeners  []listener `json:"listeners"`
+	DrainGrace string     `json:"drainGrace"`
+	Log        struct {
+		Level    string `json:"level"`
+		Format   string `json:"format"`
+		Requests string `json:"requests"`
+	} `json:"log"`
+
+	domain     spiffeid.TrustDomain
+	drainGrace time.Duration
+	requests   slog.Level
+}
+
+type listener struct {
+	Service topology.ServiceName `json:"service"`
+	Port    uint16               `json:"port"`
+	Scope   topology.Scope       `json:"scope"`
+	Listen  string               `json:"listen"`
+}
+
+func readConfig(file string) (*config, error) {
+	data, err := os.ReadFile(filepath.Clean(file))
+	if err != nil {
+		return nil, err
+	}
+	documents, err := strictyaml.Documents(file, data)
+	if err != nil {
+		return nil, err
+	}
+	c := new(config)
+	if err := strictyaml.Decode(file, data, c); err != nil {
+		return nil, err
+	}
+	if err := c.check(&documents[0]); err != nil {
+		return nil, err
+	}
+	return c, nil
+}
+
+// check refuses what can't work, with its line.
+func (c *config) check(d *strictyaml.Document) error {
+	var errs []error
+	wrong := func(field, format string, args ...any) {
+		errs = append(errs, d.Errorf(field, format, args...))
+	}
+	for _, f := range []struct{ field, value string }{
+		{"control", c.Control}, {"trustDomain", c.TrustDomain}, {"state", c.State},
+	} {
+		if f.value == "" {
+			wrong(f.field, "is missing")
+		}
+	}
+	address := func(field, value string) {
+		if value == "" {
+			return
+		}
+		if _, _, err := net.SplitHostPort(value); err != nil {
+			wrong(field, "want host:port: %v", err)
+		}
+	}
+	address("control", c.Control)
+	address("listen.inbound", c.Listen.Inbound)
+	address("listen.proxy", c.Listen.Proxy)
+	address("listen.dns", c.Listen.DNS)
+	address("listen.admin", c.Listen.Admin)
+	address("advertise.inbound", c.Advertise.Inbound)
+	for i, l := range c.Listeners {
+		field := fmt.Sprintf("listeners[%d]", i)
+		if l.Service.IsZero() || l.Port == 0 || l.Listen == "" {
+			wrong(field, "service, port and listen are needed")
+		}
+		address(field+".listen", l.Listen)
+	}
+	c.checkWho(wrong)
+	if c.DrainGrace != "" {
+		v, err := time.ParseDuration(c.DrainGrace)
+		if err != nil || v <= 0 {
+			wrong("drainGrace", "want a duration like 10s")
+		}
+		c.drainGrace = v
+	}
+	c.requests = slog.LevelDebug
+	if c.Log.Requests != "" {
+		if err := c.requests.UnmarshalText([]byte(c.Log.Requests)); err != nil {
+			wrong("log.requests", "want debug, info, warn or error")
+		}
+	}
+	return errors.Join(errs...)
+}
+
+func (c *config) checkWho(wrong func(field, format string, args ...any)) {
+	if (c.Workload == "") == (c.Node == "") {
+		wrong("workload", "want either workload or node")
+	}
+	if namespace, name, ok := strings.Cut(c.Workload, "/"); c.Workload != "" {
+		if _, err := topology.NewServiceName(namespace, name); !ok || err != nil { // the same labels
+			wrong("workload", "want namespace/name")
+		}
+	}
+	if c.Node != "" && c.Listen.Inbound == "" {
+		wrong("listen.inbound", "is missing: a node proxy is there to take calls")
+	}
+	if c.TrustDomain == "" {
+		return
+	}
+	var err error
+	if c.domain, err = spiffeid.TrustDomainFromString(c.TrustDomain); err != nil {
+		wrong("trustDomain", "%v", err)
+		return
+	}
+	if c.Node != "" {
+		if _, err := trust.NodeID(c.domain, c.Node); err != nil {
+			wrong("node", "%v", err)
+		}
+	}
+}
+
+// loopback puts 127.0.0.1 where an address has no host.
+func loopback(address string) string {
+	if strings.HasPrefix(address, ":") {
+		return "127.0.0.1" + address
+	}
+	return address
+}
+
+// isLocal reports whether nobody outside this machine can reach a.
+func isLocal(a net.Addr) bool {
+	ap, err := netip.ParseAddrPort(a.String())
+	return err == nil && ap.Addr().Unmap().IsLoopback()
+}
+
+// advertised returns the ip:port of a node proxy's inbound listener to tell control.
+func advertised(configured string, bound net.Addr) (string, error) {
+	host, port, err := net.SplitHostPort(bound.String())
+	if err != nil {
+		return "", err
+	}
+	if configured != "" {
+		h, p, err := net.SplitHostPort(configured)
+		if err != nil {
+			return "", err
+		}
+		host = h
+		if p != "0" {
+			port = p
+		}
+	}
+	ip, err := netip.ParseAddr(host)
+	if err != nil || ip.IsUnspecified() {
+		return "", fmt.Errorf("advertise.inbound: %q is no IP address that others can reach: set it", net.JoinHostPort(host, port))
+	}
+	return net.JoinHostPort(host, port), nil
+}

@@ -1,0 +1,53 @@
+package main
+
+const help = `isthmus-sidecar carries one workload's calls into the mesh and out of it.
+
+Usage:
+  isthmus-sidecar --config FILE
+  isthmus-sidecar --help | --version
+
+The file is YAML. Unknown and duplicate keys are refused, with their line. Paths are
+relative to the working directory, addresses are host:port.
+
+  workload: shop/checkout-0         The workload it stands beside, namespace/name. Either this or
+  node: node-0                      the name of a node proxy, that stands in for workloads without a
+                                    sidecar.
+  control: 10.0.0.5:7400            Address of the cluster's control plane (gRPC). Required.
+  trustDomain: eu.example           The cluster's trust domain. Required.
+  state: /var/lib/isthmus/sidecar   Directory for the identity and the last configuration, made if need
+                                    be, readable by this user alone. With it the sidecar starts and
+                                    serves while control is away. Required.
+  joinTokenFile: sidecar.token      File with a single-use join token (isthmus join-token --workload
+                                    NAMESPACE/NAME). Needed until an identity is in the state directory.
+  trustBundleFile: trust-bundle.pem The trust domain's roots (PEM), as control writes them. Needed until
+                                    the first configuration is in the state directory.
+  listen:
+    inbound: 10.0.0.7:15008         TCP, for calls from other workloads. Needs what the Workload's
+                                    spec.sidecar.inboundPort says. Default: none is taken.
+    proxy: 127.0.0.1:15001          TCP, HTTP proxy for the application (http_proxy). Default: none.
+    dns: 127.0.0.1:15053            UDP and TCP, DNS for clusterset.local and cluster.local. Default: none.
+    admin: 127.0.0.1:15020          TCP, plain HTTP: /metrics, /livez, /readyz, /explain. Default: none.
+  advertise:
+    inbound: 10.0.0.7:15008         What others are told, of a node proxy, when it differs from listen.
+  listeners:                        One local address for one service each.
+  - service: checkout.shop          name.namespace. Required.
+    port: 80                        The service's port. Required.
+    scope: clusterset               clusterset (exported copies, everywhere) or cluster (own copies).
+                                    Default clusterset.
+    listen: 127.0.0.1:9001          TCP. Required.
+  drainGrace: 10s                   What requests in flight get to end after SIGTERM. Default 10s.
+  log:
+    level: info                     debug, info, warn or error. Default info.
+    format: text                    text or json. Default text.
+    requests: debug                 Level at which each request is logged. Default debug.
+
+proxy, dns, admin and listeners without a host (":15001") are on 127.0.0.1: whoever reaches
+them speaks with the workload's identity. An address that others can reach is taken when it is
+written out, and warned of.
+
+SIGTERM and SIGINT drain: nothing new is taken, requests end within drainGrace. A second signal
+ends the process at once. Traces are exported when OTEL_TRACES_EXPORTER or OTEL_EXPORTER_OTLP_*
+variables say where to.
+
+Exit codes: 0 asked to stop, and drained; 1 failed; 2 usage or configuration.
+`

@@ -1,0 +1,96 @@
+package main
+
+import (
+	"context"
+	"log/slog"
+	"net"
+	"strings"
+
+	"github.com/isthmus-mesh/isthmus/sidecar"
+)
+
+// listeners are the addresses that are bound.
+type listeners struct {
+	inbound, proxy, admin, dnsStream net.Listener
+	dnsPackets                       net.PacketConn
+	services                         []sidecar.LocalListener
+
+	names []string // "proxy 127.0.0.1:15001", in order
+	open  []interface{ Close() error }
+	local []net.Addr // those that only the application should reach
+}
+
+// listen binds what c names. On failure, what was bound until then is in the result.
+func listen(c *config) (*listeners, error) {
+	l := new(listeners)
+	tcp := func(name, address string) (net.Listener, error) {
+		ln, err := net.Listen("tcp", address)
+		if err != nil {
+			return nil, err
+		}
+		l.bound(name, ln.Addr(), ln)
+		return ln, nil
+	}
+	for _, b := range []struct {
+		name, address string
+		into          *net.Listener
+	}{
+		{"inbound", c.Listen.Inbound, &l.inbound},
+		{"proxy", loopback(c.Listen.Proxy), &l.proxy},
+		{"admin", loopback(c.Listen.Admin), &l.admin},
+	} {
+		if b.address == "" {
+			continue
+		}
+		ln, err := tcp(b.name, b.address)
+		if err != nil {
+			return l, err
+		}
+		*b.into = ln
+	}
+	if c.Listen.DNS != "" {
+		packets, err := net.ListenPacket("udp", loopback(c.Listen.DNS))
+		if err != nil {
+			return l, err
+		}
+		l.bound("dns", packets.LocalAddr(), packets)
+		l.dnsPackets = packets
+		if l.dnsStream, err = tcp("dns", packets.LocalAddr().String()); err != nil { // the same port
+			return l, err
+		}
+	}
+	for _, s := range c.Listeners {
+		ln, err := tcp(s.Service.String(), loopback(s.Listen))
+		if err != nil {
+			return l, err
+		}
+		l.services = append(l.services, sidecar.LocalListener{Service: s.Service, Port: s.Port, Scope: s.Scope, Listener: ln})
+	}
+	return l, nil
+}
+
+func (l *listeners) bound(name string, address net.Addr, c interface{ Close() error }) {
+	l.names = append(l.names, name+" "+address.String())
+	l.open = append(l.open, c)
+	if name != "inbound" && name != "admin" {
+		l.local = append(l.local, address)
+	}
+}
+
+// String lists what is bound.
+func (l *listeners) String() string { return strings.Join(l.names, ", ") }
+
+// warn warns of addresses through which others can speak as the workload.
+func (l *listeners) warn(ctx context.Context, log *slog.Logger) {
+	for _, a := range l.local {
+		if !isLocal(a) {
+			log.WarnContext(ctx, "listening where others may reach it: they can call with this workload's identity", "address", a.String())
+		}
+	}
+}
+
+func (l *listeners) close() {
+	for _, c := range l.open {
+		_ = c.Close() // most were closed by who served them
+	}
+}

@@ -1,0 +1,145 @@
+package main
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"flag"
+	"fmt"
+	"io"
+	"net"
+	"net/http"
+	"sync"
+	"time"
+
+	configv1 "github.com/isthmus-mesh/isthmus/api/config/v1"
+	"github.com/isthmus-mesh/isthmus/internal/agent"
+	"github.com/isthmus-mesh/isthmus/internal/ready"
+	"github.com/isthmus-mesh/isthmus/internal/telemetry"
+	"github.com/isthmus-mesh/isthmus/internal/version"
+	"github.com/isthmus-mesh/isthmus/sidecar"
+)
+
+const program = "isthmus-sidecar"
+
+// flushGrace is how long the last spans may take on their way out.
+const flushGrace = 2 * time.Second
+
+func run(ctx context.Context, args []string, _ io.Reader, stdout, stderr io.Writer) error {
+	flags := flag.NewFlagSet(program, flag.ContinueOnError)
+	flags.SetOutput(io.Discard) // errors are returned, help goes to standard output
+	file := flags.String("config", "", "")
+	showVersion := flags.Bool("version", false, "")
+	switch err := flags.Parse(args); {
+	case errors.Is(err, flag.ErrHelp):
+		_, err := io.WriteString(stdout, help)
+		return err
+	case err != nil:
+		return &usageError{fmt.Errorf("%w (--help says more)", err)}
+	case *showVersion:
+		_, err := fmt.Fprintln(stdout, program, version.Long())
+		return err
+	case flags.NArg() > 0:
+		return &usageError{fmt.Errorf("unexpected argument %q (--help says more)", flags.Arg(0))}
+	case *file == "":
+		return &usageError{errors.New("--config FILE is missing (--help says more)")}
+	}
+	c, err := readConfig(*file)
+	if err != nil {
+		return &usageError{err}
+	}
+	t, err := telemetry.New(ctx, telemetry.Config{
+		Program: program, Name: c.Workload + c.Node, Version: version.String(), LogFormat: c.Log.Format, LogLevel: c.Log.Level, Stderr: stderr,
+	})
+	if err != nil {
+		return &usageError{err}
+	}
+	err = serve(ctx, c, t)
+	flushing, cancel := context.WithTimeout(context.WithoutCancel(ctx), flushGrace)
+	defer cancel()
+	return errors.Join(err, t.Shutdown(flushing))
+}
+
+// serve runs the sidecar until ctx ends and it has drained.
+func serve(ctx context.Context, c *config, t *telemetry.Telemetry) error {
+	l, err := listen(c)
+	defer l.close()
+	if err != nil {
+		return err
+	}
+	l.warn(ctx, t.Log)
+	hello := &configv1.Hello{Program: "sidecar", Version: version.String(), Workload: c.Workload}
+	if c.Node != "" {
+		hello.Program, hello.Workload = "node", c.Node
+		if hello.InboundAddress, err = advertised(c.Advertise.Inbound, l.inbound.Addr()); err != nil {
+			return &usageError{err}
+		}
+	}
+	if l.admin != nil {
+		hello.AdminAddress = l.admin.Addr().String()
+	}
+	a, err := agent.New(agent.Config{
+		Control: c.Control, TrustDomain: c.domain, StateDir: c.State,
+		JoinTokenFile: c.JoinTokenFile, TrustBundleFile: c.TrustBundleFile, Hello: hello, Log: t.Log,
+	})
+	if err != nil {
+		return err
+	}
+	s, err := sidecar.New(sidecar.Config{
+		Identity: a.Identity, Bundles: a.Bundles, Guard: a.Guard, Snapshots: a.Stream.Snapshots(), Subscribe: a.Stream.Subscribe,
+		Inbound: l.inbound, Proxy: l.proxy, Listeners: l.services, DNS: l.dnsPackets, DNSStream: l.dnsStream,
+		Log: t.Log, RequestLevel: c.requests, Metrics: t.Metrics, Tracer: t.Tracer, Propagator: t.Propagator, DrainGrace: c.drainGrace,
+	})
+	if err != nil {
+		return err
+	}
+	checks := ready.New()
+	a.Checks(checks)
+	s.Checks(checks)
+	admin := telemetry.Admin(t.Metrics, checks)
+	admin.Handle("GET /explain", explain(s))
+	t.Log.InfoContext(ctx, "starting", "version", version.String(), "listen", l.String(), "control", c.Control)
+	return together(ctx, s, a, l.admin, admin)
+}
+
+// explain answers GET /explain?to=NAME[&port=N].
+func explain(s *sidecar.Sidecar) http.Handler {
+	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		q, err := sidecar.ParseQuery(r.URL.Query().Get("to"), r.URL.Query().Get("port"))
+		if err != nil {
+			http.Error(w, err.Error(), http.StatusBadRequest)
+			return
+		}
+		w.Header().Set("Content-Type", "application/json")
+		_ = json.NewEncoder(w).Encode(s.Explain(r.Context(), q)) // the client went away
+	})
+}
+
+// together runs the sidecar, and for as long as it runs, drain included, what it needs.
+func together(ctx context.Context, s *sidecar.Sidecar, a *agent.Agent, admin net.Listener, handler http.Handler) error {
+	sidecarCtx, stopSidecar := context.WithCancel(ctx)
+	defer stopSidecar()
+	restCtx, stopRest := context.WithCancel(context.WithoutCancel(ctx))
+	defer stopRest()
+	var (
+		wg   sync.WaitGroup
+		mu   sync.Mutex
+		errs []error // guarded by mu
+	)
+	failed := func(err error) {
+		mu.Lock()
+		defer mu.Unlock()
+		errs = append(errs, err)
+	}
+	wg.Go(func() {
+		failed(a.Run(restCtx))
+		stopSidecar() // without an identity that is renewed there is no point in going on
+	})
+	if admin != nil {
+		wg.Go(func() { failed(telemetry.ServeHTTP(restCtx, admin, handler)) })
+	}
+	failed(s.Run(sidecarCtx))
+	stopRest()
+	wg.Wait()
+	return errors.Join(errs...)
+}
