@@ -263,3 +263,48 @@ func TestReasonWords(t *testing.T) {
 		}
 	}
 }
+
+// Whatever certificate parses: no panic, and an ID that is read is the one URI SAN, byte for byte.
+func FuzzInspect(f *testing.F) {
+	a := rootOf(f, domainA)
+	f.Add(a.svid(gatewayA).Certificates[0].Raw)
+	f.Add(a.cert.Raw)
+	odd := leafTemplate(f)
+	odd.ExtraExtensions = []pkix.Extension{rawSAN(f, shop+"#")}
+	chain, _ := a.issue(odd)
+	f.Add(chain[0].Raw)
+	f.Fuzz(func(t *testing.T, der []byte) {
+		cert, err := x509.ParseCertificate(der)
+		if err != nil {
+			return
+		}
+		p, err := inspect([]*x509.Certificate{cert})
+		if err != nil {
+			if reasonOf(t, err) != BadSVID {
+				t.Fatalf("refused with %v", err)
+			}
+			return
+		}
+		id, err := x509svid.IDFromCert(cert)
+		if err != nil || id != p.ID || cert.IsCA || !strings.Contains(string(der), p.ID.String()) {
+			t.Fatalf("read %s; go-spiffe: %s, %v", p.ID, id, err)
+		}
+	})
+}
+
+// Whatever a request says: no panic, and a key that is read is one we certify.
+func FuzzReadRequest(f *testing.F) {
+	_, csr, err := NewRequest()
+	if err != nil {
+		f.Fatal(err)
+	}
+	f.Add(csr)
+	f.Add(csr[:len(csr)/2])
+	f.Add([]byte("-----BEGIN CERTIFICATE REQUEST-----"))
+	f.Fuzz(func(t *testing.T, der []byte) {
+		key, err := readRequest(der)
+		if err == nil && (len(der) > maxRequest || key.Params().BitSize != 256) {
+			t.Fatalf("%d bytes, a key of %d bits", len(der), key.Params().BitSize)
+		}
+	})
+}
