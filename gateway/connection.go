@@ -23,6 +23,7 @@ type connection struct {
 	empty   emptiness // what the far gateway says of its services
 
 	active   atomic.Int64 // streams
+	released atomic.Int64 // when the last one ended, Unix nanoseconds
 	draining atomic.Bool  // no new streams
 	aged     atomic.Bool  // new streams only where there is no other way: a successor is on its way
 }
@@ -35,6 +36,21 @@ type life struct {
 	endIn   time.Duration // when the proof ends
 	up      func()        // the peer has let us in
 	renew   func()        // a successor is to be dialed
+}
+
+// minSettle is for how long a connection that isn't needed any more is kept after its last stream has ended: the end of what was
+// sent on it may have been lost and be on its way again, and closing would drop it.
+const minSettle = 500 * time.Millisecond
+
+// leave counts a stream out.
+func (c *connection) leave() {
+	c.released.Store(time.Now().UnixNano())
+	c.active.Add(-1)
+}
+
+// settled reports whether nothing is on its way any more.
+func (c *connection) settled(now time.Time) bool {
+	return c.active.Load() == 0 && now.Sub(time.Unix(0, c.released.Load())) >= max(minSettle, 4*c.pulse.rtt())
 }
 
 // usable reports whether new streams may be placed here.
@@ -72,7 +88,7 @@ func (c *connection) run(ctx context.Context, l life) error {
 		if c.pulse.dead(now) {
 			return c.close(closeDead, errDead)
 		}
-		if (l.retired == nil || c.aged.Load()) && c.active.Load() == 0 {
+		if (c.draining.Load() || c.aged.Load()) && c.settled(now) {
 			return c.close(closeUnwanted, errUnwanted)
 		}
 		writer.send(probe(seq)) // when there is no room, the silence will tell

@@ -3,6 +3,7 @@ package gateway
 import (
 	"context"
 	"crypto/tls"
+	"errors"
 	"fmt"
 	"math/rand/v2"
 	"sync"
@@ -51,10 +52,15 @@ func (l *link) keep(ctx context.Context, s slot, domain spiffeid.TrustDomain, re
 			return
 		default:
 		}
-		if o.wasUp {
-			backoff = minBackoff
+		switch {
+		case errors.Is(o.err, errUnwanted):
+			log.Info("left a peer gateway that drains")
+		case o.wasUp:
 			l.g.metrics.linkLost(l.cluster, s.gateway.ID)
 			log.Warn("connection to a peer gateway ended", "error", o.err)
+		}
+		if o.wasUp {
+			backoff = minBackoff
 		}
 		if l.explain(s.gateway.ID, o.err.Error()) && !o.wasUp {
 			log.Warn("cannot connect to a peer gateway", "error", o.err)

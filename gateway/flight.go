@@ -188,7 +188,7 @@ func (f *flight) Close() error {
 // release counts the stream out of its connection. After Close.
 func (f *flight) release() {
 	if f.carrier != nil {
-		f.carrier.active.Add(-1)
+		f.carrier.leave()
 	}
 }
 
@@ -384,7 +384,7 @@ func (f *flight) drop(a *attempt) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	a.cancel()
-	a.c.active.Add(-1)
+	a.c.leave()
 	f.forget(a)
 }
 

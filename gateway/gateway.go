@@ -7,6 +7,7 @@ import (
 	"log/slog"
 	"sync"
 	"sync/atomic"
+	"time"
 
 	"github.com/quic-go/quic-go"
 	"go.opentelemetry.io/otel/trace"
@@ -31,6 +32,7 @@ type Gateway struct {
 	lastView atomic.Pointer[view]
 	links    atomic.Pointer[map[topology.ClusterName]*link]
 	changed  chan struct{} // capacity 1: a link has changed
+	leaving  chan struct{} // closed when drained: the links are left
 	streams  atomic.Int64  // carried now
 	callers  atomic.Int64  // connections of sidecars now
 	wg       sync.WaitGroup
@@ -51,6 +53,7 @@ func New(cfg Config) (*Gateway, error) {
 		tracer:    cfg.Tracer.Tracer("github.com/isthmus-mesh/isthmus/gateway"),
 		endpoints: newEndpoints(),
 		changed:   make(chan struct{}, 1),
+		leaving:   make(chan struct{}),
 		accepted:  make(map[topology.ClusterName]int),
 	}
 	g.socket = &socket{log: g.log}
@@ -105,14 +108,40 @@ func (g *Gateway) end(ctx context.Context) {
 	if c := g.checks.Load(); c != nil {
 		c.Waiting("gateway", "draining")
 	}
-	g.log.Info("draining", "streams", g.drain.InFlight(), "grace", g.cfg.DrainGrace)
+	g.log.InfoContext(ctx, "draining", "streams", g.drain.InFlight(), "grace", g.cfg.DrainGrace)
 	g.drain.Start()
 	_ = g.cfg.Streams.Close()
 	grace, cancel := context.WithTimeout(ctx, g.cfg.DrainGrace)
 	defer cancel()
 	if err := g.drain.Wait(grace); err != nil {
-		g.log.Warn("closing with streams in flight", "streams", g.drain.InFlight())
+		g.log.WarnContext(ctx, "closing with streams in flight", "streams", g.drain.InFlight())
+		return
 	}
+	// The end of a stream may still be on its way. Whoever dialed a connection closes it when it has settled: the peers theirs,
+	// because they were told that we drain, and we ours.
+	close(g.leaving)
+	for !g.alone() {
+		select {
+		case <-time.After(lookAgain):
+		case <-grace.Done():
+			return
+		}
+	}
+}
+
+// lookAgain is how often a draining gateway looks whether its connections have been closed.
+const lookAgain = 20 * time.Millisecond
+
+// alone reports whether no connection is left, in either direction.
+func (g *Gateway) alone() bool {
+	for _, l := range *g.links.Load() {
+		if len(l.live()) > 0 {
+			return false
+		}
+	}
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	return len(g.accepted) == 0
 }
 
 // keepLinks keeps a link to each peer cluster of the snapshot until ctx ends.
@@ -173,6 +202,12 @@ func (g *Gateway) keepLinks(ctx context.Context) {
 		}
 		select {
 		case <-changed:
+		case <-g.leaving:
+			for _, l := range links {
+				l.wanted.Store(&topology.Cluster{Name: l.cluster, Domain: l.wanted.Load().Domain})
+			}
+			<-ctx.Done()
+			return
 		case <-ctx.Done():
 			return
 		}

@@ -426,3 +426,30 @@ func (w *world) end() {
 	}
 }
 
+
+// metricsOf returns the sum of a metric's gauges.
+func (g *testGateway) metricsOf(name string) float64 {
+	g.c.w.t.Helper()
+	families, err := g.registry.Gather()
+	if err != nil {
+		g.c.w.t.Fatal(err)
+	}
+	sum := 0.0
+	for _, f := range families {
+		if f.GetName() == name {
+			for _, m := range f.GetMetric() {
+				sum += m.GetGauge().GetValue()
+			}
+		}
+	}
+	return sum
+}
+
+func mustSVID(t *testing.T, i *trust.Identity) *x509svid.SVID {
+	t.Helper()
+	s, err := i.SVID()
+	if err != nil {
+		t.Fatal(err)
+	}
+	return s
+}
