@@ -123,14 +123,14 @@ func sleep(ctx context.Context, d time.Duration) bool {
 	}
 }
 
-// plan notes an answer, unless it was on the bus a moment ago or is planned already.
-func (k *link) plan(what addressed, at, now time.Time) {
+// plan notes an answer, unless it is planned already; what was on the bus a moment ago waits, for others who may want it too.
+func (k *link) plan(what addressed, at time.Time) {
 	hash := what.record.hash
 	if _, ok := k.planned[hash]; ok || len(k.planned) >= maxAnswers {
 		return
 	}
-	if last, ok := k.seen[hash]; ok && now.Sub(last) < answerQuiet {
-		return
+	if last, ok := k.seen[hash]; ok && last.Add(answerQuiet).After(at) {
+		at = last.Add(answerQuiet)
 	}
 	k.planned[hash] = planned{what, at}
 }

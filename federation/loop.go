@@ -217,6 +217,7 @@ func (l *loop) take(k *link, msg Message, now time.Time) {
 	switch {
 	case err == nil:
 		l.m.metrics.accepted.WithLabelValues(p.spec.Cluster.String(), string(r.kind)).Inc()
+		l.asking.progress(now)
 		l.passOn(k, p.address(r), now)
 		return
 	case !refused:

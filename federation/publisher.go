@@ -121,7 +121,7 @@ func (p *publisher) publish(wall time.Time) ([]addressed, error) {
 		saved.Epoch, saved.Seq, saved.Head = stated.content.epoch, 0, nil
 	}
 	saved.Seq = max(saved.Seq+1, ms)
-	bundle, err := p.nextBundle(&saved, wall)
+	bundle, err := p.nextBundle(&saved)
 	if err != nil {
 		return nil, err
 	}
@@ -155,7 +155,7 @@ func (p *publisher) publish(wall time.Time) ([]addressed, error) {
 }
 
 // nextBundle makes the trust bundle. Its sequence grows whenever its bytes change, for whatever cause.
-func (p *publisher) nextBundle(saved *savedOwn, wall time.Time) (*record, error) {
+func (p *publisher) nextBundle(saved *savedOwn) (*record, error) {
 	if saved.BundleSequence > 0 {
 		r, err := encodeBundle(p.cfg.Domain, p.content.roots, saved.BundleSequence)
 		if err != nil {
@@ -165,8 +165,8 @@ func (p *publisher) nextBundle(saved *savedOwn, wall time.Time) (*record, error)
 			return r, nil
 		}
 	}
-	// By the clock, so that a publisher that lost its disk still moves forward.
-	saved.BundleSequence = max(saved.BundleSequence+1, uint64(max(wall.Unix(), 1)))
+	// As the Head's own number, so that a publisher that lost its disk still moves forward.
+	saved.BundleSequence = max(saved.BundleSequence+1, saved.Seq)
 	r, err := encodeBundle(p.cfg.Domain, p.content.roots, saved.BundleSequence)
 	if err != nil {
 		return nil, err
@@ -226,6 +226,7 @@ func (p *publisher) heard(r *record, wall, now time.Time) error {
 	}
 	if limit := wall.Add(MaxAhead).UnixMilli(); at.epoch == stated.content.epoch && at.compare(own) > 0 && said.seq <= uint64(max(limit, 0)) {
 		p.saved.Epoch, p.saved.Seq = at.epoch, at.seq
+		p.saved.Bundle = nil // its sequence is lost too: take one above all before
 		if p.content != nil {
 			p.due = now
 		}

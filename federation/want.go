@@ -100,6 +100,14 @@ func (a *asking) start(now time.Time) {
 	}
 }
 
+// progress notes that something of what was missing has come: the rest is asked for soon.
+func (a *asking) progress(now time.Time) {
+	if !a.at.IsZero() {
+		a.delay = askFirst
+		a.at = earliest(a.at, now.Add(jitter(a.delay)))
+	}
+}
+
 // asked notes that a Want went out and, if something is still missing, puts the next off.
 func (a *asking) asked(now time.Time) {
 	a.delay = min(2*a.delay, askSlowest)
@@ -215,7 +223,7 @@ func (l *loop) offer(k *link, w want, h holding, have mark, asked bool, now time
 		within, earliest = answerOwner, 0
 	}
 	give := func(r *record, index uint32) {
-		k.plan(addressed{r, subject(h.domain, r.kind, index)}, now.Add(earliest+rand.N(within)), now) //nolint:gosec // G404: spreads load
+		k.plan(addressed{r, subject(h.domain, r.kind, index)}, now.Add(earliest+rand.N(within))) //nolint:gosec // G404: spreads load
 	}
 	current := h.head != nil && h.expires.After(l.m.cfg.Now())
 	if asked && h.root != nil && have.epoch < h.at.epoch {
