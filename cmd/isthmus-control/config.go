@@ -1,0 +1,164 @@
+package main
+
+import (
+	"errors"
+	"net"
+	"net/netip"
+	"net/url"
+	"path/filepath"
+	"slices"
+
+	"github.com/spiffe/go-spiffe/v2/spiffeid"
+
+	"github.com/isthmus-mesh/isthmus/internal/atomicfile"
+	"github.com/isthmus-mesh/isthmus/internal/strictyaml"
+	"github.com/isthmus-mesh/isthmus/topology"
+)
+
+// config is the file; help documents it.
+type config struct {
+	Cluster     string `json:"cluster"`
+	TrustDomain string `json:"trustDomain"`
+	Region      string `json:"region"`
+	Zone        string `json:"zone"`
+	Manifests   string `json:"manifests"`
+	State       string `json:"state"`
+	Listen      string `json:"listen"`
+	Bus         struct {
+		Listen    string   `json:"listen"`
+		Advertise []string `json:"advertise"`
+	} `json:"bus"`
+	Admin struct {
+		Socket string `json:"socket"`
+		Listen string `json:"listen"`
+	} `json:"admin"`
+	ClusterSetCIDR string   `json:"clusterSetCIDR"`
+	NodeProxies    []string `json:"nodeProxies"`
+	Log            struct {
+		Level  string `json:"level"`
+		Format string `json:"format"`
+	} `json:"log"`
+
+	cluster topology.ClusterName
+	domain  spiffeid.TrustDomain
+	cidr    netip.Prefix
+}
+
+// maxPlace bounds region and zone: they are label values in manifests and records.
+const maxPlace = 63
+
+func readConfig(file string) (*config, error) {
+	data, err := atomicfile.Read(file, strictyaml.MaxFile)
+	if err != nil {
+		return nil, err
+	}
+	documents, err := strictyaml.Documents(file, data)
+	if err != nil {
+		return nil, err
+	}
+	c := new(config)
+	if err := strictyaml.Decode(file, data, c); err != nil {
+		return nil, err
+	}
+	if err := c.check(&documents[0]); err != nil {
+		return nil, err
+	}
+	return c, nil
+}
+
+// check refuses what can't work, with its line, and fills in defaults.
+func (c *config) check(d *strictyaml.Document) error {
+	var errs []error
+	wrong := func(field, format string, args ...any) { errs = append(errs, d.Errorf(field, format, args...)) }
+	for _, f := range []struct{ field, value string }{
+		{"cluster", c.Cluster},
+		{"trustDomain", c.TrustDomain},
+		{"manifests", c.Manifests},
+		{"state", c.State},
+		{"listen", c.Listen},
+		{"bus.listen", c.Bus.Listen},
+	} {
+		if f.value == "" {
+			wrong(f.field, "is missing")
+		}
+	}
+	for _, f := range []struct{ field, value string }{
+		{"listen", c.Listen}, {"bus.listen", c.Bus.Listen}, {"admin.listen", c.Admin.Listen},
+	} {
+		if f.value == "" {
+			continue
+		}
+		if _, _, err := net.SplitHostPort(f.value); err != nil {
+			wrong(f.field, "want host:port: %v", err)
+		}
+	}
+	for _, f := range []struct{ field, value string }{{"region", c.Region}, {"zone", c.Zone}} {
+		if len(f.value) > maxPlace {
+			wrong(f.field, "want at most %d bytes", maxPlace)
+		}
+	}
+	var err error
+	if c.cluster, err = topology.ParseClusterName(c.Cluster); err != nil && c.Cluster != "" {
+		wrong("cluster", "%v", err)
+	}
+	if c.domain, err = spiffeid.TrustDomainFromString(c.TrustDomain); err != nil && c.TrustDomain != "" {
+		wrong("trustDomain", "%v", err)
+	} else if c.TrustDomain != "" && c.domain.Name() != c.TrustDomain {
+		wrong("trustDomain", "want the name alone, %q", c.domain.Name())
+	}
+	if c.ClusterSetCIDR != "" {
+		if c.cidr, err = netip.ParsePrefix(c.ClusterSetCIDR); err != nil {
+			wrong("clusterSetCIDR", "%q: want a prefix such as 241.0.0.0/8", c.ClusterSetCIDR)
+		}
+	}
+	for i, u := range c.Bus.Advertise {
+		if !isBusURL(u) {
+			wrong("bus.advertise", "entry %d, %q: want tls://host:port", i+1, u)
+		}
+	}
+	for i, n := range c.NodeProxies {
+		if slices.Contains(c.NodeProxies[:i], n) {
+			wrong("nodeProxies", "%q stands twice", n)
+		}
+	}
+	if inside(c.Manifests, c.State) {
+		wrong("state", "is inside the folder of manifests; keep them apart")
+	}
+	if len(errs) == 0 {
+		c.defaults()
+	}
+	return errors.Join(errs...)
+}
+
+func (c *config) defaults() {
+	if c.Admin.Socket == "" {
+		c.Admin.Socket = filepath.Join(c.State, "control.sock")
+	}
+	if len(c.Bus.Advertise) > 0 {
+		return
+	}
+	host, port, err := net.SplitHostPort(c.Bus.Listen)
+	if ip := net.ParseIP(host); err == nil && host != "" && port != "0" && (ip == nil || !ip.IsUnspecified()) {
+		c.Bus.Advertise = []string{"tls://" + c.Bus.Listen}
+	}
+}
+
+func isBusURL(s string) bool {
+	u, err := url.Parse(s)
+	if err != nil {
+		return false
+	}
+	host, port, err := net.SplitHostPort(u.Host)
+	return err == nil && u.Scheme == "tls" && host != "" && port != "" && u.Path == "" && u.User == nil && u.RawQuery == "" && u.Fragment == ""
+}
+
+// inside reports whether path is folder or lies below it.
+func inside(folder, path string) bool {
+	if folder == "" || path == "" {
+		return false
+	}
+	a, err1 := filepath.Abs(folder)
+	b, err2 := filepath.Abs(path)
+	rel, err3 := filepath.Rel(a, b)
+	return errors.Join(err1, err2, err3) == nil && filepath.IsLocal(rel)
+}

@@ -1,0 +1,44 @@
+package main
+
+const help = `isthmus-control is the control plane of one cluster of a mesh.
+
+Usage:
+  isthmus-control --config FILE
+  isthmus-control --help | --version
+
+The file is YAML. Unknown and duplicate keys are refused, with their line. Paths are
+relative to the working directory, addresses are host:port.
+
+  cluster: eu                       Name of this cluster, unique in the clusterset: an RFC 1123 label. Required.
+  trustDomain: eu.example           The cluster's SPIFFE trust domain; one of its own for each cluster. Required.
+  region: europe                    Where the cluster is. Default: not known.
+  zone: europe-1                    Where what names no zone of its own is. Default: not known.
+  manifests: /etc/isthmus/manifests Folder of manifests (*.yaml, *.yml, *.json, also in folders below). It is watched;
+                                    what became of the exports is written to .status in it. Required.
+  state: /var/lib/isthmus/control   Directory for keys and state, made if need be, readable by this user alone, and used
+                                    by one control at a time. trust-bundle.pem in it is what gateways and sidecars
+                                    are started with. Losing it means a new authority and introducing the cluster
+                                    to its peers anew: back it up. Required.
+  listen: 10.0.0.5:7400             gRPC, for the cluster's own gateways and sidecars. Required.
+  bus:
+    listen: 0.0.0.0:4222            NATS over TLS, for the control planes of peer clusters. Required.
+    advertise:                      URLs that peers are told to dial. Default: the address of listen, where it names a host.
+      - tls://control-eu.example.net:4222
+  admin:
+    socket: /run/isthmus/control.sock  Unix socket for the isthmus CLI. Whoever opens it administers the cluster: it is
+                                    readable by this user alone. Default: control.sock in the state directory.
+    listen: 127.0.0.1:7481          TCP, plain HTTP: /metrics, /livez, /readyz. Default: none.
+  clusterSetCIDR: 241.0.0.0/8       Where the addresses of imported services come from. Default 241.0.0.0/8.
+  nodeProxies: [node-0]             Names of the node proxies that may join; they stand in for copies without a sidecar.
+                                    Default: none.
+  log:
+    level: info                     debug, info, warn or error. Default info.
+    format: text                    text or json. Default text.
+
+A manifest that is wrong is logged with its line and listed by "isthmus status"; its last good version stays
+in force. Gateways and sidecars keep serving while control is stopped. SIGTERM and SIGINT stop it; a second
+signal ends the process at once. Traces are exported when OTEL_TRACES_EXPORTER or OTEL_EXPORTER_OTLP_*
+variables say where to.
+
+Exit codes: 0 asked to stop; 1 failed; 2 usage or configuration.
+`

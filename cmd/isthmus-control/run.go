@@ -1,0 +1,142 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"flag"
+	"fmt"
+	"io"
+	"net"
+	"path/filepath"
+	"sync"
+	"time"
+
+	"github.com/isthmus-mesh/isthmus/control"
+	"github.com/isthmus-mesh/isthmus/control/folder"
+	"github.com/isthmus-mesh/isthmus/internal/ready"
+	"github.com/isthmus-mesh/isthmus/internal/telemetry"
+	"github.com/isthmus-mesh/isthmus/internal/version"
+)
+
+const program = "isthmus-control"
+
+// flushGrace is how long the last spans may take on their way out.
+const flushGrace = 2 * time.Second
+
+// manifestState is where the folder keeps what it must not forget, in the state directory.
+const manifestState = "manifests"
+
+func run(ctx context.Context, args []string, _ io.Reader, stdout, stderr io.Writer) error {
+	flags := flag.NewFlagSet(program, flag.ContinueOnError)
+	flags.SetOutput(io.Discard) // errors are returned, help goes to standard output
+	file := flags.String("config", "", "")
+	showVersion := flags.Bool("version", false, "")
+	switch err := flags.Parse(args); {
+	case errors.Is(err, flag.ErrHelp):
+		_, err := io.WriteString(stdout, help)
+		return err
+	case err != nil:
+		return &usageError{fmt.Errorf("%w (--help says more)", err)}
+	case *showVersion:
+		_, err := fmt.Fprintln(stdout, program, version.Long())
+		return err
+	case flags.NArg() > 0:
+		return &usageError{fmt.Errorf("unexpected argument %q (--help says more)", flags.Arg(0))}
+	case *file == "":
+		return &usageError{errors.New("--config FILE is missing (--help says more)")}
+	}
+	c, err := readConfig(*file)
+	if err != nil {
+		return &usageError{err}
+	}
+	t, err := telemetry.New(ctx, telemetry.Config{
+		Program: program, Cluster: c.Cluster, Name: "control", Version: version.String(),
+		LogFormat: c.Log.Format, LogLevel: c.Log.Level, Stderr: stderr,
+	})
+	if err != nil {
+		return &usageError{err}
+	}
+	err = serve(ctx, c, t)
+	flushing, cancel := context.WithTimeout(context.WithoutCancel(ctx), flushGrace)
+	defer cancel()
+	return errors.Join(err, t.Shutdown(flushing))
+}
+
+// serve runs the control plane until ctx ends.
+func serve(ctx context.Context, c *config, t *telemetry.Telemetry) error {
+	unlock, err := lock(c.State)
+	if err != nil {
+		return err
+	}
+	defer unlock()
+	registry, err := folder.New(folder.Config{Dir: c.Manifests, StateDir: filepath.Join(c.State, manifestState), Log: t.Log})
+	if err != nil {
+		return err
+	}
+	l, err := listen(c)
+	if err != nil {
+		return err
+	}
+	defer l.close()
+	plane, err := control.New(control.Config{
+		Cluster: c.cluster, Domain: c.domain, Region: c.Region, Zone: c.Zone,
+		StateDir: c.State, Registry: registry, Courier: &courier{listen: c.Bus.Listen, log: t.Log}, BusURLs: c.Bus.Advertise,
+		ClusterSetCIDR: c.cidr, NodeProxies: c.NodeProxies,
+		GRPC: l.grpc, Socket: l.socket, Admin: l.admin,
+		Checks: ready.New(), Metrics: t.Metrics, Log: t.Log, Version: version.String(),
+	})
+	if err != nil {
+		return err
+	}
+	t.Log.InfoContext(ctx, "starting", "version", version.String(), "grpc", l.grpc.Addr().String(), "bus", c.Bus.Listen,
+		"socket", c.Admin.Socket, "admin", c.Admin.Listen, "manifests", c.Manifests)
+	return together(ctx, plane, registry)
+}
+
+// together runs the control plane and the registry that it reads.
+func together(ctx context.Context, plane *control.Control, registry *folder.Folder) error {
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	var wg sync.WaitGroup
+	var fromRegistry error
+	wg.Go(func() {
+		defer cancel()
+		fromRegistry = registry.Run(ctx)
+	})
+	err := plane.Run(ctx)
+	cancel()
+	wg.Wait()
+	return errors.Join(err, fromRegistry)
+}
+
+// listeners are all that control accepts on, but for the bus, which listens for itself.
+type listeners struct {
+	grpc, socket, admin net.Listener
+}
+
+func listen(c *config) (l listeners, err error) {
+	defer func() {
+		if err != nil {
+			l.close()
+		}
+	}()
+	if l.grpc, err = net.Listen("tcp", c.Listen); err != nil {
+		return l, err
+	}
+	if l.socket, err = listenSocket(c.Admin.Socket); err != nil {
+		return l, err
+	}
+	if c.Admin.Listen != "" {
+		l.admin, err = net.Listen("tcp", c.Admin.Listen)
+	}
+	return l, err
+}
+
+// close closes what is open. What control has closed itself stays so.
+func (l listeners) close() {
+	for _, ln := range []net.Listener{l.grpc, l.socket, l.admin} {
+		if ln != nil {
+			_ = ln.Close()
+		}
+	}
+}
