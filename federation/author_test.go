@@ -35,3 +35,6 @@ func NewTestRoot(t testing.TB, td spiffeid.TrustDomain, notAfter time.Time) *x50
 	}
 	return c
 }
+
+// ShardOf is shardOf.
+func ShardOf(namespace string) int { return int(shardOf(namespace)) }

@@ -1,9 +1,9 @@
 package federation
 
 import (
+	"crypto/sha256"
 	"errors"
 	"fmt"
-	"hash/fnv"
 	"slices"
 	"strings"
 	"time"
@@ -16,8 +16,8 @@ import (
 	"github.com/isthmus-mesh/isthmus/topology"
 )
 
-// Shards is into how many records a catalog is cut: a namespace is in shard FNV-1a(namespace) mod Shards, the 32-bit hash over
-// its bytes. It is part of the protocol: a member whose number differs is not understood.
+// Shards is into how many records a catalog is cut: a namespace is in the shard that the first byte of its
+// SHA-256 says, mod Shards. It is part of the protocol: a member whose number differs is not understood.
 const Shards = 16
 
 // Limits of a catalog shard, and of each service in it.
@@ -40,9 +40,7 @@ const (
 
 // shardOf returns the shard that a namespace is in.
 func shardOf(namespace string) uint32 {
-	h := fnv.New32a()
-	_, _ = h.Write([]byte(namespace))
-	return h.Sum32() % Shards
+	return uint32(sha256.Sum256([]byte(namespace))[0]) % Shards
 }
 
 // encodeCatalog makes the shards of exports, those that aren't empty, by index. What can't be told, because it breaks a limit or

@@ -70,6 +70,7 @@ type clientConfig struct {
 	pin       ed25519.PublicKey
 	inProcess nats.InProcessConnProvider // instead of urls and pin
 	log       *slog.Logger
+	reconnect time.Duration // the first pause; default reconnectFirst
 }
 
 // Dial returns a client that connects in the background.
@@ -103,6 +104,9 @@ func start(cfg clientConfig) (*Client, error) {
 	if err != nil {
 		return nil, err
 	}
+	if cfg.reconnect == 0 {
+		cfg.reconnect = reconnectFirst
+	}
 	c := &Client{cfg: cfg, public: public, pair: pair, log: cfg.log, link: live.NewValue(linkState{state: Connecting})}
 	c.ctx, c.cancel = context.WithCancel(context.Background())
 	c.running.Go(c.connect)
@@ -111,7 +115,7 @@ func start(cfg clientConfig) (*Client, error) {
 
 // connect makes the one nats.Conn of the client, which reconnects from then on.
 func (c *Client) connect() {
-	pause := reconnectFirst
+	pause := c.cfg.reconnect
 	for {
 		conn, err := c.open()
 		if err == nil {
@@ -140,7 +144,7 @@ func (c *Client) open() (*nats.Conn, error) {
 		nats.IgnoreDiscoveredServers(),
 		nats.DontRandomize(),
 		nats.ReconnectBufSize(-1), // what can't be sent is an error at once
-		nats.CustomReconnectDelay(reconnectDelay),
+		nats.CustomReconnectDelay(c.reconnectDelay),
 		nats.Timeout(connectTimeout),
 		nats.PingInterval(pingInterval),
 		nats.MaxPingsOutstanding(maxPingsOutstanding),
@@ -185,10 +189,10 @@ func (i interruptible) Close() error {
 	return i.Conn.Close()
 }
 
-func reconnectDelay(attempt int) time.Duration {
+func (c *Client) reconnectDelay(attempt int) time.Duration {
 	d := reconnectMax
 	if attempt < 8 {
-		d = min(reconnectFirst<<max(attempt, 0), reconnectMax)
+		d = min(c.cfg.reconnect<<max(attempt, 0), reconnectMax)
 	}
 	return d/2 + rand.N(d)/2 //nolint:gosec // G404: spreads load
 }
