@@ -16,7 +16,7 @@ func growBuffers(c *net.UDPConn, size int) int {
 	}
 	smallest := 0
 	err = raw.Control(func(fd uintptr) {
-		s := int(fd) //nolint:gosec // G115: a file descriptor
+		s := int(fd)
 		read := bufferSize(s, unix.SO_RCVBUF, unix.SO_RCVBUFFORCE, size)
 		write := bufferSize(s, unix.SO_SNDBUF, unix.SO_SNDBUFFORCE, size)
 		smallest = min(read, write)

@@ -17,7 +17,7 @@ import (
 )
 
 // acceptCallers takes connections of the own cluster's sidecars until the listener is closed.
-func (g *Gateway) acceptCallers(ctx context.Context) error {
+func (g *Gateway) acceptCallers(ctx context.Context) {
 	config := trust.ServerConfig(trust.TLS{
 		Identity: g.cfg.Identity, Bundles: g.cfg.Bundles, Policy: g.allowCaller, Protocols: []string{preamble.ALPNStream},
 	})
@@ -28,14 +28,14 @@ func (g *Gateway) acceptCallers(ctx context.Context) error {
 		case err == nil:
 			backoff = minBackoff
 		case errors.Is(err, net.ErrClosed):
-			return nil
+			return
 		default:
 			// Too many open files, or a connection that was gone before it was taken: it passes.
-			g.log.Warn("cannot accept a connection", "error", err)
+			g.log.WarnContext(ctx, "cannot accept a connection", "error", err)
 			select {
 			case <-time.After(backoff):
 			case <-ctx.Done():
-				return nil
+				return
 			}
 			backoff = min(2*backoff, maxBackoff)
 			continue
@@ -66,7 +66,7 @@ func (g *Gateway) serveCaller(ctx context.Context, raw net.Conn, config *tls.Con
 	cancel()
 	if err != nil {
 		g.metrics.handshakeFailed("stream", err)
-		g.log.Debug("a caller's handshake failed", "remote", raw.RemoteAddr().String(), "error", err)
+		g.log.DebugContext(ctx, "a caller's handshake failed", "remote", raw.RemoteAddr().String(), "error", err)
 		cut(raw)
 		return
 	}
@@ -135,7 +135,7 @@ func (g *Gateway) carry(ctx context.Context, caller *callerStream, p preamble.Pr
 	}
 	if err != nil && f.code() == streamv1.Code_CODE_OK {
 		g.metrics.broke(who)
-		g.log.Debug("a stream to a peer broke", "service", p.Service.String(), "cluster", p.Cluster.String(), "error", err)
+		g.log.DebugContext(ctx, "a stream to a peer broke", "service", p.Service.String(), "cluster", p.Cluster.String(), "error", err)
 	}
 	span.end(f.code(), f.refusal, err)
 }

@@ -71,9 +71,7 @@ func (c *connection) run(ctx context.Context, l life) error {
 	var wg sync.WaitGroup
 	defer wg.Wait()
 	wg.Go(func() {
-		if err := c.listen(stream, l.up); err != nil {
-			_ = c.close(closeProtocol, err)
-		}
+		_ = c.close(closeProtocol, c.listen(stream, l.up))
 	})
 
 	ticker := time.NewTicker(c.pulse.interval)
@@ -116,7 +114,7 @@ func (c *connection) run(ctx context.Context, l life) error {
 	}
 }
 
-// listen reads the control stream to its end.
+// listen reads the control stream to its end. It always returns an error.
 func (c *connection) listen(stream io.Reader, up func()) error {
 	buf := make([]byte, maxControl)
 	spoken := false

@@ -32,19 +32,18 @@ type controlError struct{ err error }
 func (e *controlError) Error() string { return "control stream: " + e.err.Error() }
 func (e *controlError) Unwrap() error { return e.err }
 
-func appendControl(dst []byte, m *streamv1.LinkMessage) ([]byte, error) {
-	start := len(dst)
-	dst = append(dst, 0, 0)
-	dst, err := proto.MarshalOptions{Deterministic: true}.MarshalAppend(dst, m)
+// encodeControl returns m's frame.
+func encodeControl(m *streamv1.LinkMessage) ([]byte, error) {
+	frame, err := proto.MarshalOptions{Deterministic: true}.MarshalAppend(make([]byte, controlHeader), m)
 	if err != nil {
 		return nil, err
 	}
-	body := len(dst) - start - controlHeader
+	body := len(frame) - controlHeader
 	if body > maxControl {
 		return nil, fmt.Errorf("message of %d bytes: at most %d", body, maxControl)
 	}
-	binary.BigEndian.PutUint16(dst[start:], uint16(body)) //nolint:gosec // G115: at most maxControl
-	return dst, nil
+	binary.BigEndian.PutUint16(frame, uint16(body))
+	return frame, nil
 }
 
 // readControl reads one frame; buf is scratch space of maxControl bytes. io.EOF means a clean end. What the peer got wrong is a
@@ -84,7 +83,7 @@ type controlWriter struct {
 
 // send queues m. False: not now (quic.ErrWouldBlock), or never again.
 func (w *controlWriter) send(m *streamv1.LinkMessage) bool {
-	frame, err := appendControl(nil, m)
+	frame, err := encodeControl(m)
 	if err != nil {
 		return false
 	}

@@ -26,7 +26,7 @@ const (
 func (l *link) keep(ctx context.Context, s slot, domain spiffeid.TrustDomain, retired <-chan struct{}) {
 	var wg sync.WaitGroup
 	defer wg.Wait()
-	log := l.log.With("peer_gateway", s.gateway.ID, "address", s.gateway.QUIC)
+	logger := l.log.With("peer_gateway", s.gateway.ID, "address", s.gateway.QUIC)
 	backoff := minBackoff
 	for {
 		type outcome struct {
@@ -54,16 +54,16 @@ func (l *link) keep(ctx context.Context, s slot, domain spiffeid.TrustDomain, re
 		}
 		switch {
 		case errors.Is(o.err, errUnwanted):
-			log.Info("left a peer gateway that drains")
+			logger.InfoContext(ctx, "left a peer gateway that drains")
 		case o.wasUp:
 			l.g.metrics.linkLost(l.cluster, s.gateway.ID)
-			log.Warn("connection to a peer gateway ended", "error", o.err)
+			logger.WarnContext(ctx, "connection to a peer gateway ended", "error", o.err)
 		}
 		if o.wasUp {
 			backoff = minBackoff
 		}
 		if l.explain(s.gateway.ID, o.err.Error()) && !o.wasUp {
-			log.Warn("cannot connect to a peer gateway", "error", o.err)
+			logger.WarnContext(ctx, "cannot connect to a peer gateway", "error", o.err)
 		}
 		select {
 		case <-time.After(backoff/2 + rand.N(backoff/2)): //nolint:gosec // G404: jitter needs no secret
@@ -151,7 +151,7 @@ func (l *link) connect(ctx context.Context, s slot, domain spiffeid.TrustDomain,
 		up: func() {
 			wasUp = true
 			l.add(c)
-			l.log.Info("connected to a peer gateway", "peer_gateway", s.gateway.ID, "address", s.gateway.QUIC)
+			l.log.InfoContext(ctx, "connected to a peer gateway", "peer_gateway", s.gateway.ID, "address", s.gateway.QUIC)
 		},
 	})
 	if wasUp {

@@ -98,7 +98,7 @@ func draw(from []*topology.Endpoint) *topology.Endpoint {
 
 // weight is how many copies are behind e, kept to a size that sums can't overflow.
 func weight(e *topology.Endpoint) uint32 {
-	return uint32(min(max(e.Capacity, 1), 1<<16)) //nolint:gosec // G115: 1 to 65536
+	return uint32(min(max(e.Capacity, 1), 1<<16))
 }
 
 // load is streams a copy. mu is held.

@@ -82,7 +82,7 @@ func (g *Gateway) serveExport(ctx context.Context, stream *quic.Stream, peer tru
 	}
 	if err != nil {
 		g.metrics.broke(who)
-		g.log.Debug("a stream from a peer broke", "service", p.Service.String(), "cluster", source.String(), "error", err)
+		g.log.DebugContext(ctx, "a stream from a peer broke", "service", p.Service.String(), "cluster", source.String(), "error", err)
 	}
 	span.end(streamv1.Code_CODE_OK, nil, err)
 }
@@ -138,7 +138,7 @@ func (g *Gateway) reach(ctx context.Context, export *topology.Export, port uint1
 		}
 		g.metrics.endpointFailed(export.Name)
 		if g.endpoints.unreachable(key, all, time.Now()) {
-			g.log.Warn("leaving out an endpoint that can't be reached", "service", export.Name.String(), "endpoint", target.ID, "error", err)
+			g.log.WarnContext(ctx, "leaving out an endpoint that can't be reached", "service", export.Name.String(), "endpoint", target.ID, "error", err)
 		}
 		untried = slices.DeleteFunc(untried, func(e *topology.Endpoint) bool { return e == target })
 	}

@@ -19,7 +19,8 @@ import (
 )
 
 func TestBothGatewaysAreUsed(t *testing.T) {
-	inBubble(t, func(t *testing.T, w *world) {
+	inBubble(t, func(w *world) {
+		t := w.t
 		eu, _ := twoClusters(w, 2)
 		by := make(map[string]int)
 		for range 40 {
@@ -39,7 +40,8 @@ func TestBothGatewaysAreUsed(t *testing.T) {
 
 // A far gateway vanishes: no call fails, and from when its connections are given up none is even late.
 func TestFarGatewayVanishes(t *testing.T) {
-	inBubble(t, func(t *testing.T, w *world) {
+	inBubble(t, func(w *world) {
+		t := w.t
 		eu, us := twoClusters(w, 2)
 		time.Sleep(2 * time.Second) // for round trips to be measured
 		open := eu.open("us", "checkout.shop", "x")
@@ -86,7 +88,8 @@ func TestFarGatewayVanishes(t *testing.T) {
 
 // Streams that wait on a connection when it falls silent are moved, with what was said on them.
 func TestFirstBytesAreReplayed(t *testing.T) {
-	inBubble(t, func(t *testing.T, w *world) {
+	inBubble(t, func(w *world) {
+		t := w.t
 		eu, us := twoClusters(w, 2)
 		time.Sleep(time.Second)
 		w.blackhole(us[0])
@@ -114,7 +117,8 @@ func TestFirstBytesAreReplayed(t *testing.T) {
 }
 
 func TestBlackHole(t *testing.T) {
-	inBubble(t, func(t *testing.T, w *world) {
+	inBubble(t, func(w *world) {
+		t := w.t
 		eu, us := twoClusters(w, 2)
 		time.Sleep(time.Second)
 		w.blackhole(us...)
@@ -145,7 +149,8 @@ func TestBlackHole(t *testing.T) {
 func TestOneWayPartition(t *testing.T) {
 	for name, from := range map[string]string{"to the peer": "eu", "from the peer": "us"} {
 		t.Run(name, func(t *testing.T) {
-			inBubble(t, func(t *testing.T, w *world) {
+			inBubble(t, func(w *world) {
+				t := w.t
 				eu, _ := twoClusters(w, 1)
 				time.Sleep(time.Second)
 				lost := w.clusters[from].gateways[0].ip
@@ -161,7 +166,8 @@ func TestOneWayPartition(t *testing.T) {
 
 // The far side takes the trust domain away: what is open is closed, and nothing opens again until it is back.
 func TestTrustDomainRemoved(t *testing.T) {
-	inBubble(t, func(t *testing.T, w *world) {
+	inBubble(t, func(w *world) {
+		t := w.t
 		eu, us := twoClusters(w, 1)
 		open := eu.open("us", "checkout.shop", "x")
 		if _, err := preamble.ReadReply(open); err != nil {
@@ -190,7 +196,8 @@ func TestTrustDomainRemoved(t *testing.T) {
 
 // A cluster that is no peer any more is left at once, though its bundle stays.
 func TestPeerRemoved(t *testing.T) {
-	inBubble(t, func(t *testing.T, w *world) {
+	inBubble(t, func(w *world) {
+		t := w.t
 		eu, us := twoClusters(w, 1)
 		us[0].up("eu", 4)
 		us[0].c.peers["eu"] = false
@@ -209,7 +216,8 @@ func TestPeerRemoved(t *testing.T) {
 
 // Strangers: no member of a peer's domain but a gateway links, no member of another domain or gateway calls.
 func TestWhoMaySpeak(t *testing.T) {
-	inBubble(t, func(t *testing.T, w *world) {
+	inBubble(t, func(w *world) {
+		t := w.t
 		eu, us := twoClusters(w, 1)
 		for path, want := range map[string]bool{"/ns/shop/sa/web": true, "/isthmus/node/node-0": true, "/isthmus/gateway/gateway-9": false, "/isthmus/control": false} {
 			c, err := eu.tryDial(path)
@@ -246,11 +254,11 @@ func TestWhoMaySpeak(t *testing.T) {
 
 // Far gateways drain one after the other, as in a rolling restart, under load: nothing is lost.
 func TestDrainFar(t *testing.T) {
-	inBubble(t, func(t *testing.T, w *world) {
+	inBubble(t, func(w *world) {
+		t := w.t
 		eu, us := twoClusters(w, 2)
 		time.Sleep(time.Second)
-		ctx, stop := t.Context(), make(chan struct{})
-		_ = ctx
+		stop := make(chan struct{})
 		var wg sync.WaitGroup
 		for range 8 {
 			wg.Go(func() {
@@ -300,7 +308,8 @@ func TestDrainFar(t *testing.T) {
 
 // The near gateway drains: what is in flight ends by itself, nothing new is taken.
 func TestDrainNear(t *testing.T) {
-	inBubble(t, func(t *testing.T, w *world) {
+	inBubble(t, func(w *world) {
+		t := w.t
 		eu, _ := twoClusters(w, 1)
 		c := eu.open("us", "checkout.shop", "")
 		if _, err := preamble.ReadReply(c); err != nil {
@@ -328,7 +337,8 @@ func TestDrainNear(t *testing.T) {
 
 // A stream that doesn't end within the grace is cut, visibly.
 func TestDrainGraceEnds(t *testing.T) {
-	inBubble(t, func(t *testing.T, w *world) {
+	inBubble(t, func(w *world) {
+		t := w.t
 		eu, us := twoClusters(w, 1)
 		c := eu.open("us", "checkout.shop", "x")
 		if _, err := preamble.ReadReply(c); err != nil {
@@ -348,7 +358,8 @@ func TestDrainGraceEnds(t *testing.T) {
 
 // A far gateway that refuses because it drains is not the last word while there is another.
 func TestDrainingRefusalGoesElsewhere(t *testing.T) {
-	inBubble(t, func(t *testing.T, w *world) {
+	inBubble(t, func(w *world) {
+		t := w.t
 		eu, us := twoClusters(w, 2)
 		us[0].drain.Start() // and nobody is told
 		hold, ok := us[1].drain.Add()

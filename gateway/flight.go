@@ -3,6 +3,7 @@ package gateway
 import (
 	"errors"
 	"io"
+	"slices"
 	"sync"
 	"time"
 
@@ -319,7 +320,7 @@ func (f *flight) launch(c *connection) error {
 		return err
 	}
 	a := &attempt{c, stream}
-	if err := stream.TryWriteAll(append(f.opening[:len(f.opening):len(f.opening)], f.first...)); err != nil {
+	if err := stream.TryWriteAll(append(slices.Clip(f.opening), f.first...)); err != nil {
 		a.cancel()
 		return err
 	}
@@ -390,10 +391,5 @@ func (f *flight) drop(a *attempt) {
 
 // forget takes a out of the attempts. mu is held.
 func (f *flight) forget(a *attempt) {
-	for i, o := range f.attempts {
-		if o == a {
-			f.attempts = append(f.attempts[:i], f.attempts[i+1:]...)
-			return
-		}
-	}
+	f.attempts = slices.DeleteFunc(f.attempts, func(o *attempt) bool { return o == a })
 }

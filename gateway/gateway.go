@@ -2,9 +2,9 @@ package gateway
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"log/slog"
+	"net"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -79,7 +79,10 @@ func (g *Gateway) Run(ctx context.Context) error {
 	transport := &quic.Transport{Conn: g.socket.prepare(g.cfg.Link), VerifySourceAddress: verifyAddresses()}
 	failed := make(chan error, 2)
 	g.wg.Go(func() { failed <- g.acceptPeers(serving, transport) })
-	g.wg.Go(func() { failed <- g.acceptCallers(serving) })
+	g.wg.Go(func() {
+		g.acceptCallers(serving)
+		failed <- net.ErrClosed
+	})
 	g.wg.Go(func() { g.keepLinks(serving) })
 	g.wg.Go(func() { g.report(serving) })
 
@@ -88,9 +91,6 @@ func (g *Gateway) Run(ctx context.Context) error {
 	case <-ctx.Done():
 		g.end(serving)
 	case err = <-failed:
-		if err == nil {
-			err = errors.New("a listener was closed")
-		}
 	}
 	stop(errShutdown)
 	_ = g.cfg.Streams.Close() // closed already when drained
@@ -169,7 +169,7 @@ func (g *Gateway) keepLinks(ctx context.Context) {
 			if c == nil || len(c.Gateways) == 0 || c.Domain != l.wanted.Load().Domain {
 				l.stop(errRemoved)
 				delete(links, name)
-				g.log.Info("leaving a peer cluster", "cluster", name.String())
+				g.log.InfoContext(ctx, "leaving a peer cluster", "cluster", name.String())
 			}
 		}
 		for _, c := range v.snapshot.Clusters() {

@@ -33,7 +33,8 @@ func twoClusters(w *world, n int, options ...option) (eu *testGateway, us []*tes
 }
 
 func TestStreamEndToEnd(t *testing.T) {
-	inBubble(t, func(t *testing.T, w *world) {
+	inBubble(t, func(w *world) {
+		t := w.t
 		eu, _ := twoClusters(w, 1)
 		start := time.Now()
 		path, echoed, err := eu.ask("us", "checkout.shop", "hello")
@@ -51,7 +52,8 @@ func TestStreamEndToEnd(t *testing.T) {
 }
 
 func TestBothWaysAtOnceAndHalfClose(t *testing.T) {
-	inBubble(t, func(t *testing.T, w *world) {
+	inBubble(t, func(w *world) {
+		t := w.t
 		eu, _ := twoClusters(w, 1)
 		var up [1 << 20]byte
 		_, _ = rand.Read(up[:])
@@ -81,7 +83,8 @@ func TestBothWaysAtOnceAndHalfClose(t *testing.T) {
 
 // A caller that sends a lot before the answer is held at what can be replayed, and then goes on.
 func TestMoreThanCanBeReplayed(t *testing.T) {
-	inBubble(t, func(t *testing.T, w *world) {
+	inBubble(t, func(w *world) {
+		t := w.t
 		eu, _ := twoClusters(w, 1)
 		var up [200 << 10]byte
 		_, _ = rand.Read(up[:])
@@ -93,7 +96,8 @@ func TestMoreThanCanBeReplayed(t *testing.T) {
 }
 
 func TestRefusals(t *testing.T) {
-	inBubble(t, func(t *testing.T, w *world) {
+	inBubble(t, func(w *world) {
+		t := w.t
 		eu, us := twoClusters(w, 1, func(c *Config) { c.MaxStreams = 2 })
 		away := us[0].c
 		away.export("private.shop", []string{"ap"}, echo)
@@ -183,7 +187,8 @@ func isCode(err error, c streamv1.Code) bool {
 
 // Before a configuration there is nothing to serve, and a caller is told so.
 func TestNoConfigurationYet(t *testing.T) {
-	inBubble(t, func(t *testing.T, w *world) {
+	inBubble(t, func(w *world) {
+		t := w.t
 		g := w.cluster("eu").gateway("gateway-0")
 		if _, _, err := g.ask("us", "checkout.shop", "x"); !isCode(err, streamv1.Code_CODE_INTERNAL) {
 			t.Errorf("got %v", err)
@@ -193,7 +198,8 @@ func TestNoConfigurationYet(t *testing.T) {
 
 // A peer's gateway gets what is exported here, and is not carried on to a third cluster.
 func TestNoTransit(t *testing.T) {
-	inBubble(t, func(t *testing.T, w *world) {
+	inBubble(t, func(w *world) {
+		t := w.t
 		eu, _ := twoClusters(w, 1)
 		ap := w.cluster("ap")
 		ap.gateway("gateway-0")
@@ -215,7 +221,8 @@ func TestNoTransit(t *testing.T) {
 
 // A service without copies is refused without asking, as soon as the far side has said so, and served again likewise.
 func TestCapacityInBand(t *testing.T) {
-	inBubble(t, func(t *testing.T, w *world) {
+	inBubble(t, func(w *world) {
+		t := w.t
 		eu, us := twoClusters(w, 2)
 		if _, _, err := eu.ask("us", "checkout.shop", "x"); err != nil {
 			t.Fatal(err)
@@ -245,7 +252,8 @@ func TestCapacityInBand(t *testing.T) {
 }
 
 func TestReport(t *testing.T) {
-	inBubble(t, func(t *testing.T, w *world) {
+	inBubble(t, func(w *world) {
+		t := w.t
 		eu, us := twoClusters(w, 2)
 		time.Sleep(time.Second)
 		last := func() string {

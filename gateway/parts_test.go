@@ -217,7 +217,8 @@ func TestCapacityMessages(t *testing.T) {
 		"nothing": {nil, nil, []*streamv1.Capacity{{Complete: true}}},
 		"same":    {map[topology.ServiceName]uint32{a: 2}, map[topology.ServiceName]uint32{a: 2}, nil},
 		"change": {
-			map[topology.ServiceName]uint32{a: 2, b: 1}, map[topology.ServiceName]uint32{a: 3, c: 0},
+			map[topology.ServiceName]uint32{a: 2, b: 1},
+			map[topology.ServiceName]uint32{a: 3, c: 0},
 			[]*streamv1.Capacity{{Services: []*streamv1.ServiceCapacity{sc(a, 3), sc(b, 0), sc(c, 0)}}},
 		},
 	} {
@@ -233,7 +234,7 @@ func TestCapacityMessages(t *testing.T) {
 	var e emptiness
 	complete := 0
 	for _, m := range capacityMessages(nil, many) {
-		frame, err := appendControl(nil, m)
+		frame, err := encodeControl(m)
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -284,7 +285,7 @@ func FuzzReadControl(f *testing.F) {
 	for _, m := range []*streamv1.LinkMessage{probe(1), probeReply(1 << 60), drainingMessage(), capacityMessage(&streamv1.Capacity{
 		Complete: true, Services: []*streamv1.ServiceCapacity{{Namespace: "shop", Service: "checkout", Ready: 3}},
 	})} {
-		frame, err := appendControl(nil, m)
+		frame, err := encodeControl(m)
 		if err != nil {
 			f.Fatal(err)
 		}
@@ -301,7 +302,7 @@ func FuzzReadControl(f *testing.F) {
 			if err != nil {
 				return
 			}
-			frame, err := appendControl(nil, m)
+			frame, err := encodeControl(m)
 			if err != nil {
 				t.Fatal(err)
 			}

@@ -70,9 +70,9 @@ func (g *Gateway) servePeer(ctx context.Context, conn *quic.Conn) {
 		return
 	}
 	defer leave()
-	log := g.log.With("cluster", cluster.String(), "peer", peer.ID.String())
+	logger := g.log.With("cluster", cluster.String(), "peer", peer.ID.String())
 	release := g.cfg.Guard.Watch(conn.ConnectionState().TLS, g.allowPeer, func(err error) {
-		log.Warn("closing the connection of a peer that may no longer speak", "error", err)
+		logger.WarnContext(ctx, "closing the connection of a peer that may no longer speak", "error", err)
 		end(closeUntrusted, "no longer passes verification")
 	})
 	defer release()
@@ -86,7 +86,7 @@ func (g *Gateway) servePeer(ctx context.Context, conn *quic.Conn) {
 		end(closeProtocol, "no control stream")
 		return
 	}
-	log.Debug("a peer gateway has connected", "remote", conn.RemoteAddr().String())
+	logger.DebugContext(ctx, "a peer gateway has connected", "remote", conn.RemoteAddr().String())
 	control.SetPriority(0, false)
 	writer := &controlWriter{stream: control}
 	var wg sync.WaitGroup
@@ -99,7 +99,7 @@ func (g *Gateway) servePeer(ctx context.Context, conn *quic.Conn) {
 	for {
 		stream, err := conn.AcceptStream(conn.Context())
 		if err != nil {
-			log.Debug("the connection of a peer gateway ended", "error", context.Cause(conn.Context()))
+			logger.DebugContext(ctx, "the connection of a peer gateway ended", "error", context.Cause(conn.Context()))
 			return
 		}
 		wg.Go(func() { g.serveExport(ctx, stream, peer) })

@@ -36,7 +36,8 @@ func TestCutIsNoEnd(t *testing.T) {
 		"the caller's domain is taken away": {cut: func(e ends) { e.eu.c.bundles.Remove(e.eu.c.domain) }, callerSees: true, farSees: true},
 	} {
 		t.Run(name, func(t *testing.T) {
-			inBubble(t, func(t *testing.T, w *world) {
+			inBubble(t, func(w *world) {
+				t := w.t
 				eu, us := twoClusters(w, 1)
 				accepted := make(chan net.Conn, 1)
 				us[0].c.export("talk.shop", nil, func(c net.Conn) { accepted <- c })
@@ -74,7 +75,8 @@ func TestCutIsNoEnd(t *testing.T) {
 
 // The other way round: what has ended by itself ends cleanly, in either order.
 func TestEndIsNoCut(t *testing.T) {
-	inBubble(t, func(t *testing.T, w *world) {
+	inBubble(t, func(w *world) {
+		t := w.t
 		eu, us := twoClusters(w, 1)
 		us[0].c.export("greet.shop", nil, func(c net.Conn) {
 			_, _ = c.Write([]byte("hello"))
@@ -110,7 +112,8 @@ func TestEndIsNoCut(t *testing.T) {
 
 // A reader that doesn't read holds up his own stream, at a known size, and nobody else's.
 func TestSlowReaderIsBounded(t *testing.T) {
-	inBubble(t, func(t *testing.T, w *world) {
+	inBubble(t, func(w *world) {
+		t := w.t
 		eu, us := twoClusters(w, 1)
 		sent := make(chan *memHalf, 8)
 		us[0].c.export("flood.shop", nil, func(c net.Conn) {
@@ -158,7 +161,8 @@ func TestSlowReaderIsBounded(t *testing.T) {
 
 // Connections outlive the SVIDs that opened them, because each is replaced in time.
 func TestConnectionsAreRenewed(t *testing.T) {
-	inBubble(t, func(t *testing.T, w *world) {
+	inBubble(t, func(w *world) {
+		t := w.t
 		eu, us := twoClusters(w, 1, func(c *Config) { c.ProbeInterval, c.DeadAfter = 5*time.Second, 20*time.Second })
 		stop := make(chan struct{})
 		for _, g := range []*testGateway{eu, us[0]} {
@@ -191,7 +195,8 @@ func TestConnectionsAreRenewed(t *testing.T) {
 
 // When nobody renews, the proof ends, and with it what rested on it.
 func TestExpiredIdentityEndsConnections(t *testing.T) {
-	inBubble(t, func(t *testing.T, w *world) {
+	inBubble(t, func(w *world) {
+		t := w.t
 		eu, _ := twoClusters(w, 1, func(c *Config) { c.ProbeInterval, c.DeadAfter = 5*time.Second, 20*time.Second })
 		caller := eu.c.identity("/ns/shop/sa/web")
 		time.Sleep(59 * time.Minute)
@@ -211,7 +216,8 @@ func TestExpiredIdentityEndsConnections(t *testing.T) {
 
 // The same gateway's SVID, revoked: its connections go, the other's stay.
 func TestRevokedGateway(t *testing.T) {
-	inBubble(t, func(t *testing.T, w *world) {
+	inBubble(t, func(w *world) {
+		t := w.t
 		eu, us := twoClusters(w, 2)
 		svid := mustSVID(t, us[0].identity)
 		eu.c.bundles.Set(us[0].c.domain, trust.Bundle{

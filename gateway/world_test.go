@@ -33,18 +33,23 @@ func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
 const oneWay = 20 * time.Millisecond
 
 // inBubble runs f with a world in virtual time.
-func inBubble(t *testing.T, f func(t *testing.T, w *world)) {
+func inBubble(t *testing.T, f func(w *world)) {
 	t.Helper()
 	synctest.Test(t, func(t *testing.T) {
-		w := &world{t: t, tcp: newMemnet(), clusters: make(map[string]*testCluster)}
-		t.Cleanup(w.end)
-		f(t, w)
+		f(newWorld(t))
 	})
+}
+
+func newWorld(tb testing.TB) *world {
+	tb.Helper()
+	w := &world{t: tb, tcp: newMemnet(), clusters: make(map[string]*testCluster)}
+	tb.Cleanup(w.end)
+	return w
 }
 
 // world is several clusters with their gateways, a simulated network between gateways and TCP in memory within clusters.
 type world struct {
-	t        *testing.T
+	t        testing.TB
 	tcp      *memnet
 	router   router
 	clusters map[string]*testCluster
@@ -170,6 +175,7 @@ type testGateway struct {
 	id       string
 	ip       net.IP
 	address  string // of the streams' listener
+	quic     string // of the links' listener
 	identity *trust.Identity
 	registry *prometheus.Registry
 	stop     context.CancelFunc
@@ -213,12 +219,13 @@ func (c *testCluster) gateway(id string, options ...option) *testGateway {
 	for _, o := range options {
 		o(&cfg)
 	}
+	gw.quic, gw.address = cfg.Link.LocalAddr().String(), cfg.Streams.Addr().String()
 	var err error
 	if gw.Gateway, err = New(cfg); err != nil {
 		w.t.Fatal(err)
 	}
 	var ctx context.Context
-	ctx, gw.stop = context.WithCancel(context.Background()) //nolint:usetesting // ended by world.end, before the bubble's own cleanup
+	ctx, gw.stop = context.WithCancel(context.Background())
 	guardCtx, stopGuard := context.WithCancel(context.Background())
 	w.wg.Go(func() { _ = guard.Run(guardCtx) })
 	w.wg.Go(func() {
@@ -230,7 +237,7 @@ func (c *testCluster) gateway(id string, options ...option) *testGateway {
 }
 
 type testWriter struct {
-	t    *testing.T
+	t    testing.TB
 	name string
 }
 
@@ -272,7 +279,7 @@ func (c *testCluster) described() *topology.Cluster {
 	for _, g := range c.gateways {
 		if !c.hidden[g.id] {
 			d.Gateways = append(d.Gateways, topology.Gateway{
-				ID: g.id, QUIC: fmt.Sprintf("%s:4433", g.ip), Identity: spiffeid.RequireFromPath(c.domain, "/isthmus/gateway/"+g.id),
+				ID: g.id, QUIC: g.quic, Identity: spiffeid.RequireFromPath(c.domain, "/isthmus/gateway/"+g.id),
 			})
 		}
 	}
@@ -426,7 +433,6 @@ func (w *world) end() {
 	}
 }
 
-
 // metricsOf returns the sum of a metric's gauges.
 func (g *testGateway) metricsOf(name string) float64 {
 	g.c.w.t.Helper()
@@ -445,11 +451,11 @@ func (g *testGateway) metricsOf(name string) float64 {
 	return sum
 }
 
-func mustSVID(t *testing.T, i *trust.Identity) *x509svid.SVID {
-	t.Helper()
+func mustSVID(tb testing.TB, i *trust.Identity) *x509svid.SVID {
+	tb.Helper()
 	s, err := i.SVID()
 	if err != nil {
-		t.Fatal(err)
+		tb.Fatal(err)
 	}
 	return s
 }
