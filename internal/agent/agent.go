@@ -119,7 +119,7 @@ func New(cfg Config) (*Agent, error) {
 
 // loadIdentity takes up the SVID on disk, if it is still good for something.
 func (a *Agent) loadIdentity() {
-	log := a.cfg.Log.With("directory", a.cfg.StateDir)
+	logger := a.cfg.Log.With("directory", a.cfg.StateDir)
 	svid, err := trust.LoadSVID(a.cfg.StateDir)
 	if errors.Is(err, fs.ErrNotExist) {
 		return
@@ -131,11 +131,11 @@ func (a *Agent) loadIdentity() {
 		err = a.unusable(svid.Certificates)
 	}
 	if err != nil {
-		log.Warn("SVID on disk is of no use, a join token is needed", "error", err) //nolint:sloglint // at start, without a context
+		logger.Warn("SVID on disk is of no use, a join token is needed", "error", err)
 		return
 	}
 	a.Identity.Set(svid)
-	log.Info("SVID taken from disk", "spiffe_id", svid.ID.String(), "not_after", svid.Certificates[0].NotAfter) //nolint:sloglint // at start, without a context
+	logger.Info("SVID taken from disk", "spiffe_id", svid.ID.String(), "not_after", svid.Certificates[0].NotAfter)
 }
 
 // Run joins, renews, and keeps the stream open until ctx ends. It comes back when everything has stopped.

@@ -97,7 +97,7 @@ func (r *rootsFile) read() {
 	if err != nil {
 		if err.Error() != r.problem {
 			r.problem = err.Error()
-			r.log.Error("trust bundle file can't be used", "file", r.path, "error", err) //nolint:sloglint // looked at by itself, for no request
+			r.log.Error("trust bundle file can't be used", "file", r.path, "error", err)
 		}
 		return
 	}

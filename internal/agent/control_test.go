@@ -112,7 +112,7 @@ func (c *control) tell(more ...*configv1.Resource) {
 // start serves as c.as, with a fresh SVID.
 func (c *control) start() {
 	c.tb.Helper()
-	ctx, cancel := context.WithCancel(context.Background()) //nolint:usetesting // until stop
+	ctx, cancel := context.WithCancel(context.Background())
 	renewed := make(chan struct{})
 	c.identity.Set(nil)
 	issued := c.identity.Changed()
@@ -273,7 +273,7 @@ func (c *control) run() program {
 	if err != nil {
 		c.tb.Fatal(err)
 	}
-	ctx, cancel := context.WithCancel(context.Background()) //nolint:usetesting // until Cleanup
+	ctx, cancel := context.WithCancel(context.Background())
 	done := make(chan error, 1)
 	go func() { done <- a.Run(ctx) }()
 	stop := sync.OnceFunc(func() {

@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"slices"
 	"strings"
 
 	"github.com/spiffe/go-spiffe/v2/svid/x509svid"
@@ -42,29 +43,23 @@ func (a *Agent) issue(ctx context.Context, csr []byte) ([]*x509.Certificate, err
 	return chain, err
 }
 
-// note keeps why there is no SVID for the readiness probe, and logs it where it differs from what was the matter before.
+// note keeps why there is no SVID, for the readiness probe. The first failure is in the renewal's log; where the trouble
+// becomes another, it is logged here.
 func (a *Agent) note(ctx context.Context, err error) {
 	before := a.problem.Load()
-	if err == nil {
-		if before != nil {
-			a.problem.Store(nil)
-		}
+	if before == nil && err == nil {
 		return
 	}
 	a.problem.Store(err)
-	if before == nil || kindOf(before) != kindOf(err) {
-		a.cfg.Log.WarnContext(ctx, "control issues no SVID, trying on", "error", err)
+	if before != nil && err != nil && kindOf(before) != kindOf(err) {
+		a.cfg.Log.WarnContext(ctx, "still no SVID, for another reason", "error", err)
 	}
 }
 
-// kindOf tells apart what is worth another line in the log.
-func kindOf(err error) error {
-	for _, kind := range []error{errNoToken, errTokenRefused, errNotAllowed, errNoRoots} {
-		if errors.Is(err, kind) {
-			return kind
-		}
-	}
-	return nil
+// kindOf numbers what is worth another line in the log.
+func kindOf(err error) int {
+	kinds := []error{errNoToken, errTokenRefused, errNotAllowed, errNoRoots}
+	return slices.IndexFunc(kinds, func(kind error) bool { return errors.Is(err, kind) })
 }
 
 // renewOrJoin renews what peers would let in, and joins otherwise. A join token that was not tried yet is a second way for
@@ -104,7 +99,7 @@ func (a *Agent) renew(ctx context.Context, csr []byte) ([]*x509.Certificate, err
 	if err != nil {
 		return nil, err
 	}
-	defer conn.Close() //nolint:errcheck // nothing is lost with it
+	defer conn.Close()
 	c, err := identityv1.NewIdentityClient(conn).Renew(ctx, &identityv1.RenewRequest{Csr: csr})
 	if err != nil {
 		return nil, fmt.Errorf("agent: renew: %w", err)
@@ -124,7 +119,7 @@ func (a *Agent) join(ctx context.Context, csr []byte) ([]*x509.Certificate, erro
 	if err != nil {
 		return nil, err
 	}
-	defer conn.Close() //nolint:errcheck // nothing is lost with it
+	defer conn.Close()
 	c, err := identityv1.NewIdentityClient(conn).Join(ctx, &identityv1.JoinRequest{Token: token, Csr: csr})
 	if code := status.Code(err); code == codes.OK || code == codes.Unauthenticated {
 		a.spent = sha256.Sum256([]byte(token))
@@ -169,7 +164,7 @@ func (a *Agent) accept(c *identityv1.Certificate) ([]*x509.Certificate, error) {
 
 // keep writes a new SVID to disk, for a restart while control is away.
 func (a *Agent) keep(svid *x509svid.SVID) error {
-	a.cfg.Log.Info("SVID issued", "spiffe_id", svid.ID.String(), "not_after", svid.Certificates[0].NotAfter) //nolint:sloglint // called without a context
+	a.cfg.Log.Info("SVID issued", "spiffe_id", svid.ID.String(), "not_after", svid.Certificates[0].NotAfter)
 	return trust.SaveSVID(a.cfg.StateDir, svid)
 }
 

@@ -227,7 +227,7 @@ func (c *Client) restore() {
 		c.services[name] = s
 	}
 	c.publish(v)
-	c.cfg.Log.Info("configuration taken from disk", //nolint:sloglint // at start, without a context
+	c.cfg.Log.Info("configuration taken from disk",
 		"resources", len(kept.resources), "services", len(kept.services), "saved", kept.saved)
 }
 

@@ -6,6 +6,7 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"sync"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -21,8 +22,16 @@ import (
 // script is a control plane that says what it is told to, to every client anew.
 type script struct {
 	configv1.UnimplementedConfigServer
-	say    [][]*configv1.Response // by stream; the last one repeats
-	hellos []*configv1.Hello
+	say [][]*configv1.Response // by stream; the last one repeats
+
+	mu    sync.Mutex
+	heard []*configv1.Hello // guarded by mu
+}
+
+func (s *script) hellos() []*configv1.Hello {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.heard
 }
 
 func (s *script) Stream(rpc grpc.BidiStreamingServer[configv1.Request, configv1.Response]) error {
@@ -30,8 +39,10 @@ func (s *script) Stream(rpc grpc.BidiStreamingServer[configv1.Request, configv1.
 	if err != nil {
 		return err
 	}
-	lines := s.say[min(len(s.hellos), len(s.say)-1)]
-	s.hellos = append(s.hellos, r.GetHello())
+	s.mu.Lock()
+	lines := s.say[min(len(s.heard), len(s.say)-1)]
+	s.heard = append(s.heard, r.GetHello())
+	s.mu.Unlock()
 	for _, m := range lines {
 		if err := rpc.Send(m); err != nil {
 			return err
@@ -67,7 +78,7 @@ func TestAMalformedCutIsRefusedAsAWhole(t *testing.T) {
 		"two persons": {{Revision: 2, Upsert: []*configv1.Resource{self("sidecar/shop/a"), self("sidecar/shop/b")}, Complete: true}},
 	} {
 		t.Run(what, func(t *testing.T) {
-			bubble(t, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
 				p, s := newScript(t, append([]*configv1.Response{good}, bad...), []*configv1.Response{{Revision: 4, Complete: true}})
 				c := startClient(t, p, nil)
 				if what == "incomplete" {
@@ -87,7 +98,7 @@ func TestAMalformedCutIsRefusedAsAWhole(t *testing.T) {
 				if problems := c.Problems(); len(problems) > 0 {
 					t.Errorf("problems %v, after a good cut", problems)
 				}
-				if have := s.hellos[1].GetHave(); len(have) != 1 || have[0].GetKey() != "service/checkout.shop" {
+				if have := s.hellos()[1].GetHave(); len(have) != 1 || have[0].GetKey() != "service/checkout.shop" {
 					t.Errorf("the second hello has %v, want what is in force", have)
 				}
 			})
@@ -100,11 +111,11 @@ func self(receiver string) *configv1.Resource {
 }
 
 func TestARefusingClientDoesNotHammer(t *testing.T) {
-	bubble(t, func(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
 		p, s := newScript(t, []*configv1.Response{{Upsert: []*configv1.Resource{{Key: "service/a.b"}}, Complete: true}})
 		c := startClient(t, p, nil)
 		time.Sleep(10 * time.Minute)
-		if n := len(s.hellos); n < 100 || n > 260 {
+		if n := len(s.hellos()); n < 100 || n > 260 {
 			t.Errorf("%d streams in ten minutes", n)
 		}
 		c.stop()
@@ -112,7 +123,7 @@ func TestARefusingClientDoesNotHammer(t *testing.T) {
 }
 
 func TestUnknownKindsArePassedOverAndRemembered(t *testing.T) {
-	bubble(t, func(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
 		rumour := &configv1.Resource{Key: "rumour/a", Version: []byte("1")}
 		p, s := newScript(t, []*configv1.Response{{Upsert: []*configv1.Resource{rumour, service(t, "a.b", 1)}, Complete: true}})
 		c := startClient(t, p, nil)
@@ -120,7 +131,7 @@ func TestUnknownKindsArePassedOverAndRemembered(t *testing.T) {
 		p.stop()
 		p.start()
 		time.Sleep(10 * moment)
-		if have := s.hellos[1].GetHave(); len(have) != 2 {
+		if have := s.hellos()[1].GetHave(); len(have) != 2 {
 			t.Errorf("the second hello has %v, want both", have)
 		}
 	})
@@ -142,7 +153,7 @@ func fill(t *testing.T, p *plane, keep func(*configstream.ClientConfig)) {
 }
 
 func TestAStartWithoutControl(t *testing.T) {
-	bubble(t, func(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
 		_, keep := stateFile(t)
 		p := newPlane(t, nil)
 		p.server.Set(world(gateway("gateway-0"), service(t, "checkout.shop", 1)))
@@ -167,7 +178,7 @@ func TestAStartWithoutControl(t *testing.T) {
 }
 
 func TestAnotherVersionAsksForAllOfIt(t *testing.T) {
-	bubble(t, func(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
 		_, keep := stateFile(t)
 		p := newPlane(t, nil)
 		p.server.Set(world(gateway("gateway-0"), service(t, "checkout.shop", 1)))
@@ -194,7 +205,7 @@ func TestAStateFileThatCantBeUsedIsSetAside(t *testing.T) {
 		"unchanged": func(b []byte) []byte { return b },
 	} {
 		t.Run(what, func(t *testing.T) {
-			bubble(t, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
 				file, keep := stateFile(t)
 				p := newPlane(t, nil)
 				p.server.Set(world(service(t, "checkout.shop", 1)))
@@ -230,7 +241,7 @@ func TestAStateFileThatCantBeUsedIsSetAside(t *testing.T) {
 }
 
 func TestTheStateOfAnotherProgramIsNotTaken(t *testing.T) {
-	bubble(t, func(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
 		_, keep := stateFile(t)
 		p := newPlane(t, nil)
 		p.server.Set(world(service(t, "checkout.shop", 1)))
@@ -246,7 +257,7 @@ func TestTheStateOfAnotherProgramIsNotTaken(t *testing.T) {
 }
 
 func TestTheStateIsWrittenWithRestAndIsNeverOld(t *testing.T) {
-	bubble(t, func(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
 		file, keep := stateFile(t)
 		p := newPlane(t, nil)
 		p.server.Set(world(service(t, "checkout.shop", 0)))
@@ -271,7 +282,7 @@ func TestTheStateIsWrittenWithRestAndIsNeverOld(t *testing.T) {
 }
 
 func TestAStateThatCantBeWrittenDoesNoHarm(t *testing.T) {
-	bubble(t, func(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
 		p := newPlane(t, nil)
 		p.server.Set(world(service(t, "checkout.shop", 1)))
 		c := startClient(t, p, func(cfg *configstream.ClientConfig) {
@@ -284,7 +295,7 @@ func TestAStateThatCantBeWrittenDoesNoHarm(t *testing.T) {
 }
 
 func TestServicesThatDoNotExistMakeRoom(t *testing.T) {
-	bubble(t, func(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
 		p := newPlane(t, nil)
 		p.server.Set(world(service(t, "checkout.shop", 1)))
 		c := startClient(t, p, nil)

@@ -33,7 +33,7 @@ func travel(t *rapid.T, r *configv1.Resource) decoded {
 		t.Fatal(err)
 	}
 	var out configv1.Resource
-	if err := proto.Unmarshal(b, &out); err != nil {
+	if err = proto.Unmarshal(b, &out); err != nil {
 		t.Fatal(err)
 	}
 	d, err := decode(&out)

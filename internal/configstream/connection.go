@@ -39,21 +39,21 @@ func (c *Client) connect(ctx context.Context) (applied bool, err error) {
 	ended := make(chan error, 1)
 	children.Go(func() { ended <- receive(ctx, rpc, received) })
 
-	stage := stage{replace: replace}
+	next := stage{replace: replace}
 	for {
 		select {
 		case m := <-received:
-			if err := stage.add(m); err != nil {
+			if err := next.add(m); err != nil {
 				return applied, c.refuse(ctx, err)
 			}
 			if !m.GetComplete() {
 				continue
 			}
-			if err := c.apply(ctx, stage); err != nil {
+			if err := c.apply(ctx, next); err != nil {
 				return applied, c.refuse(ctx, err)
 			}
 			applied = true
-			stage.reset()
+			next = stage{}
 		case err := <-ended:
 			return applied, err
 		case <-ctx.Done():

@@ -2,6 +2,7 @@ package configstream
 
 import (
 	"bytes"
+	"cmp"
 	"crypto/x509"
 	"errors"
 	"fmt"
@@ -86,9 +87,10 @@ func decodeBody(r *configv1.Resource) (d decoded, key string, err error) {
 		d.domain, d.bundle, err = decodeBundle(b.Bundle)
 		return d, kindBundle + "/" + d.domain.Name(), err
 	case *configv1.Resource_Gateway:
-		g, err := decodeGateway(b.Gateway)
-		d.gateway = &g
-		return d, kindGateway + "/" + g.ID, err
+		if d.gateway, err = decodeGateway(b.Gateway); err != nil {
+			return d, "", err
+		}
+		return d, kindGateway + "/" + d.gateway.ID, nil
 	case *configv1.Resource_Cluster:
 		if d.cluster, err = decodeCluster(b.Cluster); err != nil {
 			return d, "", err
@@ -167,23 +169,19 @@ func decodeBundle(b *configv1.Bundle) (spiffeid.TrustDomain, *BundleData, error)
 	return td, out, nil
 }
 
-func decodeGateway(b *configv1.Gateway) (topology.Gateway, error) {
-	g := topology.Gateway{
+func decodeGateway(b *configv1.Gateway) (*topology.Gateway, error) {
+	g := &topology.Gateway{
 		ID: b.GetId(), Address: b.GetAddress(), QUIC: b.GetQuicAddress(), Zone: b.GetZone(), Draining: b.GetDraining(),
 	}
 	if !isName(g.ID) {
-		return g, fmt.Errorf("gateway %q: not a name", clip(g.ID))
+		return nil, fmt.Errorf("gateway %q: not a name", clip(g.ID))
 	}
-	for _, a := range []string{g.Address, g.QUIC} {
-		if err := checkHostPort(a); err != nil {
-			return g, fmt.Errorf("gateway %q: %w", g.ID, err)
-		}
+	id, err := decodeID(b.GetSpiffeId())
+	g.Identity = id
+	if err = cmp.Or(err, checkHostPort(g.Address), checkHostPort(g.QUIC), checkTexts(g.Zone)); err != nil {
+		return nil, fmt.Errorf("gateway %q: %w", g.ID, err)
 	}
-	var err error
-	if g.Identity, err = decodeID(b.GetSpiffeId()); err != nil {
-		return g, fmt.Errorf("gateway %q: %w", g.ID, err)
-	}
-	return g, checkTexts(g.Zone)
+	return g, nil
 }
 
 func decodeCluster(b *configv1.Cluster) (*topology.Cluster, error) {
@@ -212,7 +210,7 @@ func decodeCluster(b *configv1.Cluster) (*topology.Cluster, error) {
 		if err != nil {
 			return nil, err
 		}
-		c.Gateways = append(c.Gateways, g)
+		c.Gateways = append(c.Gateways, *g)
 	}
 	return c, checkTexts(c.Region)
 }
@@ -226,12 +224,12 @@ func decodeExport(b *configv1.Export) (*topology.Export, error) {
 	if e.Ports, err = decodeNumbers(b.GetPorts()); err != nil {
 		return nil, err
 	}
-	if err := atMost("audience", len(b.GetAudience()), maxAudience); err != nil {
+	if err = atMost("audience", len(b.GetAudience()), maxAudience); err != nil {
 		return nil, err
 	}
 	for _, a := range b.GetAudience() {
-		c, err := topology.ParseClusterName(a)
-		if err != nil {
+		var c topology.ClusterName
+		if c, err = topology.ParseClusterName(a); err != nil {
 			return nil, err
 		}
 		e.Audience = append(e.Audience, c)
@@ -241,35 +239,27 @@ func decodeExport(b *configv1.Export) (*topology.Export, error) {
 }
 
 func decodeInbound(b *configv1.Inbound) (*topology.Inbound, error) {
-	var in topology.Inbound
-	var err error
-	if in.Name, err = topology.NewServiceName(b.GetNamespace(), b.GetName()); err != nil {
+	name, err := topology.NewServiceName(b.GetNamespace(), b.GetName())
+	if err = cmp.Or(err, atMost("ports", len(b.GetPorts()), maxPorts)); err != nil {
 		return nil, err
 	}
-	if err := atMost("ports", len(b.GetPorts()), maxPorts); err != nil {
-		return nil, err
-	}
+	in := &topology.Inbound{Name: name}
 	for _, bp := range b.GetPorts() {
 		p := topology.InboundPort{Protocol: topology.Protocol(bp.GetProtocol())}
-		if p.Number, err = decodeNumber(bp.GetPort()); err != nil {
-			return nil, err
-		}
-		if err := checkProtocol(p.Protocol); err != nil {
-			return nil, err
-		}
-		if err := atMost("targets", len(bp.GetTargets()), maxTargets); err != nil {
+		p.Number, err = decodeNumber(bp.GetPort())
+		if err = cmp.Or(err, checkProtocol(p.Protocol), atMost("targets", len(bp.GetTargets()), maxTargets)); err != nil {
 			return nil, err
 		}
 		for _, t := range bp.GetTargets() {
-			a, err := decodeAddrPort(t)
-			if err != nil {
+			var a netip.AddrPort
+			if a, err = decodeAddrPort(t); err != nil {
 				return nil, err
 			}
 			p.Targets = append(p.Targets, a)
 		}
 		in.Ports = append(in.Ports, p)
 	}
-	return &in, nil
+	return in, nil
 }
 
 func decodeDomain(s string) (spiffeid.TrustDomain, error) {
@@ -313,7 +303,7 @@ func decodeNumber(n uint32) (uint16, error) {
 	if n == 0 || n > 65535 {
 		return 0, fmt.Errorf("port %d: want 1 to 65535", n)
 	}
-	return uint16(n), nil //nolint:gosec // checked above
+	return uint16(n), nil
 }
 
 func decodeAddrPort(s string) (netip.AddrPort, error) {

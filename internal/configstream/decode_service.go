@@ -1,8 +1,12 @@
 package configstream
 
 import (
+	"cmp"
+	"errors"
 	"fmt"
 	"net/netip"
+
+	"github.com/spiffe/go-spiffe/v2/spiffeid"
 
 	configv1 "github.com/isthmus-mesh/isthmus/api/config/v1"
 	"github.com/isthmus-mesh/isthmus/topology"
@@ -14,18 +18,13 @@ func decodeService(b *configv1.Service) (*topology.Service, error) {
 	if s.Name, err = topology.NewServiceName(b.GetNamespace(), b.GetName()); err != nil {
 		return nil, err
 	}
-	if err := atMost("ports", len(b.GetPorts()), maxPorts); err != nil {
+	if err = atMost("ports", len(b.GetPorts()), maxPorts); err != nil {
 		return nil, err
 	}
 	for _, bp := range b.GetPorts() {
 		p := topology.Port{Name: bp.GetName(), Protocol: topology.Protocol(bp.GetProtocol())}
-		if p.Number, err = decodeNumber(bp.GetPort()); err != nil {
-			return nil, err
-		}
-		if err := checkProtocol(p.Protocol); err != nil {
-			return nil, err
-		}
-		if err := checkTexts(p.Name); err != nil {
+		p.Number, err = decodeNumber(bp.GetPort())
+		if err = cmp.Or(err, checkProtocol(p.Protocol), checkTexts(p.Name)); err != nil {
 			return nil, err
 		}
 		s.Ports = append(s.Ports, p)
@@ -70,7 +69,7 @@ func decodeEndpoints(in []*configv1.Endpoint) ([]topology.Endpoint, error) {
 	for _, b := range in {
 		e, err := decodeEndpoint(b)
 		if err == nil && seen[e.ID] {
-			err = fmt.Errorf("listed twice")
+			err = errors.New("listed twice")
 		}
 		if err != nil {
 			return nil, fmt.Errorf("endpoint %q: %w", clip(b.GetId()), err)
@@ -90,7 +89,7 @@ func decodeEndpoint(b *configv1.Endpoint) (topology.Endpoint, error) {
 		StandIn:  b.GetStandIn(),
 	}
 	if e.ID == "" {
-		return e, fmt.Errorf("no id")
+		return e, errors.New("no id")
 	}
 	var err error
 	if e.Address, err = decodeAddrPort(b.GetAddress()); err != nil {
@@ -120,7 +119,7 @@ func decodeRemotes(in []*configv1.Remote) ([]topology.Remote, error) {
 	for _, b := range in {
 		r, err := decodeRemote(b)
 		if err == nil && seen[r.Cluster] {
-			err = fmt.Errorf("listed twice")
+			err = errors.New("listed twice")
 		}
 		if err != nil {
 			return nil, fmt.Errorf("remote %q: %w", clip(b.GetCluster()), err)
@@ -137,12 +136,12 @@ func decodeRemote(b *configv1.Remote) (topology.Remote, error) {
 	if r.Cluster, err = topology.ParseClusterName(b.GetCluster()); err != nil {
 		return r, err
 	}
-	if err := atMost("spiffe_ids", len(b.GetSpiffeIds()), maxServers); err != nil {
+	if err = atMost("spiffe_ids", len(b.GetSpiffeIds()), maxServers); err != nil {
 		return r, err
 	}
 	for _, s := range b.GetSpiffeIds() {
-		id, err := decodeID(s)
-		if err != nil {
+		var id spiffeid.ID
+		if id, err = decodeID(s); err != nil {
 			return r, err
 		}
 		r.Servers = append(r.Servers, id)

@@ -59,7 +59,7 @@ func EncodeCluster(c *topology.Cluster) *configv1.Resource {
 		TrustDomain: c.Domain.Name(),
 		Region:      c.Region,
 		Link:        string(c.Link),
-		RttMicros:   uint64(max(0, c.RTT) / time.Microsecond), //nolint:gosec // not negative
+		RttMicros:   uint64(max(0, c.RTT) / time.Microsecond),
 	}
 	for _, g := range c.Gateways {
 		body.Gateways = append(body.Gateways, encodeGateway(g))
@@ -175,7 +175,7 @@ func encodeNumbers(ports []uint16) []uint32 {
 
 // count clamps a number of copies into what the wire carries.
 func count(n int) uint32 {
-	return uint32(min(max(n, 0), maxCount)) //nolint:gosec // clamped
+	return uint32(min(max(n, 0), maxCount))
 }
 
 func texts[T fmt.Stringer](in []T) []string {

@@ -93,7 +93,7 @@ func FuzzResponse(f *testing.F) {
 			t.Fatal(err)
 		}
 		var cut stage
-		if err := cut.add(&m); err != nil {
+		if cut.add(&m) != nil {
 			return
 		}
 		after, err := store.apply(cut)

@@ -192,7 +192,7 @@ func startClient(tb testing.TB, p *plane, change func(*configstream.ClientConfig
 	if err != nil {
 		tb.Fatal(err)
 	}
-	ctx, cancel := context.WithCancel(context.Background()) //nolint:usetesting // it is to outlive the test's own context, until Cleanup
+	ctx, cancel := context.WithCancel(context.Background())
 	done := make(chan error, 1)
 	go func() { done <- c.Run(ctx) }()
 	stop := sync.OnceFunc(func() {
@@ -266,12 +266,6 @@ func gateway(id string) *configv1.Resource {
 
 func world(resources ...*configv1.Resource) *configstream.World {
 	return configstream.NewWorld(resources)
-}
-
-// bubble runs a test in virtual time.
-func bubble(t *testing.T, f func(t *testing.T)) {
-	t.Helper()
-	synctest.Test(t, f)
 }
 
 const moment = time.Second

@@ -26,8 +26,8 @@ type saver struct {
 	next func() ([]byte, error) // guarded by mu; encodes the newest state; nil: it is written
 }
 
-func newSaver(file string, log *slog.Logger) *saver {
-	return &saver{file: file, log: log.With("file", file), wake: make(chan struct{}, 1)}
+func newSaver(file string, logger *slog.Logger) *saver {
+	return &saver{file: file, log: logger.With("file", file), wake: make(chan struct{}, 1)}
 }
 
 // keep makes what encode returns the state to be written. It is called once, from the saver's goroutine, or not at all.
@@ -102,5 +102,5 @@ func (s *saver) setAside(reason error) {
 	if err := os.Rename(s.file, aside); err != nil {
 		reason = errors.Join(reason, err)
 	}
-	s.log.Error("kept configuration can't be used", "error", reason, "set_aside", aside) //nolint:sloglint // at start, without a context
+	s.log.Error("kept configuration can't be used", "error", reason, "set_aside", aside)
 }

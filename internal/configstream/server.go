@@ -118,8 +118,11 @@ func (s *Server) Set(w *World) {
 	defer s.mu.Unlock()
 	s.revision++
 	w.revision = s.revision
+	before := s.world.Load()
 	for key, err := range w.withheld {
-		s.cfg.Log.Error("resource withheld", "key", clip(key), "error", err) //nolint:sloglint // no request, hence no context
+		if before == nil || before.withheld[key] == nil {
+			s.cfg.Log.Error("resource withheld", "key", clip(key), "error", err)
+		}
 	}
 	s.world.Store(w)
 }

@@ -43,8 +43,8 @@ func encodeState(hello *configv1.Hello, services []topology.ServiceName, resourc
 		return nil, err
 	}
 	var body []byte
-	body = binary.BigEndian.AppendUint64(body, uint64(max(0, now.Unix()))) //nolint:gosec // not negative
-	body = binary.BigEndian.AppendUint32(body, uint32(len(head)))          //nolint:gosec // bounded by MaxSubscriptions
+	body = binary.BigEndian.AppendUint64(body, uint64(max(0, now.Unix())))
+	body = binary.BigEndian.AppendUint32(body, uint32(len(head))) //nolint:gosec // bounded by MaxSubscriptions
 	body = append(body, head...)
 	body, err = proto.MarshalOptions{Deterministic: true}.MarshalAppend(body, &configv1.Response{Upsert: resources, Complete: true})
 	if err != nil {
@@ -83,7 +83,7 @@ func decodeState(b []byte, reader *configv1.Hello) (*kept, error) {
 	if n > int64(len(body)) || saved > 1<<40 {
 		return nil, errors.New("not a state file")
 	}
-	k := &kept{hello: new(configv1.Hello), saved: time.Unix(int64(saved), 0)} //nolint:gosec // checked above
+	k := &kept{hello: new(configv1.Hello), saved: time.Unix(int64(saved), 0)}
 	if err := proto.Unmarshal(body[:n], k.hello); err != nil {
 		return nil, err
 	}

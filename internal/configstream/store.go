@@ -74,8 +74,6 @@ func (g *stage) add(m *configv1.Response) error {
 	)
 }
 
-func (g *stage) reset() { *g = stage{} }
-
 // apply puts a cut in force as a whole, or returns an error and changes nothing.
 func (s *store) apply(cut stage) (published, error) {
 	if s.current.snapshot != nil && !cut.replace && len(cut.upsert) == 0 && len(cut.remove) == 0 {

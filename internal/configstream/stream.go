@@ -69,12 +69,12 @@ func (st *stream) serve(ctx context.Context) error {
 	session := &Session{ID: st.id, Hello: hello, Receiver: receiver, Since: time.Now()}
 	session.services = make(map[topology.ServiceName]struct{}, len(v.services))
 	session.note(v, maps.Keys(v.services))
-	log := st.server.cfg.Log.With("peer", st.id.String(), "receiver", receiver)
-	log.InfoContext(ctx, "config stream opened", "version", hello.GetVersion(), "held", len(v.has), "services", len(v.services))
+	logger := st.server.cfg.Log.With("peer", st.id.String(), "receiver", receiver)
+	logger.InfoContext(ctx, "config stream opened", "version", hello.GetVersion(), "held", len(v.has), "services", len(v.services))
 	st.server.connect(session)
 	err = st.run(ctx, session, v)
 	st.server.disconnect(session, err)
-	log.InfoContext(ctx, "config stream closed", "error", err)
+	logger.InfoContext(ctx, "config stream closed", "error", err)
 	return err
 }
 

@@ -22,7 +22,7 @@ import (
 )
 
 func TestOnlyDifferencesAreSent(t *testing.T) {
-	bubble(t, func(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
 		p := newPlane(t, nil)
 		c := startClient(t, p, nil)
 		synctest.Wait()
@@ -57,7 +57,7 @@ func TestOnlyDifferencesAreSent(t *testing.T) {
 }
 
 func TestAServiceThatAppearsIsSent(t *testing.T) {
-	bubble(t, func(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
 		p := newPlane(t, nil)
 		p.server.Set(world())
 		c := startClient(t, p, nil)
@@ -75,7 +75,7 @@ func TestAServiceThatAppearsIsSent(t *testing.T) {
 }
 
 func TestOfAThousandServicesTwentyAreSent(t *testing.T) {
-	bubble(t, func(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
 		p := newPlane(t, nil)
 		all := func(n int) []*configv1.Resource {
 			var out []*configv1.Resource
@@ -107,7 +107,7 @@ func TestOfAThousandServicesTwentyAreSent(t *testing.T) {
 }
 
 func TestAReconnectResumes(t *testing.T) {
-	bubble(t, func(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
 		p := newPlane(t, nil)
 		p.server.Set(world(gateway("gateway-0"), service(t, "checkout.shop", 1), service(t, "cart.shop", 1)))
 		c := startClient(t, p, nil)
@@ -143,7 +143,7 @@ func TestAReconnectResumes(t *testing.T) {
 }
 
 func TestBackOffIsBoundedAndNotIdle(t *testing.T) {
-	bubble(t, func(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
 		p := newPlane(t, nil)
 		p.stop()
 		startClient(t, p, nil)
@@ -158,7 +158,7 @@ func TestBackOffIsBoundedAndNotIdle(t *testing.T) {
 }
 
 func TestSubscribeWhileControlIsAway(t *testing.T) {
-	bubble(t, func(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
 		p := newPlane(t, nil)
 		p.server.Set(world(service(t, "checkout.shop", 1)))
 		p.stop()
@@ -182,7 +182,7 @@ func TestSubscribeWhileControlIsAway(t *testing.T) {
 }
 
 func TestAStalledClientLosesItsStream(t *testing.T) {
-	bubble(t, func(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
 		ended := make(chan error, 1)
 		p := newPlane(t, func(cfg *configstream.ServerConfig) {
 			cfg.SendTimeout = 5 * time.Second
@@ -210,7 +210,7 @@ func TestAStalledClientLosesItsStream(t *testing.T) {
 }
 
 func TestASlowClientGetsThePresentWorldNotThePast(t *testing.T) {
-	bubble(t, func(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
 		p := newPlane(t, nil)
 		p.server.Set(world(bulk(t, 1)...))
 		stream := rawStream(t, p)
@@ -250,7 +250,7 @@ func TestASlowClientGetsThePresentWorldNotThePast(t *testing.T) {
 // TestCutsAreConsistent changes the World under a client that reads slowly: each state that the client publishes must be
 // that of one World, though cuts take several messages.
 func TestCutsAreConsistent(t *testing.T) {
-	bubble(t, func(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
 		p := newPlane(t, nil)
 		p.server.Set(world(bulk(t, 1)...))
 		c := startClient(t, p, nil)
@@ -313,7 +313,7 @@ func TestWhoIsNotAdmittedIsTold(t *testing.T) {
 		"bad subscribe": {first: &configv1.Request{Message: &configv1.Request_Hello{Hello: &configv1.Hello{Program: "node", Workload: "n", Services: []string{"?"}}}}, want: codes.InvalidArgument},
 	} {
 		t.Run(name, func(t *testing.T) {
-			bubble(t, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
 				p := newPlane(t, c.change)
 				p.server.Set(world())
 				stream := openStream(t, p)
@@ -331,7 +331,7 @@ func TestWhoIsNotAdmittedIsTold(t *testing.T) {
 }
 
 func TestASecondHelloEndsTheStream(t *testing.T) {
-	bubble(t, func(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
 		p := newPlane(t, nil)
 		p.server.Set(world())
 		stream := rawStream(t, p)
@@ -350,7 +350,7 @@ func TestASecondHelloEndsTheStream(t *testing.T) {
 }
 
 func TestEagerClientsAreReadSlower(t *testing.T) {
-	bubble(t, func(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
 		p := newPlane(t, nil)
 		p.server.Set(world())
 		stream := rawStream(t, p)
@@ -378,7 +378,7 @@ func TestEagerClientsAreReadSlower(t *testing.T) {
 }
 
 func TestTooManyStreams(t *testing.T) {
-	bubble(t, func(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
 		p := newPlane(t, func(cfg *configstream.ServerConfig) { cfg.MaxStreams = 1 })
 		p.server.Set(world())
 		rawStream(t, p)
@@ -390,7 +390,7 @@ func TestTooManyStreams(t *testing.T) {
 }
 
 func TestCloseEndsStreamsAndWaits(t *testing.T) {
-	bubble(t, func(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
 		p := newPlane(t, nil)
 		p.server.Set(world(bulk(t, 1)...))
 		stalled := rawStream(t, p) // a send is under way
@@ -423,16 +423,16 @@ func TestCloseEndsStreamsAndWaits(t *testing.T) {
 	})
 }
 
-const bulkSize = 40
+const bulkSize = 20
 
-// bulk is some 4 MiB of exports; their port says of which world they are.
+// bulk is some 2 MiB of exports; their port says of which world they are.
 func bulk(tb testing.TB, n int) []*configv1.Resource {
 	tb.Helper()
 	var endpoints []topology.Endpoint
-	for i := range 500 {
+	for i := range 60 {
 		endpoints = append(endpoints, topology.Endpoint{
 			ID: fmt.Sprint(i), Address: netip.MustParseAddrPort("10.0.0.1:443"),
-			Server: spiffeid.RequireFromString("spiffe://eu.example/" + strings.Repeat("a", 150)),
+			Server: spiffeid.RequireFromString("spiffe://eu.example/" + strings.Repeat("a", 1900)),
 		})
 	}
 	var out []*configv1.Resource
@@ -451,7 +451,7 @@ func openStream(tb testing.TB, p *plane) grpc.BidiStreamingClient[configv1.Reque
 	if err != nil {
 		tb.Fatal(err)
 	}
-	ctx, cancel := context.WithCancel(context.Background()) //nolint:usetesting // until Cleanup
+	ctx, cancel := context.WithCancel(context.Background())
 	tb.Cleanup(func() {
 		cancel()
 		_ = conn.Close()

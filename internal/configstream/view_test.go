@@ -205,8 +205,8 @@ func TestDifferencesAddUp(t *testing.T) {
 				var resources []*configv1.Resource
 				for _, n := range names {
 					if k := rapid.IntRange(0, 3).Draw(t, n); k > 0 {
-						parsed, err := topology.ParseServiceName(n)
-						if err != nil {
+						var parsed topology.ServiceName
+						if parsed, err = topology.ParseServiceName(n); err != nil {
 							t.Fatal(err)
 						}
 						resources = append(resources, EncodeService(&topology.Service{Name: parsed, Imported: k == 1, Headless: k == 2}))
@@ -231,16 +231,16 @@ func TestDifferencesAddUp(t *testing.T) {
 			if err != nil {
 				t.Fatal(err)
 			}
-			var stage stage
+			var told stage
 			for m := range v.difference(world).messages() {
-				if err := stage.add(m); err != nil {
+				if err = told.add(m); err != nil {
 					t.Fatal(err)
 				}
 			}
-			if _, err := store.apply(stage); err != nil {
+			if _, err := store.apply(told); err != nil {
 				t.Fatal(err)
 			}
-			for _, absent := range stage.absent {
+			for _, absent := range told.absent {
 				if store.has(ServiceKey(absent)) {
 					t.Fatalf("%s is absent and present", absent)
 				}
