@@ -307,11 +307,16 @@ func (o *Outbound) answered(c choice) {
 	}
 }
 
-// newServer returns an HTTP server for connections of the own application.
+// newServer returns an HTTP server for connections of the own application. They are to be given to it behind http1.Strict.
 func (o *Outbound) newServer(h http.Handler) *http.Server {
 	s := newServer(h, o.log)
 	s.IdleTimeout = idleTimeout
 	s.Protocols.SetUnencryptedHTTP2(true)
+	s.ConnState = func(c net.Conn, state http.ConnState) {
+		if raw, ok := c.(interface{ Raw() }); ok && state == http.StateHijacked {
+			raw.Raw()
+		}
+	}
 	o.servers = append(o.servers, s)
 	return s
 }

@@ -8,6 +8,7 @@ import (
 
 	"github.com/isthmus-mesh/isthmus/internal/ready"
 	"github.com/isthmus-mesh/isthmus/sidecar/conn"
+	"github.com/isthmus-mesh/isthmus/sidecar/http1"
 	"github.com/isthmus-mesh/isthmus/topology"
 )
 
@@ -131,7 +132,7 @@ func (s *Sidecar) startOutbound(ctx, work context.Context, start func(func() err
 		}))
 		server.BaseContext = base
 		start(func() error { return serve(ctx, tunnelled, inside) })
-		start(func() error { return serve(ctx, server, counted(proxy)) })
+		start(func() error { return serve(ctx, server, &strictListener{counted(proxy)}) })
 	}
 	for _, l := range s.config.Listeners {
 		s.startListener(ctx, work, l, counted(l.Listener), start)
@@ -165,7 +166,7 @@ func (o *Outbound) local(ctx context.Context, q topology.Query, c net.Conn, requ
 	p, err := o.resolver.plan(ctx, q)
 	// A service that is not known is answered in HTTP: a reason in words is worth more than a reset.
 	if err != nil || p.Port.Protocol.IsHTTP() {
-		requests.Give(c)
+		requests.Give(http1.Strict(c))
 		return
 	}
 	o.tunnel(ctx, p, func(err error) (net.Conn, error) {
@@ -175,6 +176,18 @@ func (o *Outbound) local(ctx context.Context, q topology.Query, c net.Conn, requ
 		}
 		return c, nil
 	})
+}
+
+// strictListener takes strict requests only.
+type strictListener struct{ net.Listener }
+
+// Accept returns the next connection.
+func (l *strictListener) Accept() (net.Conn, error) {
+	c, err := l.Listener.Accept()
+	if err != nil {
+		return nil, err
+	}
+	return http1.Strict(c), nil
 }
 
 // countedListener counts its connections that are open.

@@ -18,6 +18,7 @@ import (
 	"github.com/isthmus-mesh/isthmus/sidecar/balance"
 	"github.com/isthmus-mesh/isthmus/sidecar/conn"
 	"github.com/isthmus-mesh/isthmus/sidecar/host"
+	"github.com/isthmus-mesh/isthmus/sidecar/http1"
 	"github.com/isthmus-mesh/isthmus/sidecar/session"
 	"github.com/isthmus-mesh/isthmus/topology"
 )
@@ -102,7 +103,7 @@ func (o *Outbound) connect(w http.ResponseWriter, r *http.Request, inside *conn.
 	if p.Port.Protocol.IsHTTP() {
 		c, err := accept(w)
 		if err == nil {
-			inside.Give(&insideConn{Conn: c, query: p.Query})
+			inside.Give(&insideConn{Conn: http1.Strict(c), query: p.Query})
 		}
 		return
 	}
@@ -155,7 +156,7 @@ func accept(w http.ResponseWriter) (net.Conn, error) {
 
 // insideConn is a connection inside of which requests to one destination travel.
 type insideConn struct {
-	net.Conn
+	*http1.Conn
 	query topology.Query
 }
 

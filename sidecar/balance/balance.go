@@ -5,9 +5,10 @@
 // started. The sidecar's outbound side uses it; every type is safe for concurrent use.
 package balance
 
-// Pick returns the index of one of n copies: two are drawn by their shares, and the one with less in flight for its share is
-// taken ("power of two choices"). With nothing in flight the shares hold exactly, in the mean; under load a slow copy gets
-// less. random returns numbers from [0,1). n must be at least 1; shares that add to 0 count as equal.
+// Pick returns the index of one of n copies. One is drawn by the shares, then another; the second is taken if it would have
+// less in flight for its share, the new request included, than the first has now ("power of two choices"). So shares hold in
+// the mean as long as all copies answer alike, and one that is slow gets less. random returns numbers from [0,1). n must be
+// at least 1; shares that add to 0 count as equal.
 func Pick(n int, share func(i int) float64, inFlight func(i int) int64, random func() float64) int {
 	if n == 1 {
 		return 0
@@ -16,35 +17,32 @@ func Pick(n int, share func(i int) float64, inFlight func(i int) int64, random f
 	for i := range n {
 		sum += share(i)
 	}
-	a := draw(n, share, sum, random())
-	b := draw(n, share, sum, random())
-	if a == b {
-		return a
+	weight := share
+	if sum <= 0 {
+		weight, sum = func(int) float64 { return 1 }, float64(n)
 	}
-	// Both sides of inFlight(a)/share(a) > inFlight(b)/share(b), times both shares.
-	if float64(inFlight(a))*weight(share(b), sum) > float64(inFlight(b))*weight(share(a), sum) {
-		return b
+	first := draw(n, weight, sum, -1, random())
+	second := draw(n, weight, sum-weight(first), first, random())
+	// Both sides of inFlight(first)/weight(first) > (inFlight(second)+1)/weight(second), times both weights.
+	if float64(inFlight(first))*weight(second) > float64(inFlight(second)+1)*weight(first) {
+		return second
 	}
-	return a
+	return first
 }
 
-func draw(n int, share func(i int) float64, sum, u float64) int {
-	if sum <= 0 {
-		return min(int(u*float64(n)), n-1)
-	}
+// draw returns one of n by weight, but not the one to leave out; sum is that of the weights that are left.
+func draw(n int, weight func(i int) float64, sum float64, leaveOut int, u float64) int {
 	u *= sum
+	last := 0
 	for i := range n {
-		if u < share(i) {
+		if i == leaveOut {
+			continue
+		}
+		if u < weight(i) {
 			return i
 		}
-		u -= share(i)
+		u -= weight(i)
+		last = i
 	}
-	return n - 1
-}
-
-func weight(share, sum float64) float64 {
-	if sum <= 0 {
-		return 1
-	}
-	return share
+	return last
 }

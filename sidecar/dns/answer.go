@@ -171,7 +171,7 @@ func (s *Server) find(ctx context.Context, r *reply, labels []string, scope topo
 	service, known := s.Lookup(ctx, name)
 	switch {
 	case service == nil && !known:
-		r.code = dnsmessage.RCodeServerFailure // "no" is not ours to say now
+		r.code, r.zone = dnsmessage.RCodeServerFailure, "" // "no" is not ours to say now
 		return nil
 	case service == nil,
 		scope == topology.ClusterSet && !service.Imported,
