@@ -181,7 +181,11 @@ func printExplanation(w io.Writer, format output.Format, x topology.Explanation)
 	if x.Policy != "" {
 		policy = "policy " + x.Policy
 	}
-	_, err := fmt.Fprintf(w, "%s/%s calls %s port %d (%s), by %s:\n\n", x.From.Cluster, x.From.Workload, x.Service, x.Port, x.Protocol, policy)
+	port := fmt.Sprintf("port %d", x.Port)
+	if x.Protocol != "" {
+		port += " (" + string(x.Protocol) + ")"
+	}
+	_, err := fmt.Fprintf(w, "%s/%s calls %s %s, by %s:\n\n", x.From.Cluster, x.From.Workload, x.Service, port, policy)
 	if err != nil {
 		return err
 	}

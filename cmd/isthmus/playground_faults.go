@@ -40,7 +40,7 @@ func newPlaygroundHeal(p *playground) *cobra.Command {
 	return &cobra.Command{
 		Use:   "heal [TARGET...]",
 		Short: "Start again what is dead",
-		Long: `heal starts again what the targets name and does not run (without targets: everything), and returns when it is ready. A program whose control
+		Long: `heal starts again what the targets name and does not run (without targets: everything), and returns when it is ready and calls use it again. A program whose control
 plane is dead starts with the state that it has on disk.`,
 		Example:           example("isthmus playground heal", "isthmus playground heal us/gateway-0"),
 		ValidArgsFunction: p.completeTargets,
@@ -52,10 +52,14 @@ plane is dead starts with the state that it has on disk.`,
 			defer pg.Close()
 			started, err := pg.Heal(c.Context(), args...)
 			each(c, "started", started)
-			if err == nil && len(started) == 0 {
-				_, _ = fmt.Fprintln(c.ErrOrStderr(), "all of that is running")
+			if err != nil {
+				return err
 			}
-			return err
+			if len(started) == 0 {
+				_, _ = fmt.Fprintln(c.ErrOrStderr(), "all of that is running")
+				return nil
+			}
+			return pg.Settle(c.Context())
 		},
 	}
 }

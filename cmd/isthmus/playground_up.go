@@ -62,19 +62,23 @@ already it starts what is dead, and says when there is nothing to do.`,
 }
 
 func (p *playground) whatNext(w io.Writer, pg *lab.Playground) error {
-	d := p.dirFlag()
 	_, err := fmt.Fprintf(w, `
 Try:
-  eval "$(isthmus playground env eu/web%[1]s)"         this shell calls as eu/web
-  curl -i http://checkout.shop.svc.clusterset.local/   Served-By-Cluster says who answered
-  isthmus explain eu/web checkout.shop                 why it goes there
-  isthmus playground break us%[1]s                     kill the cluster us, and curl again
-  isthmus playground heal us%[1]s                      bring it back
-  isthmus status                                       clusters, peers, links
-  isthmus playground down%[1]s                         end it all
+  eval "$(isthmus playground env eu/web%s)"
+      This shell calls as eu/web from now on, and the verbs below speak of this playground.
+  curl -i http://checkout.shop.svc.clusterset.local/
+      Another cluster answers; Served-By-Cluster says which.
+  isthmus explain eu/web checkout.shop
+      Why it goes there, and where it would go next.
+  isthmus playground break us
+      Kills the cluster us. Curl again. "heal us" brings it back.
+  isthmus status
+      Clusters, peers, links, and what is wrong with the manifests.
+  isthmus playground down
+      Ends it all.
 
 Each cluster is a folder of manifests; what you put there takes effect at once:
-`, d)
+`, p.dirFlag())
 	for _, c := range pg.Spec().Clusters {
 		if err == nil {
 			_, err = fmt.Fprintf(w, "  %-3s %s\n", c.Name, pg.ManifestsOf(c.Name))

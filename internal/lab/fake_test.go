@@ -120,6 +120,7 @@ func fakeControl(ctx context.Context, cfg fakeConfig) error {
 		BusURLs: []string{"tls://127.0.0.1:1"},
 	})
 	answer("/v1/status", admin.Status{Cluster: cfg.Cluster, Ready: true})
+	answer("/v1/imports", []admin.Import{})
 	answer("/v1/tokens", admin.Token{Token: "secret", Expires: time.Now().Add(time.Minute)})
 	go func() { _ = http.Serve(l, mux) }()
 	return fakeServe(ctx, cfg.Admin.Listen, http.NewServeMux())

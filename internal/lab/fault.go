@@ -25,8 +25,8 @@ func (p *Playground) Break(ctx context.Context, targets ...string) ([]string, er
 	return p.end(units, func(r running) error { return r.kill(ctx) })
 }
 
-// Heal starts again what the targets name and is dead; without targets, all that is dead. It returns when all that is
-// ready, and says what it started.
+// Heal starts again what the targets name and is dead; without targets, all that is dead. It returns when each of
+// them is ready, and says what it started. Calls may take a moment longer to use it: see Settle.
 func (p *Playground) Heal(ctx context.Context, targets ...string) ([]string, error) {
 	unlock, units, err := p.take(ctx, targets)
 	if err != nil {

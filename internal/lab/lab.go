@@ -147,7 +147,7 @@ func (p *Playground) up(ctx context.Context, spec Spec) ([]string, error) {
 	if err != nil || len(started) == 0 {
 		return started, err
 	}
-	return started, p.settle(ctx)
+	return started, p.Settle(ctx)
 }
 
 // Dir returns the folder, absolute.

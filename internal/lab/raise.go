@@ -89,13 +89,13 @@ func (b *batch) launch(u unit) error {
 func (p *Playground) introduce(ctx context.Context) error {
 	introductions := map[string]admin.Introduction{}
 	for _, c := range p.state.Spec.Clusters {
-		control := unit{cluster: c.Name, name: "control"}
+		control := unit{cluster: c.Name, name: "control", program: Control}
 		if !p.alive(control) {
 			continue
 		}
 		intro, err := admin.NewClient(p.SocketOf(c.Name)).Introduction(ctx)
 		if err != nil {
-			return fmt.Errorf("%s: %w", control.id(), err)
+			return p.complain(control, err)
 		}
 		introductions[c.Name] = intro
 	}
@@ -134,8 +134,12 @@ func (p *Playground) token(ctx context.Context, u unit) error {
 // askToken asks until the control knows the workload: it may not have read the manifests yet.
 func (p *Playground) askToken(ctx context.Context, u unit, ask admin.TokenRequest) (admin.Token, error) {
 	client := admin.NewClient(p.SocketOf(u.cluster))
+	control := unit{cluster: u.cluster, name: "control", program: Control}
 	var t admin.Token
 	err := p.poll(ctx, func(ctx context.Context) (err error) {
+		if !p.alive(control) {
+			return p.complain(control, errDied)
+		}
 		t, err = client.Token(ctx, ask)
 		return err
 	})
