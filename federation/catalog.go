@@ -9,6 +9,7 @@ import (
 	"time"
 
 	"github.com/spiffe/go-spiffe/v2/spiffeid"
+	"google.golang.org/protobuf/encoding/protowire"
 	"google.golang.org/protobuf/proto"
 	"google.golang.org/protobuf/types/known/timestamppb"
 
@@ -74,8 +75,12 @@ func encodeCatalog(domain spiffeid.TrustDomain, exports []Export) (map[uint32]*r
 			shard = &federationv1.CatalogShard{TrustDomain: domain.Name(), Index: index}
 			shards[index], sizes[index] = shard, proto.Size(shard)
 		}
-		size := proto.Size(p)
-		size += 1 + sizeVarint(size) // tag and length
+		encoded, err := proto.Marshal(p)
+		if err != nil {
+			left = append(left, fmt.Errorf("export %s: %w", e.Name, refuse(Malformed, "%v", err)))
+			continue
+		}
+		size := 1 + protowire.SizeBytes(len(encoded)) // with its tag
 		if sizes[index]+size > MaxPayload || len(shard.Services) == maxServices {
 			left = append(left, fmt.Errorf("export %s: %w", e.Name, refuse(TooLarge, "catalog shard %d is full", index)))
 			continue
@@ -103,15 +108,6 @@ func encodeCatalog(domain spiffeid.TrustDomain, exports []Export) (map[uint32]*r
 		records[index] = r
 	}
 	return records, errors.Join(left...)
-}
-
-func sizeVarint(n int) int {
-	size := 1
-	for n >= 0x80 {
-		n >>= 7
-		size++
-	}
-	return size
 }
 
 func encodeExport(e *Export) *federationv1.ExportedService {
