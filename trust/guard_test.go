@@ -279,8 +279,19 @@ func TestGuardCloseHangs(t *testing.T) {
 		if c.reasons(t)[1000] != "unknown_domain" {
 			t.Error("the guard stands still while one close hangs")
 		}
+		ended := make(chan struct{})
+		go func() {
+			stop()
+			close(ended)
+		}()
+		synctest.Wait()
+		select {
+		case <-ended:
+			t.Error("Run returned before all closing was done")
+		default:
+		}
 		close(hang)
-		stop()
+		<-ended
 	})
 }
 
