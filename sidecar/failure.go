@@ -45,6 +45,8 @@ const (
 	headerError = "Isthmus-Error"
 	// headerHops counts the sidecars that a request has passed.
 	headerHops = "Isthmus-Hops"
+	// headerExpect carries Expect between sidecars: net/http's HTTP/2 server takes that header off and does not say so.
+	headerExpect = "Isthmus-Expect"
 	// headerOutcome marks an answer that the called workload's sidecar made in place of the application. It never
 	// reaches the caller.
 	headerOutcome = "Isthmus-Outcome"

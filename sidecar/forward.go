@@ -6,6 +6,7 @@ import (
 	"errors"
 	"io"
 	"net/http"
+	"strconv"
 	"strings"
 
 	"github.com/isthmus-mesh/isthmus/sidecar/balance"
@@ -93,6 +94,7 @@ func (f *forwarding) run() (*http.Response, error) {
 			return nil, failure
 		}
 		f.call.retries++
+		f.outbound.metrics.retries.WithLabelValues(f.call.query.Service.String(), strconv.FormatBool(out.unsent)).Inc()
 	}
 }
 
@@ -110,7 +112,7 @@ func (f *forwarding) attempt(c choice) (*http.Response, outcome) {
 	}
 	req := new(*f.request)
 	req.Body = body
-	resp, err := inner.RoundTrip(req, func(err error) { f.outbound.lost(c, inner, err) })
+	resp, err := inner.RoundTrip(req, func(lost *session.LostError) { f.outbound.lost(c, inner, lost) })
 	if err != nil {
 		_ = body.Close()
 		f.release(inner)
@@ -121,11 +123,7 @@ func (f *forwarding) attempt(c choice) (*http.Response, outcome) {
 		if !ok {
 			lost = &session.LostError{Err: err}
 		}
-		if lost.Polite {
-			c.pool.Condemn(inner)
-		} else {
-			f.outbound.lost(c, inner, err)
-		}
+		f.outbound.lost(c, inner, lost)
 		// A session may die alone, and the copies behind it live.
 		f.again = !f.upgrade && len(f.tried) == 0 && (lost.Polite || c.pool.Ready())
 		return nil, outcome{err: err, unsent: lost.Unsent}
@@ -158,8 +156,8 @@ func (f *forwarding) judge(c choice, inner *session.Requests, resp *http.Respons
 		words, _ := io.ReadAll(io.LimitReader(resp.Body, maxWords)) // fewer words are fine
 		_ = resp.Body.Close()
 		err := errors.New(strings.TrimSpace(string(words)))
-		c.pool.Condemn(inner)
-		f.outbound.lost(c, inner, err)
+		c.pool.Condemn(inner) // a new session may get another copy
+		f.outbound.lost(c, inner, &session.LostError{Err: err})
 		return nil, outcome{err: err, unsent: made == outcomeUnsent}
 	}
 	if f.idempotent && f.body.Replayable() && f.body.Consumed() && resp.ContentLength > 0 && resp.ContentLength <= maxHeld &&

@@ -223,6 +223,9 @@ func (o *Outbound) rewrite(p *httputil.ProxyRequest) {
 	n := hops(p.In)
 	stripOwn(p.Out.Header)
 	p.Out.Header.Set(headerHops, strconv.Itoa(n+1))
+	if expect := p.Out.Header.Get("Expect"); expect != "" {
+		p.Out.Header.Set(headerExpect, expect)
+	}
 	o.propagator.Inject(p.Out.Context(), propagation.HeaderCarrier(p.Out.Header))
 	q := callOf(p.Out.Context()).query
 	p.Out.URL.Scheme, p.Out.URL.Host = "https", host.String(q)
@@ -233,6 +236,9 @@ func (o *Outbound) rewrite(p *httputil.ProxyRequest) {
 func (o *Outbound) modifyResponse(resp *http.Response) error {
 	callOf(resp.Request.Context()).status = resp.StatusCode
 	stripOwn(resp.Header, headerError)
+	if len(resp.Trailer) > 0 {
+		resp.Header.Del("Content-Length") // HTTP/2 has both, HTTP/1.1 trailers only without
+	}
 	return nil
 }
 
@@ -285,10 +291,13 @@ func (o *Outbound) count(t topology.Target, err error) {
 	o.failed(t, verdict, err)
 }
 
-// lost counts a session that failed a request against its target: once, however many requests were on it.
-func (o *Outbound) lost(c choice, inner *session.Requests, err error) {
-	if inner.Blame() {
-		o.failed(c.candidate.Target, balance.Broken, err)
+// lost takes in that a session failed a request. A session that is lost counts once, however many requests were on it.
+func (o *Outbound) lost(c choice, inner *session.Requests, lost *session.LostError) {
+	switch {
+	case lost.Polite:
+		c.pool.Condemn(inner)
+	case lost.Alone || inner.Blame():
+		o.failed(c.candidate.Target, balance.Broken, lost)
 	}
 }
 

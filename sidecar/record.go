@@ -75,7 +75,7 @@ func (o *Outbound) end(r *http.Request, c *call) {
 	attrs := []slog.Attr{
 		slog.String("direction", outbound),
 		slog.String("method", r.Method),
-		slog.String("destination", host.String(c.query)),
+		slog.String("destination", c.destination(r)),
 		slog.Int("port", int(c.query.Port)),
 		slog.String("target", place(c.target)),
 		slog.Int("status", c.status),
@@ -89,12 +89,23 @@ func (o *Outbound) end(r *http.Request, c *call) {
 	o.log.LogAttrs(r.Context(), o.requestLevel, "request", attrs...)
 }
 
+// destination returns what was called, as far as it is known.
+func (c *call) destination(r *http.Request) string {
+	if c.query.Service.IsZero() {
+		return r.Host[:min(len(r.Host), maxLoggedHost)]
+	}
+	return host.String(c.query)
+}
+
+// maxLoggedHost bounds what a Host that is no name of the mesh takes in a log line: the longest DNS name.
+const maxLoggedHost = 253
+
 // describe puts on the span what is known at the end, the hops among it.
 func (c *call) describe(r *http.Request) {
 	c.span.SetAttributes(
 		attribute.String("http.request.method", r.Method),
 		attribute.Int("http.response.status_code", c.status),
-		attribute.String("server.address", host.String(c.query)),
+		attribute.String("server.address", c.destination(r)),
 		attribute.Int("server.port", int(c.query.Port)),
 		attribute.Int("isthmus.retries", c.retries),
 		attribute.String("isthmus.destination.cluster", c.target.Cluster.String()),

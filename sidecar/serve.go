@@ -104,6 +104,9 @@ func (in *Inbound) rewrite(p *httputil.ProxyRequest) {
 	restore(p)
 	v := visitOf(p.Out.Context())
 	stripOwn(p.Out.Header, headerHops)
+	if expect := p.In.Header.Get(headerExpect); expect != "" {
+		p.Out.Header.Set("Expect", expect)
+	}
 	p.Out.Header.Set(headerCaller, v.peer.ID.String())
 	in.propagator.Inject(p.Out.Context(), propagation.HeaderCarrier(p.Out.Header))
 	p.Out.URL.Scheme, p.Out.URL.Host = "http", v.service.String() // apps puts the address in

@@ -298,6 +298,7 @@ func do(tb testing.TB, c *http.Client, req *http.Request) (*http.Response, strin
 func serveApp(tb testing.TB, h http.HandlerFunc) (*httptest.Server, netip.AddrPort) {
 	tb.Helper()
 	s := httptest.NewUnstartedServer(h)
+	s.Config.DisableGeneralOptionsHandler = true
 	s.Config.Protocols = new(http.Protocols)
 	s.Config.Protocols.SetHTTP1(true)
 	s.Config.Protocols.SetUnencryptedHTTP2(true)

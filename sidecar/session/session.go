@@ -87,9 +87,9 @@ func newRequests(ctx context.Context, conn *Conn, now time.Time) (*Requests, err
 	return &Requests{Conn: conn, client: client, jitter: jitter(), opened: now, used: now}, nil
 }
 
-// RoundTrip sends one request. An error is a *LostError unless it is that of the request's own context or body. The request is
-// in flight until the response's body is closed; a response that breaks in its middle is told to broken, if that is not nil.
-func (r *Requests) RoundTrip(req *http.Request, broken func(error)) (*http.Response, error) {
+// RoundTrip sends one request. An error is a *LostError unless it is that of the request's own context. The request is in
+// flight until the response's body is closed; a response that breaks in its middle is told to broken, if that is not nil.
+func (r *Requests) RoundTrip(req *http.Request, broken func(*LostError)) (*http.Response, error) {
 	r.count(1)
 	resp, err := r.client.RoundTrip(req)
 	if err != nil {
@@ -130,11 +130,18 @@ type LostError struct {
 	Unsent bool
 	// Polite: the other end only asked to go elsewhere with it. It proves nothing against the copy.
 	Polite bool
-	Err    error
+	// Alone: only this request was broken off; the session goes on.
+	Alone bool
+	Err   error
 }
 
 // Error returns what the session failed with.
-func (e *LostError) Error() string { return "session lost: " + e.Err.Error() }
+func (e *LostError) Error() string {
+	if e.Alone {
+		return "broken off: " + e.Err.Error()
+	}
+	return "session lost: " + e.Err.Error()
+}
 
 // Unwrap returns what the session failed with.
 func (e *LostError) Unwrap() error { return e.Err }
@@ -156,7 +163,7 @@ func (e streamError) Error() string { return e.Cause.Error() }
 func lost(err error) *LostError {
 	if reset, ok := errors.AsType[streamError](err); ok {
 		refused := reset.Code == refusedStream
-		return &LostError{Unsent: refused, Polite: refused, Err: err}
+		return &LostError{Unsent: refused, Polite: refused, Alone: true, Err: err}
 	}
 	if remote, ok := errors.AsType[*net.OpError](err); ok && remote.Op == "remote error" {
 		// A TLS alert. These come before the first byte of HTTP is read.
@@ -179,14 +186,14 @@ func lost(err error) *LostError {
 type responseBody struct {
 	io.ReadCloser
 	session *Requests
-	broken  func(error)
+	broken  func(*LostError)
 	once    sync.Once
 }
 
 func (b *responseBody) Read(p []byte) (int, error) {
 	n, err := b.ReadCloser.Read(p)
 	if err != nil && !errors.Is(err, io.EOF) && !errors.Is(err, context.Canceled) && b.broken != nil {
-		b.broken(err)
+		b.broken(lost(err))
 		b.broken = nil
 	}
 	return n, err
