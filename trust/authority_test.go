@@ -379,3 +379,23 @@ func TestAuthorityWrongClock(t *testing.T) {
 		}
 	})
 }
+
+// Nothing outlives its issuer, whatever lifetimes are asked for.
+func TestSignEndsWithIssuer(t *testing.T) {
+	now := time.Now()
+	root, err := newSigner(rootTemplate(domainA, now, 3*time.Hour), nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	issuing, err := newSigner(issuingTemplate(domainA, now, 48*time.Hour), root)
+	if err != nil {
+		t.Fatal(err)
+	}
+	leaf, err := issuing.sign(svidTemplate(gatewayA, now.Add(150*time.Minute), time.Hour), &newKey(t).PublicKey)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if end := root.certificate.NotAfter; !issuing.certificate.NotAfter.Equal(end) || !leaf.NotAfter.Equal(end) {
+		t.Errorf("root ends at %v, issuing CA at %v, SVID at %v", end, issuing.certificate.NotAfter, leaf.NotAfter)
+	}
+}
