@@ -36,6 +36,7 @@ type life struct {
 	endIn   time.Duration // when the proof ends
 	up      func()        // the peer has let us in
 	renew   func()        // a successor is to be dialed
+	heir    func() bool   // whether it is there
 }
 
 // minSettle is for how long a connection that isn't needed any more is kept after its last stream has ended: the end of what was
@@ -86,7 +87,7 @@ func (c *connection) run(ctx context.Context, l life) error {
 		if c.pulse.dead(now) {
 			return c.close(closeDead, errDead)
 		}
-		if (c.draining.Load() || c.aged.Load()) && c.settled(now) {
+		if (c.draining.Load() || c.aged.Load() && l.heir()) && c.settled(now) {
 			return c.close(closeUnwanted, errUnwanted)
 		}
 		writer.send(probe(seq)) // when there is no room, the silence will tell

@@ -335,6 +335,43 @@ func TestDrainNear(t *testing.T) {
 	})
 }
 
+// The end of a stream is lost on its way, and the gateway drains: it stays until the end has been sent again.
+func TestDrainWaitsForWhatWasLost(t *testing.T) {
+	inBubble(t, func(w *world) {
+		t := w.t
+		eu, us := twoClusters(w, 1)
+		got := make(chan string, 1)
+		us[0].c.export("greet.shop", nil, func(c net.Conn) {
+			_, _ = c.Write([]byte("hello"))
+			_ = c.(*memConn).CloseWrite()
+			all, err := io.ReadAll(c)
+			if err != nil {
+				all = []byte(err.Error())
+			}
+			got <- string(all)
+			_ = c.Close()
+		})
+		w.publish()
+		time.Sleep(time.Second)
+		c := eu.open("us", "greet.shop", "")
+		if _, err := preamble.ReadReply(c); err != nil {
+			t.Fatal(err)
+		}
+		if all, err := io.ReadAll(c); err != nil || string(all) != "hello" {
+			t.Fatalf("got %q, %v", all, err)
+		}
+		w.router.dropIf(func(p simnet.Packet) bool { return p.From.(*net.UDPAddr).IP.Equal(eu.ip) })
+		_, _ = c.Write([]byte("and goodbye"))
+		_ = c.Close()
+		eu.stop()
+		time.Sleep(60 * time.Millisecond)
+		w.router.dropIf(nil)
+		if all := <-got; all != "and goodbye" {
+			t.Errorf("the endpoint read %q", all)
+		}
+	})
+}
+
 // A stream that doesn't end within the grace is cut, visibly.
 func TestDrainGraceEnds(t *testing.T) {
 	inBubble(t, func(w *world) {

@@ -28,7 +28,7 @@ func twoClusters(w *world, n int, options ...option) (eu *testGateway, us []*tes
 	}
 	away.export("checkout.shop", nil, echo)
 	w.publish()
-	eu.up("us", max(4, n))
+	eu.up("us", max(eu.cfg.ConnectionsPerPeer, n))
 	return eu, us
 }
 

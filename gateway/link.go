@@ -151,6 +151,13 @@ func (l *link) forgetDetails(keep []topology.Gateway) {
 // live returns the connections that the peer has answered on. Not to be changed.
 func (l *link) live() []*connection { return *l.conns.Load() }
 
+// hasHeir reports whether a younger connection to c's gateway can take its streams.
+func (l *link) hasHeir(c *connection) bool {
+	return slices.ContainsFunc(l.live(), func(o *connection) bool {
+		return o.gateway.ID == c.gateway.ID && !o.aged.Load() && o.usable()
+	})
+}
+
 // pick chooses a connection for a stream: of a gateway that wasn't tried rather than of one that was, unsuspected rather than
 // suspect, young rather than aged, and of those the one with the fewest streams. Without one it says why there is none.
 func (l *link) pick(service topology.ServiceName, tried []*connection) (*connection, *preamble.Refusal) {
