@@ -192,6 +192,9 @@ func TestActivationCrash(t *testing.T) {
 				t.Errorf("%s: the first root is no longer published", name)
 			}
 			late := issueTo(t, again, gatewayA)
+			if err := late[1].CheckSignatureFrom(again.Roots()[0]); err != nil {
+				t.Errorf("%s: issued under another root than the one in use: %v", name, err)
+			}
 			if err := verifyWith(again.Roots(), late); err != nil {
 				t.Errorf("%s: %v", name, err)
 			}
@@ -319,4 +322,35 @@ func TestIssueConcurrently(t *testing.T) {
 		}
 	}
 	stop()
+}
+
+// An authority that comes back late gives its new root time to be heard of, as long as the old one has it.
+func TestLateSuccessor(t *testing.T) {
+	for off, wait := range map[time.Duration]time.Duration{
+		75 * 24 * time.Hour:              48 * time.Hour,
+		88 * 24 * time.Hour:              24 * time.Hour, // then the old one has a day left, and its issuing CA no more
+		89*24*time.Hour + 12*time.Hour:   0,
+		45*24*time.Hour + 12*time.Minute: 67*24*time.Hour + 12*time.Hour - 45*24*time.Hour - 12*time.Minute, // in time
+	} {
+		synctest.Test(t, func(t *testing.T) {
+			dir := t.TempDir()
+			first := openAuthority(t, AuthorityConfig{Dir: dir}).Roots()[0]
+			time.Sleep(off)
+			back := time.Now()
+			a := openAuthority(t, AuthorityConfig{Dir: dir})
+			defer run(t, a.Run)()
+			if n := len(a.Roots()); n != 2 {
+				t.Fatalf("off for %v: %d roots, want 2", off, n)
+			}
+			for a.Roots()[0].Equal(first) {
+				changed := a.Changed()
+				if a.Roots()[0].Equal(first) {
+					<-changed
+				}
+			}
+			if got := time.Since(back); got != wait {
+				t.Errorf("off for %v: successor in use after %v, want %v", off, got, wait)
+			}
+		})
+	}
 }
