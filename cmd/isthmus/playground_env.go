@@ -37,7 +37,7 @@ export no_proxy=localhost,127.0.0.1,::1
 export NO_PROXY=localhost,127.0.0.1,::1
 export ISTHMUS_PLAYGROUND=%[2]s
 # HTTP:      curl -i http://checkout.shop.svc.clusterset.local/
-# any TCP:   curl -v --proxytunnel --proxy http://%[1]s telnet://checkout.shop.svc.clusterset.local:7000
+# any TCP:   curl -sN --proxytunnel --proxy http://%[1]s telnet://checkout.shop.svc.clusterset.local:7000
 # gRPC:      HTTPS_PROXY=http://%[1]s grpcurl -plaintext checkout.shop.svc.clusterset.local:9090 grpc.health.v1.Health/Check
 # names:     dig @%[3]s -p %[4]s checkout.shop.svc.clusterset.local
 # undo:      unset http_proxy HTTP_PROXY no_proxy NO_PROXY ISTHMUS_PLAYGROUND

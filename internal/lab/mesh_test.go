@@ -97,7 +97,7 @@ func command(do func(*mesh, *testscript.TestScript, []string) error) func(*tests
 }
 
 func (m *mesh) meshCommand(ts *testscript.TestScript, args []string) (err error) {
-	if len(args) < 2 {
+	if len(args) == 0 {
 		return errUsage
 	}
 	ctx, cancel := context.WithTimeout(m.ctx, 2*patience)

@@ -19,7 +19,8 @@ import (
 // The scenarios of testdata/scenarios say what a mesh does, on real programs, in words that don't say how clusters run:
 //
 //	mesh up CLUSTER... [KEY=VALUE...]   clusters from here on; the pairs go into the programs' environment
-//	mesh break|stop|heal TARGET...      SIGKILL; SIGTERM; start what is dead
+//	mesh break|stop TARGET...           SIGKILL; SIGTERM
+//	mesh heal [TARGET...]               starts what is dead
 //	manifest put CLUSTER FILE [NAME]    a manifest into a cluster, $variables replaced
 //	manifest rm CLUSTER NAME            and out again
 //	manifest get CLUSTER NAME FILE      a copy of it

@@ -86,7 +86,7 @@ type Program string
 const (
 	Control Program = "isthmus-control"
 	Gateway Program = "isthmus-gateway"
-	Node    Program = "node proxy" // isthmus-sidecar in node mode
+	Node    Program = "node-proxy" // isthmus-sidecar in node mode
 	Sidecar Program = "isthmus-sidecar"
 	App     Program = "app" // isthmus playground workload
 )
