@@ -41,16 +41,16 @@ func TestJoinRenewAndConfigure(t *testing.T) {
 			t.Errorf("self %+v", s)
 		}
 
-		time.Sleep(12 * time.Hour)
+		time.Sleep(12 * lifetime)
 		synctest.Wait()
 		if joins, renews := c.counts(); joins != 1 || renews < 20 || renews > 28 {
-			t.Errorf("%d joins and %d renewals in 12 h, want 1 and about 24", joins, renews)
+			t.Errorf("%d joins and %d renewals in 12 lifetimes, want 1 and about 24", joins, renews)
 		}
 		if !p.Stream.Connected() {
 			t.Errorf("no stream: %v", p.Stream.Problems())
 		}
 		if missing := checks.Missing(); len(missing) > 0 {
-			t.Errorf("missing %v after 12 h", missing)
+			t.Errorf("missing %v after 12 lifetimes", missing)
 		}
 		if strings.Contains(c.logged(), "sesame") {
 			t.Error("the token was logged")
@@ -79,7 +79,7 @@ func TestARestartNeedsNeitherControlNorToken(t *testing.T) {
 				t.Errorf("no roots of %s", td)
 			}
 		}
-		time.Sleep(10 * time.Minute)
+		time.Sleep(lifetime / 4)
 		c.start()
 		time.Sleep(time.Minute)
 		if !p.Stream.Connected() {
@@ -135,7 +135,7 @@ func TestAnExpiredSVIDIsReplacedByANewToken(t *testing.T) {
 		checks := ready.New()
 		p.Checks(checks)
 		c.stop()
-		time.Sleep(2 * time.Hour) // away for longer than an SVID lasts
+		time.Sleep(2 * lifetime) // away for longer than an SVID lasts
 		synctest.Wait()
 		if missing := checks.Missing(); len(missing) != 1 || !strings.HasPrefix(missing[0], agent.CheckIdentity) {
 			t.Errorf("missing %v, want the identity", missing)
@@ -154,7 +154,7 @@ func TestAnExpiredSVIDIsReplacedByANewToken(t *testing.T) {
 				break
 			}
 			p.stop()
-			time.Sleep(2 * time.Hour)
+			time.Sleep(2 * lifetime)
 			p, restarted = c.run(), true
 			if _, err := p.Identity.SVID(); !errors.Is(err, trust.ErrNoIdentity) {
 				t.Errorf("an expired SVID was taken from disk: %v", err)
@@ -252,7 +252,7 @@ func TestRootsAreControlsWordOnceItSpoke(t *testing.T) {
 			t.Errorf("roots %q, want those of the file beside the old ones", got)
 		}
 		c.token("sesame-2", true)
-		time.Sleep(45 * time.Minute) // until it was time to renew
+		time.Sleep(lifetime) // until it was time to renew
 		if got := own(); got != "new" {
 			t.Errorf("roots %q, want the new ones alone", got)
 		}

@@ -59,7 +59,12 @@ func (a *Agent) updateBundles() {
 		a.roots.settle()
 	}
 	if news := a.roots.news(); len(news) > 0 {
-		own.Authorities = slices.Concat(own.Authorities, news)
+		own.Authorities = slices.Clone(own.Authorities)
+		for _, root := range news {
+			if !slices.ContainsFunc(own.Authorities, root.Equal) {
+				own.Authorities = append(own.Authorities, root)
+			}
+		}
 		all[a.cfg.TrustDomain] = own
 	}
 	a.Bundles.Replace(all)

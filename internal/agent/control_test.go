@@ -33,7 +33,10 @@ import (
 
 func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
 
-const receiver = "sidecar/shop/checkout-0"
+const (
+	receiver = "sidecar/shop/checkout-0"
+	lifetime = 10 * time.Minute // of SVIDs
+)
 
 var (
 	domain = spiffeid.RequireTrustDomainFromString("eu.example")
@@ -88,7 +91,7 @@ func newControl(tb testing.TB) *control {
 // reset makes a new authority, as after the loss of control's state.
 func (c *control) reset() {
 	c.tb.Helper()
-	a, err := trust.OpenAuthority(trust.AuthorityConfig{TrustDomain: domain, Dir: c.tb.TempDir()})
+	a, err := trust.OpenAuthority(trust.AuthorityConfig{TrustDomain: domain, Dir: c.tb.TempDir(), SVIDLifetime: lifetime})
 	if err != nil {
 		c.tb.Fatal(err)
 	}

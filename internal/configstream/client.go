@@ -141,7 +141,10 @@ func (c *Client) Run(ctx context.Context) error {
 	var children sync.WaitGroup
 	defer children.Wait()
 	if c.saver != nil {
-		children.Go(func() { c.saver.run(ctx) })
+		// It ends after the last cut was applied, which is after ctx has ended.
+		saving, end := context.WithCancel(context.WithoutCancel(ctx))
+		defer end()
+		children.Go(func() { c.saver.run(saving) })
 	}
 	backOff := firstBackOff
 	for ctx.Err() == nil {
