@@ -15,7 +15,9 @@ import (
 	"time"
 
 	"github.com/spiffe/go-spiffe/v2/spiffeid"
+	"google.golang.org/protobuf/proto"
 
+	federationv1 "github.com/isthmus-mesh/isthmus/api/federation/v1"
 	"github.com/isthmus-mesh/isthmus/topology"
 )
 
@@ -204,4 +206,61 @@ func versionOf(t testing.TB, v *View) int {
 		}
 	}
 	return version
+}
+
+// Author is an author for tests from outside the package: what it returns are envelopes.
+type Author struct{ a *author }
+
+// NewAuthor returns an author of the domain <name>.example.org.
+func NewAuthor(t testing.TB, name string) Author {
+	t.Helper()
+	return Author{newAuthor(t, name)}
+}
+
+// Spec pins the author.
+func (a Author) Spec() PeerSpec { return a.a.spec() }
+
+// Root returns a MemberRoot that is issued now.
+func (a Author) Root() []byte {
+	return a.a.memberRoot(func(m *memberRoot) { m.issued, m.notAfter = time.Now(), time.Now().Add(RootLifetime) }).raw
+}
+
+// Tell returns a Head of that version, issued at, and its parts.
+func (a Author) Tell(version int, at time.Time) [][]byte {
+	var out [][]byte
+	for _, r := range a.a.tell(version, at, nil).all() {
+		out = append(out, r.raw)
+	}
+	return out
+}
+
+// Forge returns an envelope with the same content and signatures that don't fit.
+func Forge(t testing.TB, raw []byte) []byte {
+	t.Helper()
+	e := new(federationv1.Envelope)
+	if err := proto.Unmarshal(raw, e); err != nil {
+		t.Fatal(err)
+	}
+	for _, s := range e.Signatures {
+		s.Signature[0] ^= 1
+	}
+	forged, err := proto.Marshal(e)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return forged
+}
+
+// EncodeWant returns a Want for those domains, said to be held up to (epoch, seq).
+func EncodeWant(t testing.TB, epoch, seq uint64, domains ...spiffeid.TrustDomain) []byte {
+	t.Helper()
+	w := want{have: make(map[spiffeid.TrustDomain]mark)}
+	for _, td := range domains {
+		w.have[td] = mark{epoch, seq}
+	}
+	b, err := w.encode()
+	if err != nil {
+		t.Fatal(err)
+	}
+	return b
 }
