@@ -459,3 +459,8 @@ func mustSVID(tb testing.TB, i *trust.Identity) *x509svid.SVID {
 	}
 	return s
 }
+
+// settle waits until nothing moves.
+func (w *world) settle() {
+	synctest.Wait()
+}
