@@ -177,6 +177,26 @@ func (f *fleet) report(s *configstream.Session, r *configv1.Report) {
 	f.wake()
 }
 
+// retain forgets what programs that no longer exist said of themselves. Gateways and node proxies are the roster's business.
+func (f *fleet) retain(workloads []Workload) {
+	exist := make(map[string]struct{}, len(workloads))
+	for i := range workloads {
+		exist[configstream.ProgramSidecar+"/"+workloads[i].ID()] = struct{}{}
+	}
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	maps.DeleteFunc(f.versions, func(receiver string, _ programVersion) bool {
+		if program, name := cutProgram(receiver); program != configstream.ProgramSidecar {
+			_, gateway := f.roster.Gateways[name]
+			_, node := f.roster.Nodes[name]
+			return !gateway && !node
+		}
+		_, stays := exist[receiver]
+		return !stays
+	})
+	maps.DeleteFunc(f.reports, func(gateway string, _ []linkReport) bool { _, stays := f.roster.Gateways[gateway]; return !stays })
+}
+
 // programs returns every program that has joined, or has been connected since control started, by receiver, with what it said of
 // itself last: nothing yet, for some.
 func (f *fleet) programs() map[string]programVersion {

@@ -91,6 +91,7 @@ func (l *loop) step(ctx context.Context) (again time.Duration) {
 		return 0 // readiness says so; nothing is concluded from what was not read
 	}
 	now := c.cfg.Now()
+	c.fleet.retain(objects.Workloads)
 	fleet := c.fleet.state(c.cfg.NodeProxies)
 	again = l.links.update(fleet.reports, now)
 	peers, _ := acceptedPeers(c.self, objects.Peers) // build tells of the others

@@ -16,8 +16,8 @@ import (
 	"github.com/isthmus-mesh/isthmus/internal/strictyaml"
 )
 
-// maxUnread is how long a file may be written to without a pause before it is read as it is.
-const maxUnread = 2 * time.Second
+// maxUnread is how long, in times of Config.Settle, a file may be written to without a pause before it is read as it is.
+const maxUnread = 40
 
 // stamp is what tells one version of a file from another without reading it.
 type stamp struct {
@@ -79,6 +79,9 @@ type walk struct {
 }
 
 func (w *walk) problemf(name, format string, args ...any) {
+	if name == "" {
+		name = w.folder.cfg.Dir
+	}
 	w.trouble = append(w.trouble, control.Problem{Source: control.Source{File: name}, Reason: fmt.Sprintf(format, args...)})
 }
 
@@ -163,7 +166,7 @@ func (w *walk) file(name string) {
 		known.unread = w.now
 	}
 	// One that is written to without a pause is read at some time all the same.
-	if left := w.folder.cfg.Settle - w.now.Sub(known.still); left > 0 && w.now.Sub(known.unread) < maxUnread {
+	if left := w.folder.cfg.Settle - w.now.Sub(known.still); left > 0 && w.now.Sub(known.unread) < maxUnread*w.folder.cfg.Settle {
 		w.later(left)
 		return
 	}

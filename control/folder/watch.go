@@ -1,6 +1,8 @@
 package folder
 
 import (
+	"errors"
+	"io/fs"
 	"log/slog"
 
 	"github.com/fsnotify/fsnotify"
@@ -98,7 +100,7 @@ func (w *watches) end() {
 }
 
 func (w *watches) complain(err error) {
-	if err == nil || w.failed {
+	if err == nil || w.failed || errors.Is(err, fs.ErrNotExist) { // a folder that is gone is not for the kernel to tell of
 		return
 	}
 	w.failed = true

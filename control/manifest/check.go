@@ -83,6 +83,7 @@ func (c *checker) meta(in *metav1.ObjectMeta, namespaced bool, checkName func(st
 // all notes each complaint about a value.
 func (c *checker) all(field, value string, complaints []string) {
 	for _, s := range complaints {
+		s, _, _ = strings.Cut(s, " (e.g.") // an example and a regular expression follow
 		c.addf(field, "%s: %s", value, s)
 	}
 }

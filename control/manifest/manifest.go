@@ -7,6 +7,7 @@ package manifest
 
 import (
 	"errors"
+	"fmt"
 	"slices"
 
 	discoveryv1 "k8s.io/api/discovery/v1"
@@ -20,8 +21,12 @@ import (
 	"github.com/isthmus-mesh/isthmus/internal/strictyaml"
 )
 
-// maxObjects bounds the objects of one file, items of lists included.
-const maxObjects = 10_000
+const (
+	// maxObjects bounds the objects of one file, items of lists included.
+	maxObjects = 10_000
+	// maxProblems bounds what is said about one file.
+	maxProblems = 50
+)
 
 // Object is one checked object. Exactly one field is set.
 type Object struct {
@@ -64,7 +69,7 @@ type File struct {
 func Parse(file string, data []byte) File {
 	docs, err := strictyaml.Documents(file, data)
 	if err != nil {
-		return File{Problems: problems(file, "", err)}
+		return File{Problems: firstOf(file, problems(file, "", err))}
 	}
 	var f File
 	for i := range docs {
@@ -74,8 +79,19 @@ func Parse(file string, data []byte) File {
 	if len(f.Problems) > 0 {
 		f.Objects = nil
 	}
-	f.Problems, f.Skipped = control.SortProblems(f.Problems), control.SortProblems(f.Skipped)
+	f.Problems, f.Skipped = firstOf(file, f.Problems), firstOf(file, f.Skipped)
 	return f
+}
+
+// firstOf keeps the first problems of a file, and says how many there are more.
+func firstOf(file string, problems []control.Problem) []control.Problem {
+	problems = control.SortProblems(problems)
+	if more := len(problems) - maxProblems; more > 0 {
+		problems = append(problems[:maxProblems], control.Problem{
+			Source: control.Source{File: file}, Reason: fmt.Sprintf("%d more of the kind", more),
+		})
+	}
+	return problems
 }
 
 // header is what tells one kind from another. Everything else is decoded once the kind is known.

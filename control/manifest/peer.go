@@ -60,7 +60,7 @@ func (c *checker) fingerprint(field, s string) {
 	raw, err := hex.DecodeString(digits)
 	switch {
 	case s == "":
-		c.addf(field, `is missing: "isthmus peer introduce" in the other cluster prints it`)
+		c.addf(field, `is missing: "isthmus introduction" in the other cluster prints it`)
 	case !ok || err != nil || len(raw) != 32 || strings.ToLower(digits) != digits:
 		c.addf(field, `%q: want "sha256:" and 64 lower-case hex digits`, s)
 	}
@@ -75,7 +75,7 @@ func (c *checker) busKey(field, s string) {
 	raw, err := base32.StdEncoding.WithPadding(base32.NoPadding).DecodeString(s)
 	switch {
 	case s == "":
-		c.addf(field, "is missing: the peer's public bus key")
+		c.addf(field, `is missing: "isthmus introduction" in the other cluster prints it`)
 	case err != nil || len(raw) != length || raw[0] != userPrefix:
 		c.addf(field, `%q: want a public user NKey, "U" and 55 characters more`, s)
 	case crc16(raw[:length-2]) != uint16(raw[length-2])|uint16(raw[length-1])<<8:
