@@ -1,0 +1,76 @@
+package control
+
+import (
+	"maps"
+	"net/netip"
+	"slices"
+	"time"
+
+	configv1 "github.com/isthmus-mesh/isthmus/api/config/v1"
+	"github.com/isthmus-mesh/isthmus/federation"
+	"github.com/isthmus-mesh/isthmus/topology"
+	"github.com/isthmus-mesh/isthmus/trust"
+)
+
+// Scene is inputs of build, for tests outside the package.
+type Scene struct {
+	Self      Self
+	CIDR      netip.Prefix
+	Known     []string
+	Objects   *Objects
+	Views     []*federation.View
+	Gateways  []topology.Gateway
+	Nodes     map[string]netip.AddrPort
+	Links     map[topology.ClusterName]Link
+	Addresses map[topology.ServiceName]netip.Addr
+	Complete  bool
+}
+
+// Link is a linkWord.
+type Link struct {
+	State topology.LinkState
+	RTT   string
+}
+
+// Built is a world, for tests outside the package.
+type Built struct {
+	Resources []*configv1.Resource
+	Own       federation.Own
+	Exports   []ExportStatus
+	Imports   []ImportStatus
+	Problems  []Problem
+	Addresses map[topology.ServiceName]netip.Addr
+}
+
+// Build builds a scene.
+func Build(s Scene) (Built, error) {
+	in := inputs{
+		self: s.Self, objects: s.Objects, views: s.Views, gateways: s.Gateways, known: s.Known,
+		links: make(map[topology.ClusterName]linkWord), addresses: s.Addresses, cidr: s.CIDR, complete: s.Complete,
+	}
+	for _, name := range sortedKeys(s.Nodes) {
+		server, err := trust.NodeID(s.Self.Domain, name)
+		if err != nil {
+			return Built{}, err
+		}
+		in.nodes = append(in.nodes, node{name: name, inbound: s.Nodes[name], server: server})
+	}
+	for c, l := range s.Links {
+		rtt, err := parseDuration(l.RTT)
+		if err != nil {
+			return Built{}, err
+		}
+		in.links[c] = linkWord{state: l.State, rtt: rtt}
+	}
+	w := build(in)
+	return Built{w.resources, w.own, w.exports, w.imports, w.problems, w.addresses}, nil
+}
+
+func sortedKeys(m map[string]netip.AddrPort) []string { return slices.Sorted(maps.Keys(m)) }
+
+func parseDuration(s string) (time.Duration, error) {
+	if s == "" {
+		return 0, nil
+	}
+	return time.ParseDuration(s)
+}
