@@ -56,6 +56,33 @@ func TestSidecarStaysLight(t *testing.T) {
 	}
 }
 
+// TestDependenciesHaveReasons: what go.mod requires directly, docs/dependencies.md gives a reason for.
+func TestDependenciesHaveReasons(t *testing.T) {
+	mod, err := os.ReadFile("../../go.mod")
+	if err != nil {
+		t.Fatal(err)
+	}
+	page, err := os.ReadFile("../../docs/dependencies.md")
+	if err != nil {
+		t.Fatal(err)
+	}
+	direct := 0
+	for line := range strings.Lines(string(mod)) {
+		fields := strings.Fields(line)
+		if !strings.HasPrefix(line, "\t") || len(fields) != 2 { // an indirect one has a comment
+			continue
+		}
+		direct++
+		name := strings.TrimPrefix(strings.TrimPrefix(fields[0], "github.com/"), "google/")
+		if !strings.Contains(string(page), name) && !strings.Contains(string(page), fields[0]) {
+			t.Errorf("docs/dependencies.md does not say why %s", fields[0])
+		}
+	}
+	if direct < 10 {
+		t.Errorf("only %d direct requirements seen: the reading went wrong", direct)
+	}
+}
+
 const plan = `
 <!-- archtest:begin -->
 | package | owns | may import | libraries | central |
