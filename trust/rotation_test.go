@@ -191,6 +191,9 @@ func TestActivationCrash(t *testing.T) {
 			if !slices.ContainsFunc(again.Roots(), first.Equal) {
 				t.Errorf("%s: the first root is no longer published", name)
 			}
+			if all := names(again.Roots()); len(slices.Compact(all)) != len(again.Roots()) {
+				t.Errorf("%s: a root is published twice", name)
+			}
 			late := issueTo(t, again, gatewayA)
 			if err := late[1].CheckSignatureFrom(again.Roots()[0]); err != nil {
 				t.Errorf("%s: issued under another root than the one in use: %v", name, err)
