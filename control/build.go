@@ -127,7 +127,7 @@ func (w *world) reportStranded(r *resolved) {
 	}
 	w.problems = append(w.problems, Problem{
 		Source: r.service.Source, Object: r.service.Object(),
-		Reason: fmt.Sprintf("%d copies have no sidecar, and %s", r.stranded, why),
+		Reason: fmt.Sprintf("copies without a sidecar: %d; %s", r.stranded, why),
 	})
 }
 

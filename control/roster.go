@@ -7,7 +7,6 @@ import (
 	"io/fs"
 	"maps"
 	"net/netip"
-	"slices"
 	"strings"
 	"time"
 
@@ -58,16 +57,16 @@ func (r *roster) clone() *roster {
 	return out
 }
 
-// pruned returns r without the gateways that ended long ago and aren't there, but never without all: an empty set would tell peers
-// that there is no way in, and that is nothing to conclude from silence.
+// pruned returns r without the gateways that ended long ago and aren't there. While none at all is connected it is r: that nobody
+// speaks says more about control than about them, and an empty set would tell the peers that there is no way in.
 func (r *roster) pruned(connected map[string]bool, now time.Time) *roster {
 	out := r.clone()
-	for _, id := range slices.Sorted(maps.Keys(r.Gateways)) {
-		g := r.Gateways[id]
-		if len(out.Gateways) > 1 && !connected[id] && now.Sub(g.SVIDEnds) > forgetAfter {
-			delete(out.Gateways, id)
-		}
+	if len(connected) == 0 {
+		return out
 	}
+	maps.DeleteFunc(out.Gateways, func(id string, g rosterGateway) bool {
+		return !connected[id] && now.Sub(g.SVIDEnds) > forgetAfter
+	})
 	return out
 }
 
