@@ -163,7 +163,7 @@ func TestBoast(t *testing.T) {
 		everybodyKnows(t, 5*time.Second, w.sites)
 		time.Sleep(15 * time.Second)
 		hub := w.hubs[1]
-		sayWant(t, hub, federation.EncodeWant(t, 9, 1<<62, w.sites[0].domain, w.sites[1].domain, stranger.Spec().Domain))
+		sayWant(t, hub, federation.EncodeWant(t, 9, 1<<62, w.sites[0].domain, w.sites[1].domain, silent.Spec().Domain, stranger.Spec().Domain))
 		before := w.published()
 		const minutes = 5
 		strange := 0
@@ -181,6 +181,45 @@ func TestBoast(t *testing.T) {
 			t.Errorf("%d messages where %d heads go out", got, heads)
 		}
 		everybodyKnows(t, time.Second, w.sites)
+	})
+}
+
+// TestEmptyPromise: a peer that names a record which nobody has makes others ask for it ever more slowly; one that floods us
+// with heads is taken no faster than the limit.
+func TestEmptyPromise(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w := newWorld(t, 2, line, membus.Faults{})
+		liar := federation.NewAuthor(t, "liar")
+		for _, s := range w.sites {
+			s.peers = append(s.peers, liar.Spec())
+		}
+		w.start()
+		defer w.stop()
+		everybodyKnows(t, 5*time.Second, w.sites)
+		hub := w.hubs[1]
+		say(t, hub, liar.Root())
+		before := w.published()
+		const minutes = 5
+		for range minutes * 6 {
+			say(t, hub, liar.Tell(1, time.Now())[0]) // and none of its parts
+			time.Sleep(10 * time.Second)
+		}
+		// Three domains' heads go out at most once on each of four connections; Wants every half minute from both on two buses.
+		if got, most := w.published()-before, minutes*6*3*2+2*2*minutes*4+40; got > most {
+			t.Errorf("%d messages, want at most %d", got, most)
+		}
+		before = w.published()
+		const flood = 1000
+		for range flood {
+			say(t, hub, liar.Tell(2, time.Now())[0])
+			time.Sleep(time.Millisecond)
+		}
+		if got := w.published() - before - flood; got > 30+10+40 {
+			t.Errorf("%d messages after a flood of %d heads in a second", got, flood)
+		}
+		if !w.sites[0].knows(w.sites[1]) || w.sites[0].member.Views().Cluster(liar.Spec().Cluster).Quarantined {
+			t.Error("the flood took others with it, or was taken for two stories")
+		}
 	})
 }
 

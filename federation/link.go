@@ -1,10 +1,12 @@
 package federation
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"log/slog"
 	"maps"
+	"slices"
 	"sync"
 	"time"
 
@@ -45,14 +47,16 @@ type link struct {
 
 	// Of the owner loop:
 
+	order   uint64
 	planned map[Hash]planned   // answers to give, unless somebody else is faster
 	seen    map[Hash]time.Time // when a record was last on this bus
 	budget  *rate.Limiter      // of answers, in bytes
 }
 
 type planned struct {
-	what addressed
-	at   time.Time
+	what  addressed
+	at    time.Time
+	order uint64 // of planning
 }
 
 func startLink(ctx context.Context, group *sync.WaitGroup, name string, bus Bus, inbox chan<- inbound, log *slog.Logger, m *metrics) *link {
@@ -132,7 +136,8 @@ func (k *link) plan(what addressed, at time.Time) {
 	if last, ok := k.seen[hash]; ok && last.Add(answerQuiet).After(at) {
 		at = last.Add(answerQuiet)
 	}
-	k.planned[hash] = planned{what, at}
+	k.order++
+	k.planned[hash] = planned{what, at, k.order}
 }
 
 // heard notes that a record was on the bus: nobody needs it from us.
@@ -150,12 +155,17 @@ func (k *link) heard(hash Hash, now time.Time) {
 // due takes out the answers whose time has come, as far as the budget goes, and returns when the next one comes. What the
 // budget doesn't cover is not said: who needs it asks again.
 func (k *link) due(now time.Time) (out []addressed, next time.Time) {
+	var ready []planned
 	for hash, p := range k.planned {
 		if p.at.After(now) {
 			next = earliest(next, p.at)
 			continue
 		}
 		delete(k.planned, hash)
+		ready = append(ready, p)
+	}
+	slices.SortFunc(ready, func(a, b planned) int { return cmp.Compare(a.order, b.order) })
+	for _, p := range ready {
 		if k.budget.AllowN(now, max(len(p.what.record.raw), answerLeastCost)) {
 			out = append(out, p.what)
 		}

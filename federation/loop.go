@@ -20,9 +20,9 @@ type loop struct {
 	links map[string]*link
 	inbox chan inbound
 
-	asking asking
-	fresh  map[topology.ClusterName]Freshness // as last told to the log
-	group  sync.WaitGroup                     // the links' goroutines
+	sweep time.Time                          // when to ask, although nothing is known to be missing; zero: all are fresh
+	fresh map[topology.ClusterName]Freshness // as last told to the log
+	group sync.WaitGroup                     // the links' goroutines
 }
 
 func newLoop(m *Member) *loop {
@@ -217,7 +217,7 @@ func (l *loop) take(k *link, msg Message, now time.Time) {
 	switch {
 	case err == nil:
 		l.m.metrics.accepted.WithLabelValues(p.spec.Cluster.String(), string(r.kind)).Inc()
-		l.asking.progress(now)
+		p.asked(r, now)
 		l.passOn(k, p.address(r), now)
 		return
 	case !refused:

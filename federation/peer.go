@@ -6,6 +6,8 @@ import (
 	"slices"
 	"time"
 
+	"golang.org/x/time/rate"
+
 	"github.com/isthmus-mesh/isthmus/trust"
 )
 
@@ -17,6 +19,10 @@ const (
 	skewAlarm = 60 * time.Second
 	// recentHeads is how many of a peer's last Heads are remembered, to see a second history that is told late.
 	recentHeads = 64
+	// headsPerSecond and headsBurst bound how many Heads of one peer are taken: each costs a write to disk here, and a message
+	// on every bus. An honest peer changes at most ten times a second.
+	headsPerSecond = 10
+	headsBurst     = 30
 )
 
 // mark is a position in what a peer says; of two, the higher is the newer.
@@ -62,9 +68,12 @@ type peer struct {
 
 	recent     []numbered // ring, newest last
 	quarantine string
-	problem    string // why newest isn't in force, when its parts are all there
-	skewed     bool   // its clock is ahead of ours by more than skewAlarm
-	behind     int    // how often to ask yet, because somebody seems to hold newer records
+	problem    string        // why newest isn't in force, when its parts are all there
+	skewed     bool          // its clock is ahead of ours by more than skewAlarm
+	wanting    map[Hash]bool // what was missing when it was last looked at
+	asking     asking
+	heads      *rate.Limiter // how many are taken
+	behind     int           // how often to ask yet, because somebody seems to hold newer records
 }
 
 // part is a record without a signature of its own, decoded once.
@@ -171,6 +180,8 @@ func (p *peer) acceptHead(r *record, now time.Time) error {
 		return refuse(HasExpired, "%s of %s: ended %s", r.kind, p.spec.Cluster, said.expires)
 	case !p.rootSaid.notAfter.After(now):
 		return refuse(HasExpired, "%s of %s: its %s ended %s", r.kind, p.spec.Cluster, RecordMemberRoot, p.rootSaid.notAfter)
+	case !p.heads.AllowN(now, 1):
+		return refuse(TooMany, "%s of %s", r.kind, p.spec.Cluster)
 	}
 	next := *p
 	next.at, next.atHash = at, r.hash
@@ -323,6 +334,21 @@ func (p *peer) advance() error {
 	}
 	*p = next
 	return nil
+}
+
+// asked notes, after r was accepted, whether to ask soon: when something is missing that was not before, or some of it came.
+func (p *peer) asked(r *record, now time.Time) {
+	missing := p.missing()
+	soon := r.kind != RecordHead
+	wanting := make(map[Hash]bool, len(missing))
+	for _, h := range missing {
+		wanting[h] = true
+		soon = soon || !p.wanting[h]
+	}
+	p.wanting = wanting
+	if soon && (len(missing) > 0 || p.behind > 0) {
+		p.asking.soon(now)
+	}
 }
 
 // prune lets go of parts that neither the newest Head nor the cut names.

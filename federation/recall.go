@@ -4,12 +4,17 @@ import (
 	"errors"
 	"log/slog"
 	"slices"
+
+	"golang.org/x/time/rate"
 )
 
 // recall makes a peer of what is on disk of it. All of it is verified as if it came from the bus, but for its age: how old it is
 // says the view's Freshness.
 func recall(spec PeerSpec, s *store, limit Thresholds, log *slog.Logger) *peer {
-	p := &peer{spec: spec, store: s, limit: limit, parts: make(map[Hash]*part), saved: make(map[Hash]bool)}
+	p := &peer{
+		spec: spec, store: s, limit: limit, parts: make(map[Hash]*part), saved: make(map[Hash]bool),
+		heads: rate.NewLimiter(headsPerSecond, headsBurst),
+	}
 	mark, marked := s.loadMark(spec.RootFingerprint)
 	if marked {
 		if err := p.recallMark(mark); err != nil {

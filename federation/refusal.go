@@ -24,6 +24,7 @@ const (
 	Unnamed           Reason = "unnamed"          // no accepted Head names its hash
 	BundleWentBack    Reason = "bundle_went_back" // the trust bundle's sequence is lower than before, or means something else
 	NotStored         Reason = "not_stored"       // the mark could not be written to disk, so the record is not used
+	TooMany           Reason = "too_many"         // more Heads a second than are taken of one peer
 	OwnKeyUsedByOther Reason = "own_key_used"     // signed with our key, and not by us
 )
 

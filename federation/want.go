@@ -36,6 +36,7 @@ const (
 	// Whose record it is answers first; the others wait to hear it do so.
 	answerOwner  = 50 * time.Millisecond
 	answerOthers = 400 * time.Millisecond
+	answerPace   = 2 * time.Millisecond // between two records of one domain
 	// answerQuiet is how long after a record was on a bus it isn't said there again.
 	answerQuiet = 500 * time.Millisecond
 )
@@ -85,36 +86,23 @@ func decodeWant(b []byte) (want, error) {
 	return w, nil
 }
 
-// asking is when to send the next Want for something that is known to be missing. Times are of timers.
+// asking is when to send the next Want because of one peer. Times are of timers.
 type asking struct {
 	at    time.Time // zero: nothing is missing
 	delay time.Duration
-	sweep time.Time
 }
 
-// start notes that something is missing.
-func (a *asking) start(now time.Time) {
-	if a.at.IsZero() {
-		a.delay = askFirst
-		a.at = now.Add(jitter(a.delay))
-	}
+// soon notes that something new is missing, or that some of what was missing has come: the rest is asked for soon.
+func (a *asking) soon(now time.Time) {
+	a.delay = askFirst
+	a.at = earliest(a.at, now.Add(jitter(a.delay)))
 }
 
-// progress notes that something of what was missing has come: the rest is asked for soon.
-func (a *asking) progress(now time.Time) {
-	if !a.at.IsZero() {
-		a.delay = askFirst
-		a.at = earliest(a.at, now.Add(jitter(a.delay)))
-	}
-}
-
-// asked notes that a Want went out and, if something is still missing, puts the next off.
+// asked notes that a Want went out, and puts the next off.
 func (a *asking) asked(now time.Time) {
 	a.delay = min(2*a.delay, askSlowest)
 	a.at = now.Add(jitter(a.delay))
 }
-
-func (a *asking) stop() { a.at = time.Time{} }
 
 // wants returns what to ask for: the marks of all peers, and single records.
 func (l *loop) wants() want {
@@ -157,36 +145,40 @@ func (l *loop) ask(on ...*link) {
 
 // askIfDue sends the Wants that are due, and returns when the next may be.
 func (l *loop) askIfDue(now time.Time) time.Time {
-	missing, stale := false, false
+	wall := l.m.cfg.Now()
+	due, stale := false, false
 	for _, p := range l.peers {
-		missing = missing || p.behind > 0 || len(p.missing()) > 0
-		stale = stale || p.cut == nil || p.limit.At(p.cut.said.issued, p.cut.notAfter, l.m.cfg.Now()) != Fresh
+		switch missing := p.behind > 0 || len(p.missing()) > 0; {
+		case !missing:
+			p.asking = asking{}
+		case p.asking.at.IsZero():
+			p.asking.soon(now)
+		default:
+			due = due || !p.asking.at.After(now)
+		}
+		stale = stale || p.view(wall).Freshness != Fresh
 	}
-	if missing {
-		l.asking.start(now)
-	} else {
-		l.asking.stop()
-	}
-	due := missing && !l.asking.at.After(now)
 	switch {
 	case !stale:
-		l.asking.sweep = time.Time{}
-	case l.asking.sweep.IsZero():
-		l.asking.sweep = now.Add(jitter(askSweep))
-	case !l.asking.sweep.After(now):
+		l.sweep = time.Time{}
+	case l.sweep.IsZero():
+		l.sweep = now.Add(jitter(askSweep))
+	case !l.sweep.After(now):
 		due = true
-		l.asking.sweep = now.Add(jitter(askSweep))
+		l.sweep = now.Add(jitter(askSweep))
 	}
+	next := l.sweep
 	if due {
 		l.ask(slices.Collect(maps.Values(l.links))...)
-		for _, p := range l.peers {
-			p.behind = max(p.behind-1, 0)
-		}
-		if missing {
-			l.asking.asked(now)
-		}
 	}
-	return earliest(l.asking.at, l.asking.sweep)
+	for _, p := range l.peers {
+		if due && !p.asking.at.IsZero() { // the Want asked for what it lacks, too
+			p.behind = max(p.behind-1, 0)
+			p.asking.asked(now)
+		}
+		next = earliest(next, p.asking.at)
+	}
+	return next
 }
 
 // answer plans what to send on a bus to somebody who wants it.
@@ -217,13 +209,15 @@ type holding struct {
 }
 
 func (l *loop) offer(k *link, w want, h holding, have mark, asked bool, now time.Time) {
-	within := answerOthers
-	earliest := answerOwner
+	// One after the other in this order, because a part that comes before its Head is of no use, and not all at once, for
+	// readers that are slow.
+	at := now.Add(answerOwner + rand.N(answerOthers)) //nolint:gosec // G404: spreads load
 	if h.own {
-		within, earliest = answerOwner, 0
+		at = now.Add(rand.N(answerOwner)) //nolint:gosec // G404: likewise
 	}
 	give := func(r *record, index uint32) {
-		k.plan(addressed{r, subject(h.domain, r.kind, index)}, now.Add(earliest+rand.N(within))) //nolint:gosec // G404: spreads load
+		k.plan(addressed{r, subject(h.domain, r.kind, index)}, at)
+		at = at.Add(answerPace)
 	}
 	current := h.head != nil && h.expires.After(l.m.cfg.Now())
 	if asked && h.root != nil && have.epoch < h.at.epoch {
