@@ -66,13 +66,13 @@ func TestReadmeTour(t *testing.T) {
 		t.Fatal(err)
 	}
 	home := t.TempDir()
-	if err := os.Symlink(binaries, filepath.Join(home, "bin")); err != nil {
+	if err = os.Symlink(binaries, filepath.Join(home, "bin")); err != nil {
 		t.Fatal(err)
 	}
 	hello := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) { _, _ = w.Write([]byte("hello from my own\n")) }))
 	defer hello.Close()
 	manifest := strings.ReplaceAll(readmeBlocks(t, "yaml")[0], "8088", hello.URL[strings.LastIndex(hello.URL, ":")+1:])
-	if err := os.WriteFile(filepath.Join(home, "hello.yaml"), []byte(manifest), 0o600); err != nil {
+	if err = os.WriteFile(filepath.Join(home, "hello.yaml"), []byte(manifest), 0o600); err != nil {
 		t.Fatal(err)
 	}
 
