@@ -175,31 +175,33 @@ func (f *forwarding) judge(c choice, inner *session.Requests, resp *http.Respons
 
 // giveUp returns the answer to make when no further attempt may be made, else nil.
 func (f *forwarding) giveUp(out outcome) *Failure {
-	q := f.call.query
-	cost := float64(balance.CostSent)
+	name := host.String(f.call.query)
+	gone := !f.body.Replayable() // more of it was read than is kept
+	cost := float64(balance.CostUnsent)
+	if !out.unsent {
+		cost = balance.CostSent
+	}
+	failure := &Failure{Status: http.StatusServiceUnavailable, Code: CodeNoAnswer, Err: out.err}
 	switch {
-	case out.unsent:
-		cost = balance.CostUnsent
-	case !f.idempotent:
-		return &Failure{
-			Status: http.StatusBadGateway, Code: CodeAnswerLost, Err: out.err,
-			Text: "the answer of " + host.String(q) + " got lost after the request was sent, and a " + f.request.Method + " is not sent twice (an Idempotency-Key header would allow it): " + f.words(),
-		}
+	case !out.unsent && !f.idempotent:
+		failure.Status, failure.Code = http.StatusBadGateway, CodeAnswerLost
+		failure.Text = "the answer of " + name + " got lost after the request was sent, and a " + f.request.Method + " is not sent twice (an Idempotency-Key header would allow it): "
+	case !out.unsent && gone:
+		failure.Status, failure.Code = http.StatusBadGateway, CodeAnswerLost
+		failure.Text = "the answer of " + name + " got lost after the request was sent, and its body is too long to be kept for another try (64 KiB): "
+	case gone:
+		failure.Text = "no application of " + name + " took the request, and its body is too long to be kept for another try (64 KiB): "
+	case len(f.tried) >= maxAttempts:
+		failure.Text = "no copy of " + name + " answered: "
+	case !f.outbound.budget(f.call.query.Service).Withdraw(f.now(), cost):
+		f.outbound.metrics.overBudget.WithLabelValues(f.call.query.Service.String()).Inc()
+		failure.Code = CodeBudget
+		failure.Text = "a copy of " + name + " failed, and too many requests are being retried to try another: "
+	default:
+		return nil
 	}
-	if !f.body.Replayable() {
-		return &Failure{
-			Status: http.StatusBadGateway, Code: CodeAnswerLost, Err: out.err,
-			Text: "the answer of " + host.String(q) + " got lost after more of the request's body was sent than is kept for another try (64 KiB): " + f.words(),
-		}
-	}
-	if len(f.tried) >= maxAttempts {
-		return &Failure{Status: http.StatusServiceUnavailable, Code: CodeNoAnswer, Err: out.err, Text: "no copy of " + host.String(q) + " answered: " + f.words()}
-	}
-	if !f.outbound.budget(q.Service).Withdraw(f.now(), cost) {
-		f.outbound.metrics.overBudget.WithLabelValues(q.Service.String()).Inc()
-		return &Failure{Status: http.StatusServiceUnavailable, Code: CodeBudget, Err: out.err, Text: "a copy of " + host.String(q) + " failed, and too many requests are being retried to try another: " + f.words()}
-	}
-	return nil
+	failure.Text += f.words()
+	return failure
 }
 
 // closing closes inner together with body.

@@ -185,7 +185,7 @@ func (in *Inbound) handshake(ctx context.Context, raw net.Conn) (*tls.Conn, erro
 	defer cancel()
 	open := in.metrics.connections.WithLabelValues(inbound)
 	open.Inc()
-	told := conn.Tell(raw, open.Dec)
+	told := conn.Carry(raw, open.Dec)
 	c := tls.Server(told, in.config)
 	if err := c.HandshakeContext(ctx); err != nil {
 		_ = told.Close()

@@ -6,13 +6,19 @@ package conn
 
 import (
 	"bufio"
+	"errors"
+	"io"
 	"net"
 	"sync"
 )
 
+// ErrCut is what reading a Carry connection returns at its end.
+var ErrCut = errors.New("cut off: the connection ended, what it carries did not")
+
 // Told is a connection that tells when it is closed by its owner.
 type Told struct {
 	net.Conn
+	carries bool
 
 	mu     sync.Mutex
 	closed bool     // guarded by mu
@@ -21,6 +27,19 @@ type Told struct {
 
 // Tell returns c as a connection that calls tell when it is closed.
 func Tell(c net.Conn, tell ...func()) *Told { return &Told{Conn: c, tell: tell} }
+
+// Carry returns c as a connection for TLS to run over, that calls tell when it is closed. What runs over it ends with a
+// close_notify of its own; crypto/tls takes a plain end at a record's boundary for one, so here that is an error.
+func Carry(c net.Conn, tell ...func()) *Told { return &Told{Conn: c, carries: true, tell: tell} }
+
+// Read reads.
+func (t *Told) Read(p []byte) (int, error) {
+	n, err := t.Conn.Read(p)
+	if t.carries && errors.Is(err, io.EOF) {
+		err = ErrCut
+	}
+	return n, err
+}
 
 // OnClose calls f when the connection is closed; at once when it is already.
 func (t *Told) OnClose(f func()) {

@@ -125,7 +125,7 @@ func (d *Dialer) dialEndpoint(ctx context.Context, to Destination, protocol stri
 	if err != nil {
 		return nil, &Error{balance.Broken, err}
 	}
-	inner, err := d.handshake(ctx, conn.Tell(raw, closed), to, protocol)
+	inner, err := d.handshake(ctx, conn.Carry(raw, closed), to, protocol)
 	if err != nil {
 		return nil, &Error{balance.Broken, err}
 	}
@@ -292,7 +292,7 @@ func (d *Dialer) dialThrough(ctx context.Context, g topology.Gateway, to Destina
 		Traceparent: headers["traceparent"],
 		Tracestate:  headers["tracestate"],
 	}.Append(nil)}
-	carrier := conn.Tell(stream, closed, d.count(g.ID))
+	carrier := conn.Carry(stream, closed, d.count(g.ID))
 	carrier.OnClose(d.Guard.Watch(outer.ConnectionState(), policy, func(error) { _ = carrier.Close() }))
 	inner, err := d.handshake(ctx, carrier, to, protocol)
 	switch {

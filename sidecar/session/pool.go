@@ -24,12 +24,17 @@ const (
 	// Every peer allows so many streams at least, and HTTP/2 clients assume it until they are told.
 	leastStreams = 100
 
+	// How many sessions one request sees opened, and ended before it could use them.
+	maxDials = 3
+
 	maxAge       = 5 * time.Minute // ± a fifth; then renewed, so that new copies get their share
 	idleTimeout  = 90 * time.Second
 	expiryMargin = 1 * time.Minute // before an SVID that the session was opened with ends
 
 	firstBackoff   = 100 * time.Millisecond // between dials that nobody waits for
 	longestBackoff = 5 * time.Second
+	// A session that is to be renewed, and whose successor is no better (no new SVID yet), is renewed again after this.
+	renewEvery = 10 * time.Second
 )
 
 // ErrClosed is returned by a pool that was closed: its place is gone, or the sidecar ends.
@@ -70,7 +75,7 @@ func (p *Pool) Ready() bool {
 func (p *Pool) Acquire(ctx context.Context) (*Requests, error) {
 	p.load.Add(1)
 	defer p.load.Add(-1) // RoundTrip counts from then on
-	for {
+	for range maxDials {
 		p.mu.Lock()
 		if p.closed {
 			p.mu.Unlock()
@@ -92,6 +97,7 @@ func (p *Pool) Acquire(ctx context.Context) (*Requests, error) {
 			return nil, ctx.Err()
 		}
 	}
+	return nil, &Error{balance.Broken, errors.New("sessions to it end as soon as they are open")}
 }
 
 // pick reserves a place on a session; nil when none has one. p.mu is held.
@@ -127,7 +133,12 @@ func (p *Pool) pick() *Requests {
 
 // usable reports whether s may take a request; p.mu is held.
 func (p *Pool) usable(s *Requests) bool {
-	return !s.draining && !s.dead() && slices.Contains(p.to.servers(), s.Peer.ID) && p.set.now().Before(s.Expires.Add(-expiryMargin))
+	return !s.draining && !s.dead() && slices.Contains(p.to.servers(), s.Peer.ID) && p.set.now().Before(s.Expires)
+}
+
+// due reports whether s is to be replaced: it is old, or an SVID that it was opened with ends soon.
+func (r *Requests) due(now time.Time) bool {
+	return now.Sub(r.opened) >= maxAge+r.jitter || !now.Before(r.Expires.Add(-expiryMargin))
 }
 
 // grow opens another session when there is reason to; p.mu is held.
@@ -206,7 +217,7 @@ func (p *Pool) tend() (unused bool) {
 	now := p.set.now()
 	fresh := 0
 	for _, s := range p.sessions {
-		if p.usable(s) && now.Sub(s.opened) < s.age() {
+		if p.usable(s) && !s.due(now) {
 			fresh++
 		}
 	}
@@ -217,7 +228,7 @@ func (p *Pool) tend() (unused bool) {
 			return true
 		case !p.usable(s):
 			s.draining = true
-		case now.Sub(s.opened) >= s.age():
+		case s.due(now):
 			s.draining = fresh > 0
 			renew = fresh == 0
 		}
@@ -228,13 +239,11 @@ func (p *Pool) tend() (unused bool) {
 		return false
 	})
 	if renew && p.dial == nil && !now.Before(p.notUntil) {
+		p.notUntil = now.Add(renewEvery)
 		p.start(context.Background())
 	}
 	return len(p.sessions) == 0 && p.dial == nil && p.load.Load() == 0 && now.Sub(p.used) >= idleTimeout
 }
-
-// age is how old a session gets before it is renewed.
-func (r *Requests) age() time.Duration { return maxAge + r.jitter }
 
 // retire closes the pool: at once, or as soon as its requests have ended.
 func (p *Pool) retire(atOnce bool) {
