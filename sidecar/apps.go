@@ -182,7 +182,7 @@ func appDown(service topology.ServiceName, errs []error) *Failure {
 	if err == nil {
 		err = errors.New("there is none")
 	}
-	return &Failure{Status: http.StatusServiceUnavailable, Code: CodeAppDown, Text: "the application behind " + service.String() + " does not take connections: " + err.Error(), Err: err}
+	return &Failure{Status: http.StatusServiceUnavailable, Code: CodeAppDown, Text: "the application behind " + service.String() + " does not take connections", Err: err}
 }
 
 // open opens a plain connection to the first of the targets that takes one.

@@ -2,7 +2,9 @@ package sidecar
 
 import (
 	"context"
+	"fmt"
 	"math/rand/v2"
+	"strings"
 	"time"
 
 	"github.com/isthmus-mesh/isthmus/sidecar/balance"
@@ -161,16 +163,26 @@ func (s *selection) pause(ctx context.Context, c choice) error {
 	}
 }
 
-// words tells what was tried, in order.
+// words tells what was tried, in order; what went the same way several times is told once.
 func (s *selection) words() string {
-	var out string
-	for i, a := range s.tried {
-		if i > 0 {
-			out += "; "
+	var told []attempt
+	times := make(map[attempt]int)
+	for _, a := range s.tried {
+		if times[a]++; times[a] == 1 {
+			told = append(told, a)
 		}
-		out += place(a.target) + ": " + a.words
 	}
-	return out
+	var out strings.Builder
+	for i, a := range told {
+		if i > 0 {
+			out.WriteString("; ")
+		}
+		out.WriteString(place(a.target) + ": " + a.words)
+		if n := times[a]; n > 1 {
+			fmt.Fprintf(&out, " (%d times)", n)
+		}
+	}
+	return out.String()
 }
 
 // place names a target for people: "eu/checkout-0", or "us" for another cluster.

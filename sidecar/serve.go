@@ -128,7 +128,7 @@ func (in *Inbound) answerError(w http.ResponseWriter, r *http.Request, err error
 	v := visitOf(r.Context())
 	failure, ok := errors.AsType[*Failure](err)
 	if !ok {
-		failure = &Failure{Status: http.StatusBadGateway, Code: CodeAppBroke, Text: "the application behind " + v.service.String() + " broke off: " + err.Error(), Err: err}
+		failure = &Failure{Status: http.StatusBadGateway, Code: CodeAppBroke, Text: "the application behind " + v.service.String() + " broke off", Err: err}
 	}
 	v.failure = failure
 	in.refuse(w, r, v)
@@ -175,6 +175,9 @@ func (in *Inbound) end(r *http.Request, v *visit) {
 	}
 	if v.failure != nil {
 		attrs = append(attrs, slog.String("code", string(code)), slog.String("error", v.failure.Text))
+		if v.failure.Err != nil { // addresses stay here: the caller may be of another cluster
+			attrs = append(attrs, slog.Any("cause", v.failure.Err))
+		}
 	}
 	in.log.LogAttrs(r.Context(), in.requestLevel, "request", attrs...)
 }
