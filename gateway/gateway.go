@@ -49,7 +49,7 @@ func New(cfg Config) (*Gateway, error) {
 	}
 	g := &Gateway{
 		cfg:       cfg,
-		log:       cfg.Log.With("gateway", cfg.ID),
+		log:       cfg.Log,
 		tracer:    cfg.Tracer.Tracer("github.com/isthmus-mesh/isthmus/gateway"),
 		endpoints: newEndpoints(),
 		changed:   make(chan struct{}, 1),

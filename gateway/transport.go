@@ -51,7 +51,7 @@ const (
 // discovery is on.
 func (g *Gateway) quicConfig(streams int64) *quic.Config {
 	return &quic.Config{
-		HandshakeIdleTimeout:           dialTimeout,
+		HandshakeIdleTimeout:           2 * dialTimeout, // a dialer gives up sooner, always in the same words
 		MaxIdleTimeout:                 idleTimeout,
 		InitialStreamReceiveWindow:     streamWindow,
 		MaxStreamReceiveWindow:         maxStreamWindow,
