@@ -22,11 +22,11 @@ import (
 )
 
 // NewTestRoot makes an X.509 root of a domain.
-func NewTestRoot(t testing.TB, td spiffeid.TrustDomain, notAfter time.Time) *x509.Certificate {
-	t.Helper()
+func NewTestRoot(tb testing.TB, td spiffeid.TrustDomain, notAfter time.Time) *x509.Certificate {
+	tb.Helper()
 	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
 	if err != nil {
-		t.Fatal(err)
+		tb.Fatal(err)
 	}
 	template := &x509.Certificate{
 		SerialNumber: big.NewInt(1), NotBefore: notAfter.Add(-90 * 24 * time.Hour), NotAfter: notAfter,
@@ -35,11 +35,11 @@ func NewTestRoot(t testing.TB, td spiffeid.TrustDomain, notAfter time.Time) *x50
 	}
 	der, err := x509.CreateCertificate(rand.Reader, template, template, key.Public(), key)
 	if err != nil {
-		t.Fatal(err)
+		tb.Fatal(err)
 	}
 	c, err := x509.ParseCertificate(der)
 	if err != nil {
-		t.Fatal(err)
+		tb.Fatal(err)
 	}
 	return c
 }
@@ -58,26 +58,26 @@ type author struct {
 	roots   []*x509.Certificate
 }
 
-func newAuthor(t testing.TB, name string) *author {
-	t.Helper()
+func newAuthor(tb testing.TB, name string) *author {
+	tb.Helper()
 	cluster, err := topology.ParseClusterName(name)
 	if err != nil {
-		t.Fatal(err)
+		tb.Fatal(err)
 	}
-	a := &author{t: t, cluster: cluster, domain: spiffeid.RequireTrustDomainFromString(name + ".example.org"), epoch: 1}
-	a.root, a.signing = newEd25519(t), newEd25519(t)
-	a.roots = []*x509.Certificate{NewTestRoot(t, a.domain, epochStart.Add(90*24*time.Hour))}
+	a := &author{t: tb, cluster: cluster, domain: spiffeid.RequireTrustDomainFromString(name + ".example.org"), epoch: 1}
+	a.root, a.signing = newEd25519(tb), newEd25519(tb)
+	a.roots = []*x509.Certificate{NewTestRoot(tb, a.domain, epochStart.Add(90*24*time.Hour))}
 	return a
 }
 
 // epochStart is now in tests that need no clock.
 var epochStart = time.Date(2026, 3, 4, 5, 6, 7, 0, time.UTC)
 
-func newEd25519(t testing.TB) ed25519.PrivateKey {
-	t.Helper()
+func newEd25519(tb testing.TB) ed25519.PrivateKey {
+	tb.Helper()
 	_, key, err := ed25519.GenerateKey(rand.Reader)
 	if err != nil {
-		t.Fatal(err)
+		tb.Fatal(err)
 	}
 	return key
 }
@@ -165,18 +165,18 @@ func (a *author) tell(version int, at time.Time, change func(*head)) told {
 }
 
 // wire takes a record over the wire: what a receiver has is what it read.
-func wire(t testing.TB, r *record) *record {
-	t.Helper()
+func wire(tb testing.TB, r *record) *record {
+	tb.Helper()
 	o, err := open(r.raw)
 	if err != nil {
-		t.Fatal(err)
+		tb.Fatal(err)
 	}
 	return o
 }
 
 // reasonOf returns why err refuses; "" for nil, "duplicate" for errDuplicate.
-func reasonOf(t testing.TB, err error) Reason {
-	t.Helper()
+func reasonOf(tb testing.TB, err error) Reason {
+	tb.Helper()
 	if err == nil {
 		return ""
 	}
@@ -185,24 +185,24 @@ func reasonOf(t testing.TB, err error) Reason {
 	}
 	r, ok := errors.AsType[*Refusal](err)
 	if !ok {
-		t.Fatalf("%v is no refusal", err)
+		tb.Fatalf("%v is no refusal", err)
 	}
 	return r.Reason
 }
 
 // versionOf returns the version that a view is of; it fails when its parts are of several.
-func versionOf(t testing.TB, v *View) int {
-	t.Helper()
+func versionOf(tb testing.TB, v *View) int {
+	tb.Helper()
 	if v.Freshness == Waiting {
 		return 0
 	}
 	if len(v.Gateways) != 1 || len(v.Exports) != 3 || len(v.Bundle.Authorities) != 1 {
-		t.Fatalf("%d gateways, %d exports, %d roots", len(v.Gateways), len(v.Exports), len(v.Bundle.Authorities))
+		tb.Fatalf("%d gateways, %d exports, %d roots", len(v.Gateways), len(v.Exports), len(v.Bundle.Authorities))
 	}
 	version := int(v.Gateways[0].Capacity)
 	for _, e := range v.Exports {
 		if e.Ready() != version {
-			t.Fatalf("gateways of version %d, %s of %d", version, e.Name, e.Ready())
+			tb.Fatalf("gateways of version %d, %s of %d", version, e.Name, e.Ready())
 		}
 	}
 	return version
@@ -212,9 +212,9 @@ func versionOf(t testing.TB, v *View) int {
 type Author struct{ a *author }
 
 // NewAuthor returns an author of the domain <name>.example.org.
-func NewAuthor(t testing.TB, name string) Author {
-	t.Helper()
-	return Author{newAuthor(t, name)}
+func NewAuthor(tb testing.TB, name string) Author {
+	tb.Helper()
+	return Author{newAuthor(tb, name)}
 }
 
 // Spec pins the author.
@@ -235,32 +235,32 @@ func (a Author) Tell(version int, at time.Time) [][]byte {
 }
 
 // Forge returns an envelope with the same content and signatures that don't fit.
-func Forge(t testing.TB, raw []byte) []byte {
-	t.Helper()
+func Forge(tb testing.TB, raw []byte) []byte {
+	tb.Helper()
 	e := new(federationv1.Envelope)
 	if err := proto.Unmarshal(raw, e); err != nil {
-		t.Fatal(err)
+		tb.Fatal(err)
 	}
 	for _, s := range e.Signatures {
 		s.Signature[0] ^= 1
 	}
 	forged, err := proto.Marshal(e)
 	if err != nil {
-		t.Fatal(err)
+		tb.Fatal(err)
 	}
 	return forged
 }
 
 // EncodeWant returns a Want for those domains, said to be held up to (epoch, seq).
-func EncodeWant(t testing.TB, epoch, seq uint64, domains ...spiffeid.TrustDomain) []byte {
-	t.Helper()
+func EncodeWant(tb testing.TB, epoch, seq uint64, domains ...spiffeid.TrustDomain) []byte {
+	tb.Helper()
 	w := want{have: make(map[spiffeid.TrustDomain]mark)}
 	for _, td := range domains {
 		w.have[td] = mark{epoch, seq}
 	}
 	b, err := w.encode()
 	if err != nil {
-		t.Fatal(err)
+		tb.Fatal(err)
 	}
 	return b
 }

@@ -127,7 +127,7 @@ func encodeExport(e *Export) *federationv1.ExportedService {
 		p.SessionAffinity = string(NoAffinity)
 	}
 	if seconds := e.SessionAffinityTimeout / time.Second; seconds >= 0 && e.SessionAffinityTimeout <= maxAffinity {
-		p.SessionAffinityTimeoutSeconds = int32(seconds) //nolint:gosec // G115: at most maxAffinity
+		p.SessionAffinityTimeoutSeconds = int32(seconds)
 	} else {
 		p.SessionAffinityTimeoutSeconds = -1 // refused by decodeExport
 	}
@@ -189,7 +189,7 @@ func decodeExport(domain spiffeid.TrustDomain, p *federationv1.ExportedService) 
 	bad := func(format string, args ...any) error {
 		return refuse(Malformed, "service %s: %s", name, fmt.Sprintf(format, args...))
 	}
-	if err := checkSizes(p); err != nil {
+	if err = checkSizes(p); err != nil {
 		return Export{}, refuse(TooLarge, "service %s: %v", name, err)
 	}
 	e := Export{

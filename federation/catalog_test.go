@@ -21,18 +21,18 @@ var byValue = cmp.Options{
 	cmpopts.EquateEmpty(),
 }
 
-func testExport(t testing.TB, name string) Export {
-	t.Helper()
+func testExport(tb testing.TB, name string) Export {
+	tb.Helper()
 	n, err := topology.ParseServiceName(name)
 	if err != nil {
-		t.Fatal(err)
+		tb.Fatal(err)
 	}
 	return Export{Name: n, Created: epochStart.Truncate(time.Second), Type: ClusterSetIP, SessionAffinity: NoAffinity}
 }
 
-func fullExport(t testing.TB, a *author) Export {
-	t.Helper()
-	e := testExport(t, "web.shop")
+func fullExport(tb testing.TB, a *author) Export {
+	tb.Helper()
+	e := testExport(tb, "web.shop")
 	e.Type, e.SessionAffinity, e.SessionAffinityTimeout = Headless, ClientIPAffinity, 3*time.Hour
 	e.InternalTrafficPolicy, e.TrafficDistribution = "Local", "PreferClose"
 	e.Ports = []Port{{"http", 80, TCP, "kubernetes.io/h2c"}, {"dns", 53, TCP, ""}, {"dns-udp", 53, UDP, ""}}
@@ -54,9 +54,9 @@ func TestCatalog(t *testing.T) {
 	}
 	got := make(map[string]Export)
 	for index, r := range shards {
-		exports, err := decodeCatalog(wire(t, r), a.domain, index)
-		if err != nil {
-			t.Fatal(err)
+		exports, decodeErr := decodeCatalog(wire(t, r), a.domain, index)
+		if decodeErr != nil {
+			t.Fatal(decodeErr)
 		}
 		for _, e := range exports {
 			got[e.Name.String()] = e

@@ -67,7 +67,7 @@ func TestKeys(t *testing.T) {
 	if third.content.epoch != 3 {
 		t.Errorf("epoch %d", third.content.epoch)
 	}
-	if err := o.Rotate(td, now); err != nil || o.present().content.epoch != 4 {
+	if err = o.Rotate(td, now); err != nil || o.present().content.epoch != 4 {
 		t.Errorf("epoch %d: %v", o.present().content.epoch, err)
 	}
 	keys, err := filepath.Glob(filepath.Join(dir, "signing-*"))
@@ -107,14 +107,16 @@ func TestKeysDamaged(t *testing.T) {
 		"bus key gone":     func(_ *testing.T, dir string) error { return os.Remove(filepath.Join(dir, busKeyFile)) },
 		"signing key gone": func(_ *testing.T, dir string) error { return os.Remove(filepath.Join(dir, signingKeyFile(1))) },
 		"root key of another": func(t *testing.T, dir string) error {
+			t.Helper()
 			_, err := makeKey(dir, rootKeyFile)
 			return err
 		},
 		"signing key of another": func(t *testing.T, dir string) error {
+			t.Helper()
 			_, err := makeKey(dir, signingKeyFile(1))
 			return err
 		},
-		"key that others can read": func(_ *testing.T, dir string) error { return os.Chmod(filepath.Join(dir, busKeyFile), 0o644) }, //nolint:gosec // the case
+		"key that others can read": func(_ *testing.T, dir string) error { return os.Chmod(filepath.Join(dir, busKeyFile), 0o644) },
 		"key cut short":            func(_ *testing.T, dir string) error { return os.Truncate(filepath.Join(dir, rootKeyFile), 40) },
 		"key grown":                func(_ *testing.T, dir string) error { return os.Truncate(filepath.Join(dir, rootKeyFile), 1<<20) },
 		"member root cut short":    func(_ *testing.T, dir string) error { return os.Truncate(filepath.Join(dir, memberRootFile), 40) },

@@ -59,10 +59,10 @@ type planned struct {
 	order uint64 // of planning
 }
 
-func startLink(ctx context.Context, group *sync.WaitGroup, name string, bus Bus, inbox chan<- inbound, log *slog.Logger, m *metrics) *link {
+func startLink(ctx context.Context, group *sync.WaitGroup, name string, bus Bus, inbox chan<- inbound, logger *slog.Logger, m *metrics) *link {
 	ctx, cancel := context.WithCancel(ctx)
 	k := &link{
-		name: name, bus: bus, log: log.With("bus", name), out: make(chan Message, outboxSize), cancel: cancel,
+		name: name, bus: bus, log: logger.With("bus", name), out: make(chan Message, outboxSize), cancel: cancel,
 		planned: make(map[Hash]planned), seen: make(map[Hash]time.Time),
 		budget: rate.NewLimiter(answerBytesPerSecond, answerBurst),
 	}
@@ -88,9 +88,9 @@ func (k *link) read(ctx context.Context, inbox chan<- inbound, m *metrics) {
 		}
 		if errors.Is(err, ErrGap) {
 			m.gaps.Inc()
-			k.log.Debug("subscription ended; subscribing anew", "error", err)
+			k.log.DebugContext(ctx, "subscription ended; subscribing anew", "error", err)
 		} else {
-			k.log.Warn("subscription failed; trying again", "error", err)
+			k.log.WarnContext(ctx, "subscription failed; trying again", "error", err)
 		}
 		if !sleep(ctx, jitter(pause)) {
 			return
@@ -110,7 +110,7 @@ func (k *link) write(ctx context.Context, m *metrics) {
 			cancel()
 			if err != nil && ctx.Err() == nil {
 				m.dropped.Inc()
-				k.log.Debug("message not published", "subject", msg.Subject, "error", err)
+				k.log.DebugContext(ctx, "message not published", "subject", msg.Subject, "error", err)
 			}
 		}
 	}

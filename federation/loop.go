@@ -224,17 +224,17 @@ func (l *loop) take(k *link, msg Message, now time.Time) {
 		return // a duplicate
 	}
 	l.m.metrics.refuse(err)
-	log := l.m.cfg.Log
+	logger := l.m.cfg.Log
 	switch refusal.Reason {
 	case Equivocation:
-		log.Error("peer told two stories; keeping the last good one", "error", err)
+		logger.Error("peer told two stories; keeping the last good one", "error", err)
 		l.passOn(k, p.address(r), now) // so that everybody sees it
 	case NotStored:
-		log.Error("record not used", "error", err)
+		logger.Error("record not used", "error", err)
 	case OwnKeyUsedByOther:
-		log.Error("somebody else signs with our key, or our own numbers were lost", "error", err)
+		logger.Error("somebody else signs with our key, or our own numbers were lost", "error", err)
 	default:
-		log.Debug("record refused", "bus", k.name, "error", err)
+		logger.Debug("record refused", "bus", k.name, "error", err)
 	}
 }
 

@@ -14,28 +14,28 @@ import (
 
 var discard = slog.New(slog.DiscardHandler)
 
-func newPeer(t testing.TB, a *author, dir string) *peer {
-	t.Helper()
+func newPeer(tb testing.TB, a *author, dir string) *peer {
+	tb.Helper()
 	s, err := openStore(dir, discard)
 	if err != nil {
-		t.Fatal(err)
+		tb.Fatal(err)
 	}
 	return recall(a.spec(), s, Thresholds{}, discard)
 }
 
 // give gives records to a peer as the loop would, and returns why the last was refused.
-func give(t testing.TB, p *peer, now time.Time, records ...*record) Reason {
-	t.Helper()
+func give(tb testing.TB, p *peer, now time.Time, records ...*record) Reason {
+	tb.Helper()
 	var why Reason
 	for _, r := range records {
-		r = wire(t, r)
+		r = wire(tb, r)
 		switch r.kind {
 		case RecordMemberRoot:
-			why = reasonOf(t, p.acceptRoot(r, now))
+			why = reasonOf(tb, p.acceptRoot(r, now))
 		case RecordHead:
-			why = reasonOf(t, p.acceptHead(r, now))
+			why = reasonOf(tb, p.acceptHead(r, now))
 		default:
-			why = reasonOf(t, p.acceptPart(r))
+			why = reasonOf(tb, p.acceptPart(r))
 		}
 	}
 	return why
@@ -347,7 +347,7 @@ func TestAnyOrder(t *testing.T) {
 	a := newAuthor(t, "us")
 	var life []*record
 	var last told
-	version := 0
+	newest := 0
 	lastRoot := a.memberRoot(nil)
 	for epoch := range 2 {
 		if epoch > 0 {
@@ -355,20 +355,16 @@ func TestAnyOrder(t *testing.T) {
 		}
 		life = append(life, lastRoot)
 		for range 3 {
-			version++
-			last = a.tell(version, epochStart.Add(time.Duration(version)*time.Second), nil)
+			newest++
+			last = a.tell(newest, epochStart.Add(time.Duration(newest)*time.Second), nil)
 			life = append(life, last.all()...)
 		}
 	}
 	now := epochStart.Add(time.Minute)
 	rapid.Check(t, func(r *rapid.T) {
-		dir, err := os.MkdirTemp(t.TempDir(), "")
-		if err != nil {
-			r.Fatal(err)
-		}
-		disk := rapid.IntRange(0, 9).Draw(r, "disk") == 0 // few: it is slow
-		if !disk {
-			dir = ""
+		disk, dir := rapid.IntRange(0, 9).Draw(r, "disk") == 0, "" // few: it is slow
+		if disk {
+			dir = t.TempDir()
 		}
 		p := newPeer(t, a, dir)
 		var at mark
@@ -396,8 +392,8 @@ func TestAnyOrder(t *testing.T) {
 		give(t, p, now, lastRoot)
 		give(t, p, now, last.all()...)
 		look()
-		if seen != version {
-			r.Fatalf("version %d in the end, want %d", seen, version)
+		if seen != newest {
+			r.Fatalf("version %d in the end, want %d", seen, newest)
 		}
 	})
 }

@@ -108,11 +108,11 @@ func (p *publisher) publish(wall time.Time) ([]addressed, error) {
 	}
 	ms := uint64(max(wall.UnixMilli(), 1))
 	saved := p.saved
-	if saved.Epoch == stated.content.epoch && saved.Seq > ms+uint64(MaxAhead.Milliseconds()) {
+	if saved.Epoch == stated.content.epoch && saved.Seq > ms+uint64(MaxAhead/time.Millisecond) {
 		// Our clock was far ahead once. Peers take no such number for as long; a new epoch begins anew.
 		p.log.Warn("the last head's number is ahead of the clock; beginning a new epoch", "seq", saved.Seq)
-		if err := p.cfg.Keys.Rotate(p.cfg.Domain, wall); err != nil {
-			p.log.Error("peers will refuse our heads until the clock has caught up", "seq", saved.Seq, "error", err)
+		if rotateErr := p.cfg.Keys.Rotate(p.cfg.Domain, wall); rotateErr != nil {
+			p.log.Error("peers will refuse our heads until the clock has caught up", "seq", saved.Seq, "error", rotateErr)
 		} else if stated, err = p.cfg.Keys.statement(p.cfg.Domain, wall); err != nil {
 			return nil, err
 		}

@@ -10,7 +10,7 @@ import (
 
 // recall makes a peer of what is on disk of it. All of it is verified as if it came from the bus, but for its age: how old it is
 // says the view's Freshness.
-func recall(spec PeerSpec, s *store, limit Thresholds, log *slog.Logger) *peer {
+func recall(spec PeerSpec, s *store, limit Thresholds, logger *slog.Logger) *peer {
 	p := &peer{
 		spec: spec, store: s, limit: limit, parts: make(map[Hash]*part), saved: make(map[Hash]bool),
 		heads: rate.NewLimiter(headsPerSecond, headsBurst),
@@ -19,7 +19,7 @@ func recall(spec PeerSpec, s *store, limit Thresholds, log *slog.Logger) *peer {
 	if marked {
 		if err := p.recallMark(mark); err != nil {
 			// The numbers stand all the same: they can only make us stricter.
-			log.Error("records beside a peer's mark do not fit and are not used", "cluster", spec.Cluster.String(), "error", err)
+			logger.Error("records beside a peer's mark do not fit and are not used", "cluster", spec.Cluster.String(), "error", err)
 		}
 	}
 	saved, ok := s.loadCut(spec.RootFingerprint)
@@ -32,7 +32,7 @@ func recall(spec PeerSpec, s *store, limit Thresholds, log *slog.Logger) *peer {
 		return p
 	}
 	if !marked {
-		log.Error("a peer's mark is lost; its last cut is the lower bound now", "cluster", spec.Cluster.String(), "epoch", p.at.epoch, "seq", p.at.seq)
+		logger.Error("a peer's mark is lost; its last cut is the lower bound now", "cluster", spec.Cluster.String(), "epoch", p.at.epoch, "seq", p.at.seq)
 	}
 	p.cut = c
 	p.complete()

@@ -114,7 +114,7 @@ func (l *loop) wants() want {
 		w.hashes = append(w.hashes, p.missing()...)
 	}
 	if len(w.hashes) > askHashes {
-		rand.Shuffle(len(w.hashes), func(i, j int) { w.hashes[i], w.hashes[j] = w.hashes[j], w.hashes[i] })
+		rand.Shuffle(len(w.hashes), func(i, j int) { w.hashes[i], w.hashes[j] = w.hashes[j], w.hashes[i] }) //nolint:gosec // G404: a fair choice, not a secret one
 		w.hashes = w.hashes[:askHashes]
 	}
 	return w

@@ -37,6 +37,7 @@ const patience = 30 * time.Second
 
 // Run runs the contract; broker starts a new one.
 func Run(t *testing.T, broker func(t *testing.T) Broker) {
+	t.Helper()
 	for name, test := range map[string]func(*testing.T, Broker){
 		"order":               testOrder,
 		"no echo":             testNoEcho,
@@ -133,6 +134,7 @@ func eventually(t *testing.T, what string, try func() error) {
 }
 
 func testOrder(t *testing.T, k Broker) {
+	t.Helper()
 	a, b := k.Connect(t), k.Connect(t)
 	s := subscribe(t, b, nil)
 	const n = 300
@@ -147,6 +149,7 @@ func testOrder(t *testing.T, k Broker) {
 }
 
 func testNoEcho(t *testing.T, k Broker) {
+	t.Helper()
 	a, b := k.Connect(t), k.Connect(t)
 	s := subscribe(t, a, nil)
 	publish(t, a, message(1))
@@ -157,6 +160,7 @@ func testNoEcho(t *testing.T, k Broker) {
 }
 
 func testNothingFromBefore(t *testing.T, k Broker) {
+	t.Helper()
 	a, b := k.Connect(t), k.Connect(t)
 	other := subscribe(t, k.Connect(t), nil)
 	publish(t, a, message(1))
@@ -169,6 +173,7 @@ func testNothingFromBefore(t *testing.T, k Broker) {
 }
 
 func testSeveralReaders(t *testing.T, k Broker) {
+	t.Helper()
 	a, b := k.Connect(t), k.Connect(t)
 	readers := []*subscriber{subscribe(t, b, nil), subscribe(t, b, nil), subscribe(t, k.Connect(t), nil)}
 	publish(t, a, message(1))
@@ -180,6 +185,7 @@ func testSeveralReaders(t *testing.T, k Broker) {
 }
 
 func testOneAtATime(t *testing.T, k Broker) {
+	t.Helper()
 	var inside, most atomic.Int32
 	got := make(chan struct{}, 1000)
 	subscribe(t, k.Connect(t), func(federation.Message) {
@@ -211,6 +217,7 @@ func testOneAtATime(t *testing.T, k Broker) {
 }
 
 func testContext(t *testing.T, k Broker) {
+	t.Helper()
 	b := k.Connect(t)
 	s := subscribe(t, b, nil)
 	s.cancel()
@@ -233,6 +240,7 @@ func testContext(t *testing.T, k Broker) {
 
 // testSlowReader: a reader that stands still is told that it lost something; the publisher never waits for it.
 func testSlowReader(t *testing.T, k Broker) {
+	t.Helper()
 	a, b := k.Connect(t), k.Connect(t)
 	hold, held := make(chan struct{}), make(chan struct{}, 1)
 	s := subscribe(t, b, func(federation.Message) {
@@ -269,6 +277,7 @@ func testSlowReader(t *testing.T, k Broker) {
 }
 
 func testBroken(t *testing.T, k Broker) {
+	t.Helper()
 	a, b := k.Connect(t), k.Connect(t)
 	s := subscribe(t, b, nil)
 	publish(t, a, message(1))
@@ -290,6 +299,7 @@ func testBroken(t *testing.T, k Broker) {
 }
 
 func testClose(t *testing.T, k Broker) {
+	t.Helper()
 	b := k.Connect(t)
 	s := subscribe(t, b, nil)
 	if err := b.Close(); err != nil {
@@ -308,6 +318,7 @@ func testClose(t *testing.T, k Broker) {
 }
 
 func testLimits(t *testing.T, k Broker) {
+	t.Helper()
 	a := k.Connect(t)
 	s := subscribe(t, k.Connect(t), nil)
 	largest := federation.Message{Subject: message(0).Subject, Data: bytes.Repeat([]byte{0xa5}, federation.MaxMessage)}
@@ -329,6 +340,7 @@ func testLimits(t *testing.T, k Broker) {
 
 // testNoLeaks: a hundred broken connections leave as many subscriptions as before.
 func testNoLeaks(t *testing.T, k Broker) {
+	t.Helper()
 	a, b := k.Connect(t), k.Connect(t)
 	var gaps atomic.Int32
 	ctx, cancel := context.WithCancel(t.Context())

@@ -109,6 +109,7 @@ func waitState(t *testing.T, c *Client, want State) {
 func TestContract(t *testing.T) {
 	broker := func(own bool) func(t *testing.T) bustest.Broker {
 		return func(t *testing.T) bustest.Broker {
+			t.Helper()
 			who := new(allowed)
 			s := startServer(t, who)
 			first := own
@@ -333,11 +334,11 @@ func TestServerRestart(t *testing.T) {
 	defer func() { _ = c.Close() }()
 	waitState(t, c, Connected)
 	_ = s.Close()
-	if _, err := s.Bus().connected(t.Context()); !errors.Is(err, federation.ErrBusClosed) {
+	if _, err = s.Bus().connected(t.Context()); !errors.Is(err, federation.ErrBusClosed) {
 		t.Errorf("the own client outlived the server: %v", err)
 	}
 	waitState(t, c, Connecting)
-	if err := c.Publish(t.Context(), federation.Message{Subject: federation.SubjectWant}); err == nil {
+	if err = c.Publish(t.Context(), federation.Message{Subject: federation.SubjectWant}); err == nil {
 		t.Error("published to nobody")
 	}
 	s, err = StartServer(ServerConfig{Listen: addr, Key: serverKey, Clients: who.list})
