@@ -76,7 +76,7 @@ type registry struct {
 	objects *live.Value[*control.Objects]
 
 	mu     sync.Mutex
-	status *control.Status // guarded by mu
+	status []*control.Status // guarded by mu: all that were written
 }
 
 func (r *registry) Objects() *live.Value[*control.Objects] { return r.objects }
@@ -84,8 +84,15 @@ func (r *registry) Objects() *live.Value[*control.Objects] { return r.objects }
 func (r *registry) PutStatus(_ context.Context, s *control.Status) error {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	r.status = s
+	r.status = append(r.status, s)
 	return nil
+}
+
+// statuses returns all that were written.
+func (r *registry) statuses() []*control.Status {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return r.status
 }
 
 // declare replaces all objects by those of a manifest.

@@ -150,6 +150,7 @@ func TestTwoClusters(t *testing.T) {
 		}()
 		eu.stop()
 		time.Sleep(time.Minute)
+		before := len(eu.registry.statuses())
 		restarted := m.start("eu", eu.dir, eu.registry)
 		eu.listener = restarted.listener
 		eventually(t, 2*time.Minute, func() error {
@@ -161,6 +162,11 @@ func TestTwoClusters(t *testing.T) {
 		stopWatch()
 		if got, ok := <-lacking; ok {
 			t.Errorf("after a restart the client's remotes were %q for a moment", got)
+		}
+		for _, s := range eu.registry.statuses()[before:] {
+			if len(s.Imports) != 1 {
+				t.Errorf("after a restart there were %d imports for a moment", len(s.Imports))
+			}
 		}
 		if again := get[[]admin.Import](t, restarted, "/v1/imports"); len(again) != 1 || again[0].IPs[0] != imports[0].IPs[0] {
 			t.Errorf("the import's address was %v, and is %+v after a restart", imports[0].IPs, again)

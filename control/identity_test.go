@@ -1,0 +1,283 @@
+package control_test
+
+import (
+	"context"
+	"crypto"
+	"crypto/ecdsa"
+	"crypto/elliptic"
+	"crypto/rand"
+	"crypto/rsa"
+	"crypto/x509"
+	"fmt"
+	"net"
+	"os"
+	"path/filepath"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/spiffe/go-spiffe/v2/spiffeid"
+	"github.com/spiffe/go-spiffe/v2/svid/x509svid"
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/credentials"
+	"google.golang.org/grpc/status"
+
+	configv1 "github.com/isthmus-mesh/isthmus/api/config/v1"
+	identityv1 "github.com/isthmus-mesh/isthmus/api/identity/v1"
+	"github.com/isthmus-mesh/isthmus/trust"
+)
+
+// caller speaks to a control, as somebody or as nobody.
+type caller struct {
+	identityv1.IdentityClient
+
+	config configv1.ConfigClient
+}
+
+// call connects to c; svid nil is nobody.
+func (c *cluster) call(t *testing.T, svid *x509svid.SVID) *caller {
+	t.Helper()
+	pem, err := os.ReadFile(filepath.Join(c.dir, "trust-bundle.pem"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	roots, err := trust.ParsePEM(pem)
+	if err != nil {
+		t.Fatal(err)
+	}
+	bundles := trust.NewBundles()
+	bundles.Set(c.domain(), trust.Bundle{Authorities: roots})
+	var identity *trust.Identity
+	if svid != nil {
+		identity = trust.NewIdentity()
+		identity.Set(svid)
+	}
+	config := trust.ClientConfig(trust.TLS{Identity: identity, Bundles: bundles, Policy: trust.AllowControl(c.domain()), Protocols: []string{"h2"}})
+	conn, err := grpc.NewClient("passthrough:///control",
+		grpc.WithTransportCredentials(credentials.NewTLS(config)),
+		grpc.WithContextDialer(func(ctx context.Context, _ string) (net.Conn, error) { return c.dial(ctx) }))
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = conn.Close() })
+	return &caller{identityv1.NewIdentityClient(conn), configv1.NewConfigClient(conn)}
+}
+
+// joined trades a token for an SVID.
+func (c *cluster) joined(t *testing.T, token string) *x509svid.SVID {
+	t.Helper()
+	key, csr, err := trust.NewRequest()
+	if err != nil {
+		t.Fatal(err)
+	}
+	answer, err := c.call(t, nil).Join(t.Context(), &identityv1.JoinRequest{Token: token, Csr: csr})
+	if err != nil {
+		t.Fatal(err)
+	}
+	return svidOf(t, key, answer)
+}
+
+func svidOf(t *testing.T, key crypto.Signer, c *identityv1.Certificate) *x509svid.SVID {
+	t.Helper()
+	svid := &x509svid.SVID{ID: spiffeid.RequireFromString(c.GetSpiffeId()), PrivateKey: key}
+	for _, der := range c.GetChain() {
+		cert, err := x509.ParseCertificate(der)
+		if err != nil {
+			t.Fatal(err)
+		}
+		svid.Certificates = append(svid.Certificates, cert)
+	}
+	return svid
+}
+
+func wantCode(t *testing.T, what string, err error, want codes.Code) {
+	t.Helper()
+	if got := status.Code(err); got != want {
+		t.Errorf("%s: %v, want %v (%v)", what, got, want, err)
+	}
+}
+
+func csrOf(t *testing.T, key crypto.Signer) []byte {
+	t.Helper()
+	csr, err := x509.CreateCertificateRequest(rand.Reader, new(x509.CertificateRequest), key)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return csr
+}
+
+func TestJoin(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		eu := newMesh(t).start("eu", filepath.Join(t.TempDir(), "eu"), nil)
+		eu.registry.declare(t, checkoutManifest)
+		synctest.Wait()
+		token := eu.token(t, `{"workload":"shop/checkout-0"}`)
+		nobody := eu.call(t, nil)
+		_, good, err := trust.NewRequest()
+		if err != nil {
+			t.Fatal(err)
+		}
+		join := func(token string, csr []byte) error {
+			_, err := nobody.Join(t.Context(), &identityv1.JoinRequest{Token: token, Csr: csr})
+			return err
+		}
+
+		// A request that is no good leaves the token good.
+		p384, err := ecdsa.GenerateKey(elliptic.P384(), rand.Reader)
+		if err != nil {
+			t.Fatal(err)
+		}
+		weak, err := rsa.GenerateKey(rand.Reader, 2048)
+		if err != nil {
+			t.Fatal(err)
+		}
+		forged := append([]byte(nil), good...)
+		forged[len(forged)-1] ^= 1
+		for name, csr := range map[string][]byte{
+			"nothing": nil, "noise": []byte("noise"), "P-384": csrOf(t, p384), "RSA": csrOf(t, weak), "a bad signature": forged, "too long": make([]byte, 10_000),
+		} {
+			wantCode(t, "a request with "+name, join(token, csr), codes.InvalidArgument)
+		}
+		wantCode(t, "a made-up token", join("isthmus-join-x", good), codes.Unauthenticated)
+		wantCode(t, "no token", join("", good), codes.Unauthenticated)
+
+		svid := eu.joined(t, token)
+		if svid.ID.String() != "spiffe://eu.example/ns/shop/sa/checkout" {
+			t.Errorf("joined as %s", svid.ID)
+		}
+		wantCode(t, "a token for the second time", join(token, good), codes.Unauthenticated)
+
+		// A token ends, and so does one for a workload that is gone meanwhile.
+		late := eu.token(t, `{"gateway":"gateway-0"}`)
+		gone := eu.token(t, `{"workload":"shop/checkout-0"}`)
+		eu.registry.declare(t, "")
+		synctest.Wait()
+		wantCode(t, "a token of a workload that is gone", join(gone, good), codes.PermissionDenied)
+		time.Sleep(15 * time.Minute)
+		wantCode(t, "a token that has ended", join(late, good), codes.Unauthenticated)
+	})
+}
+
+func TestRenew(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		m := newMesh(t)
+		eu := m.start("eu", filepath.Join(t.TempDir(), "eu"), nil)
+		eu.registry.declare(t, checkoutManifest)
+		synctest.Wait()
+		_, csr, err := trust.NewRequest()
+		if err != nil {
+			t.Fatal(err)
+		}
+		renew := func(as *caller) (*identityv1.Certificate, error) {
+			return as.Renew(t.Context(), &identityv1.RenewRequest{Csr: csr})
+		}
+		_, err = renew(eu.call(t, nil))
+		wantCode(t, "nobody", err, codes.Unauthenticated)
+
+		workload := eu.joined(t, eu.token(t, `{"workload":"shop/checkout-0"}`))
+		gateway := eu.joined(t, eu.token(t, `{"gateway":"gateway-0"}`))
+		node := eu.joined(t, eu.token(t, `{"node":"node-0"}`))
+		for _, svid := range []*x509svid.SVID{workload, gateway, node} {
+			c, err := renew(eu.call(t, svid))
+			if err != nil || c.GetSpiffeId() != svid.ID.String() {
+				t.Errorf("%s: %s, %v", svid.ID, c.GetSpiffeId(), err)
+			}
+		}
+
+		// Who is gone gets no more.
+		eu.registry.declare(t, "")
+		if _, code := ask[any](t, eu, "DELETE", "/v1/proxies/gateway/gateway-0", ""); code != 204 {
+			t.Fatalf("removing a gateway: %d", code)
+		}
+		synctest.Wait()
+		_, err = renew(eu.call(t, workload))
+		wantCode(t, "a workload that is gone", err, codes.PermissionDenied)
+		_, err = renew(eu.call(t, gateway))
+		wantCode(t, "a gateway that was removed", err, codes.PermissionDenied)
+
+		// A connection lives no longer than the SVID that it was made with; an SVID that has ended opens none.
+		as := eu.call(t, node)
+		if _, err := renew(as); err != nil {
+			t.Fatal(err)
+		}
+		time.Sleep(61 * time.Minute)
+		_, err = renew(as)
+		wantCode(t, "an SVID that has ended", err, codes.Unavailable) // the handshake is refused
+
+		// Somebody of another domain is refused in the handshake.
+		us := m.start("us", filepath.Join(t.TempDir(), "us"), nil)
+		us.registry.declare(t, checkoutManifest)
+		synctest.Wait()
+		stranger := us.joined(t, us.token(t, `{"workload":"shop/checkout-0"}`))
+		_, err = renew(eu.call(t, stranger))
+		wantCode(t, "a stranger", err, codes.Unavailable)
+
+		// A control that has just started can't tell who is gone: come back later.
+		eu.stop()
+		restarted := m.start("eu", eu.dir, nil)
+		fresh := &cluster{name: "eu", dir: eu.dir, listener: restarted.listener}
+		restarted.registry.declare(t, checkoutManifest)
+		synctest.Wait()
+		workload = fresh.joined(t, restarted.token(t, `{"workload":"shop/checkout-0"}`))
+		restarted.registry.objects.Store(nil)
+		_, err = renew(fresh.call(t, workload))
+		wantCode(t, "before the manifests were read", err, codes.Unavailable)
+	})
+}
+
+// The stream is for whom the SVID is of, and for nobody else.
+func TestStreamIsBoundToTheIdentity(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		eu := newMesh(t).start("eu", filepath.Join(t.TempDir(), "eu"), nil)
+		eu.registry.declare(t, checkoutManifest+"---"+clientManifest)
+		synctest.Wait()
+		svids := map[string]*x509svid.SVID{
+			"checkout": eu.joined(t, eu.token(t, `{"workload":"shop/checkout-0"}`)),
+			"client":   eu.joined(t, eu.token(t, `{"workload":"shop/client"}`)),
+			"gateway":  eu.joined(t, eu.token(t, `{"gateway":"gateway-0"}`)),
+			"node":     eu.joined(t, eu.token(t, `{"node":"node-0"}`)),
+			"nobody":   nil,
+		}
+		gatewayAt := func(id, address, quic string) *configv1.Hello {
+			return &configv1.Hello{Program: "gateway", Gateway: &configv1.Gateway{Id: id, Address: address, QuicAddress: quic}}
+		}
+		node := func(name, inbound string) *configv1.Hello {
+			return &configv1.Hello{Program: "node", Workload: name, InboundAddress: inbound}
+		}
+		for _, c := range []struct {
+			as    string
+			hello *configv1.Hello
+			want  codes.Code
+		}{
+			{"checkout", sidecarHello("shop/checkout-0"), codes.OK},
+			{"client", sidecarHello("shop/client"), codes.OK},
+			{"gateway", gatewayHello("gateway-0"), codes.OK},
+			{"node", node("node-0", "10.0.0.5:9443"), codes.OK},
+			{"nobody", sidecarHello("shop/checkout-0"), codes.Unauthenticated},
+			{"checkout", sidecarHello("shop/client"), codes.PermissionDenied},
+			{"checkout", sidecarHello("shop/nobody"), codes.PermissionDenied},
+			{"checkout", gatewayHello("gateway-0"), codes.PermissionDenied},
+			{"gateway", sidecarHello("shop/checkout-0"), codes.PermissionDenied},
+			{"gateway", gatewayHello("gateway-1"), codes.PermissionDenied},
+			{"gateway", gatewayAt("gateway-0", "", "192.0.2.1:1"), codes.PermissionDenied},
+			{"gateway", gatewayAt("gateway-0", "10.0.0.1:0", "192.0.2.1:1"), codes.PermissionDenied},
+			{"gateway", gatewayAt("gateway-0", "10.0.0.1:1", "no port"), codes.PermissionDenied},
+			{"node", node("node-1", "10.0.0.5:9443"), codes.PermissionDenied},
+			{"node", node("node-0", "0.0.0.0:9443"), codes.PermissionDenied},
+			{"node", node("node-0", "host:9443"), codes.PermissionDenied},
+			{"node", &configv1.Hello{Program: "control", Workload: "node-0"}, codes.InvalidArgument},
+		} {
+			ctx, cancel := context.WithCancel(t.Context())
+			stream, err := eu.call(t, svids[c.as]).config.Stream(ctx)
+			if err != nil {
+				t.Fatal(err)
+			}
+			// When it is refused at once, sending may fail already; receiving says why.
+			_ = stream.Send(&configv1.Request{Message: &configv1.Request_Hello{Hello: c.hello}})
+			_, err = stream.Recv()
+			wantCode(t, fmt.Sprintf("%s as %v", c.as, c.hello), err, c.want)
+			cancel()
+		}
+	})
+}
