@@ -40,7 +40,8 @@ func newPlaygroundHeal(p *playground) *cobra.Command {
 	return &cobra.Command{
 		Use:   "heal [TARGET...]",
 		Short: "Start again what is dead",
-		Long: `heal starts again what the targets name and does not run (without targets: everything), and returns when it is ready and calls use it again. A program whose control
+		Long: `heal starts again what the targets name and does not run (without targets: everything), and returns when it is ready and linked. Callers
+that found it wanting try it again in their own time, within seconds. A program whose control
 plane is dead starts with the state that it has on disk.`,
 		Example:           example("isthmus playground heal", "isthmus playground heal us/gateway-0"),
 		ValidArgsFunction: p.completeTargets,

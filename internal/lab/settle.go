@@ -75,7 +75,8 @@ func linkUp(links []admin.Link, gateway, cluster string) bool {
 	})
 }
 
-// usable asks each sidecar of a cluster about each import. A cluster that it holds for a last resort is not settled yet.
+// usable asks each sidecar of a cluster about each import. A cluster that it holds for a last resort is not settled yet,
+// unless its own requests found that cluster wanting: how long it remembers that is its own affair.
 func (p *Playground) usable(ctx context.Context, c Cluster, st admin.Status, imports []admin.Import) error {
 	for _, u := range c.units() {
 		if u.program != Sidecar || !p.alive(u) {
@@ -93,7 +94,7 @@ func (p *Playground) usable(ctx context.Context, c Cluster, st admin.Status, imp
 					continue
 				}
 				if !slices.ContainsFunc(x.Rows, func(r topology.ExplanationRow) bool {
-					return r.Cluster.String() == from && r.State != topology.LastResort
+					return r.Cluster.String() == from && (r.State != topology.LastResort || r.Cause == topology.Ejected)
 				}) {
 					return fmt.Errorf("%s does not use %s of %s yet", u.id(), to, from)
 				}
