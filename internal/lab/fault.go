@@ -67,6 +67,9 @@ func (p *Playground) Down(ctx context.Context, grace time.Duration, removeDir bo
 		if err := os.Remove(p.dir); err != nil && !errors.Is(err, fs.ErrNotExist) {
 			p.opts.Log.InfoContext(ctx, "folder kept", "folder", p.dir, "error", err)
 		}
+		if std, err := DefaultDir(); err == nil && std == p.dir {
+			_ = os.Remove(filepath.Dir(std)) // made for it alone; stays when something else is in it
+		}
 	}
 	if err := errors.Join(errs...); err != nil {
 		return fmt.Errorf("playground: %w", err)
