@@ -89,7 +89,7 @@ func TestForgeryDoesNotSilence(t *testing.T) {
 		say(t, w.hubs[0], records...)
 		time.Sleep(time.Minute)
 		late.start()
-		for range 600 { // for a minute, ten times a second
+		for range 100 { // for ten seconds
 			say(t, w.hubs[0], federation.Forge(t, records[0]), federation.Forge(t, records[1]))
 			time.Sleep(100 * time.Millisecond)
 		}
@@ -209,13 +209,13 @@ func TestEmptyPromise(t *testing.T) {
 			t.Errorf("%d messages, want at most %d", got, most)
 		}
 		before = w.published()
-		const flood = 1000
+		const flood = 200
 		for range flood {
 			say(t, hub, liar.Tell(2, time.Now())[0])
 			time.Sleep(time.Millisecond)
 		}
-		if got := w.published() - before - flood; got > 30+10+40 {
-			t.Errorf("%d messages after a flood of %d heads in a second", got, flood)
+		if got := w.published() - before - flood; got > 30+2+40 {
+			t.Errorf("%d messages after a flood of %d heads in a moment", got, flood)
 		}
 		if !w.sites[0].knows(w.sites[1]) || w.sites[0].member.Views().Cluster(liar.Spec().Cluster).Quarantined {
 			t.Error("the flood took others with it, or was taken for two stories")

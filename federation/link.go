@@ -86,7 +86,8 @@ func (k *link) read(ctx context.Context, inbox chan<- inbound, m *metrics) {
 		if ctx.Err() != nil {
 			return
 		}
-		if errors.Is(err, ErrGap) {
+		if errors.Is(err, ErrGap) || errors.Is(err, ErrBusClosed) {
+			// A bus that is closed is about to be taken from us.
 			m.gaps.Inc()
 			k.log.DebugContext(ctx, "subscription ended; subscribing anew", "error", err)
 		} else {

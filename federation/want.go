@@ -107,7 +107,7 @@ func (a *asking) asked(now time.Time) {
 // wants returns what to ask for: the marks of all peers, and single records.
 func (l *loop) wants() want {
 	w := want{have: make(map[spiffeid.TrustDomain]mark, len(l.peers)+1)}
-	w.have[l.m.cfg.Domain] = l.own.at
+	w.have[l.m.cfg.Domain] = mark{l.own.saved.Epoch, l.own.saved.Seq}
 	for _, name := range slices.SortedFunc(maps.Keys(l.peers), topology.ClusterName.Compare) {
 		p := l.peers[name]
 		w.have[p.spec.Domain] = p.known()

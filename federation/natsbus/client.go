@@ -54,7 +54,8 @@ type Client struct {
 	running sync.WaitGroup
 	link    *live.Value[linkState]
 
-	mu sync.Mutex // held while link is read and stored anew
+	mu     sync.Mutex // held while link is read and stored anew
+	reason error      // guarded by mu: why the last attempt failed; nil once connected
 }
 
 // linkState is a connection at one time. A subscription belongs to one generation.
@@ -154,6 +155,7 @@ func (c *Client) open() (*nats.Conn, error) {
 			c.move(n, Connecting)
 			c.log.Info("bus disconnected", "servers", c.cfg.urls, "error", err)
 		}),
+		nats.ReconnectErrHandler(func(_ *nats.Conn, err error) { c.failed(err) }),
 		nats.ErrorHandler(func(_ *nats.Conn, _ *nats.Subscription, err error) {
 			c.log.Warn("bus error", "servers", c.cfg.urls, "error", err)
 		}),
@@ -218,7 +220,28 @@ func (c *Client) move(conn *nats.Conn, to State) {
 	if l.state == Closed {
 		return
 	}
+	if to == Connected {
+		c.reason = nil
+	}
 	c.link.Store(linkState{conn, to, l.generation + 1})
+}
+
+// failed notes why an attempt to connect failed, and says so aloud when it is not what it said before.
+func (c *Client) failed(err error) {
+	c.mu.Lock()
+	news := c.reason == nil || err == nil || c.reason.Error() != err.Error()
+	c.reason = err
+	c.mu.Unlock()
+	if news {
+		c.log.Warn("bus cannot be reached; trying again", "servers", c.cfg.urls, "error", err)
+	}
+}
+
+// Err returns why the last attempt to connect failed; nil while connected, and before the second attempt.
+func (c *Client) Err() error {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.reason
 }
 
 // State says whether the client has its server now.

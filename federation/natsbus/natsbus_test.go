@@ -314,6 +314,19 @@ func TestWrongPin(t *testing.T) {
 	if !errors.Is(err, trust.ErrNotPinned) {
 		t.Errorf("connected to another key: %v", err)
 	}
+	c, err := start(clientConfig{urls: []string{"tls://" + s.Addr()}, key: key, pin: pin, log: s.log, reconnect: time.Millisecond})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() { _ = c.Close() }()
+	for deadline := time.Now().Add(patience); !errors.Is(c.Err(), trust.ErrNotPinned); time.Sleep(time.Millisecond) {
+		if time.Now().After(deadline) {
+			t.Fatalf("it doesn't say why: %v", c.Err())
+		}
+	}
+	if c.State() != Connecting {
+		t.Errorf("state %s", c.State())
+	}
 }
 
 // TestServerRestart: clients outlive their server, and come back to the next at the same place.
