@@ -40,7 +40,7 @@ type attempt struct {
 }
 
 func newSelection(p *plan, h *balance.Health[topology.Target], now func() time.Time, repeatable bool) *selection {
-	return &selection{plan: p, health: h, now: now, u: rand.Float64(), repeatable: repeatable}
+	return &selection{plan: p, health: h, now: now, u: rand.Float64(), repeatable: repeatable} //nolint:gosec // G404: it spreads load, it guards nothing
 }
 
 // choice is a copy to try now.
@@ -73,9 +73,6 @@ func (s *selection) next() choice {
 	}
 	return s.at(0, 0) // not reached: some candidate was tried at most maxAttempts times
 }
-
-// again returns the copy that was tried last, for another try at once.
-func (s *selection) again(c choice) choice { return choice{candidate: c.candidate, pool: c.pool} }
 
 func (s *selection) due() (choice, bool) {
 	for i := range s.plan.Tiers {
@@ -153,7 +150,7 @@ func (s *selection) pause(ctx context.Context, c choice) error {
 		return nil
 	}
 	pause := firstPause << (n - 1)
-	timer := time.NewTimer(pause/2 + rand.N(pause))
+	timer := time.NewTimer(pause/2 + rand.N(pause)) //nolint:gosec // G404: it spreads load, it guards nothing
 	defer timer.Stop()
 	select {
 	case <-timer.C:

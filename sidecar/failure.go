@@ -3,6 +3,7 @@ package sidecar
 import (
 	"errors"
 	"fmt"
+	"io"
 	"net/http"
 	"net/url"
 	"strings"
@@ -104,7 +105,7 @@ func (f *Failure) writePlain(w http.ResponseWriter) {
 		h.Set("Retry-After", "1")
 	}
 	w.WriteHeader(f.Status)
-	_, _ = fmt.Fprintln(w, f.message()) // the client went away
+	_, _ = io.WriteString(w, f.message()+"\n") // the client went away
 }
 
 func (f *Failure) message() string { return "isthmus: " + f.Text + " (" + string(f.Code) + ")" }

@@ -27,7 +27,7 @@ const (
 type callKey struct{}
 
 func callOf(ctx context.Context) *call {
-	return ctx.Value(callKey{}).(*call) //nolint:errcheck,forcetypeassert // only called for requests that serve made
+	return ctx.Value(callKey{}).(*call) // only called for requests that serve made
 }
 
 // RoundTrip sends a request to one copy after another until one answers, as far as repeating it can do no harm. Errors are

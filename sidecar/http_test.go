@@ -71,13 +71,14 @@ func (s *side) through(ctx context.Context, _, address string) (net.Conn, error)
 	if err != nil {
 		return nil, err
 	}
-	if _, err := fmt.Fprintf(c, "CONNECT %s HTTP/1.1\r\nHost: %s\r\n\r\n", address, address); err != nil {
+	if _, err = fmt.Fprintf(c, "CONNECT %s HTTP/1.1\r\nHost: %s\r\n\r\n", address, address); err != nil {
 		return nil, err
 	}
 	resp, err := http.ReadResponse(bufio.NewReaderSize(&byteReader{c}, 16), nil)
 	if err != nil {
 		return nil, err
 	}
+	defer func() { _ = resp.Body.Close() }()
 	if resp.StatusCode != http.StatusOK {
 		body, _ := io.ReadAll(resp.Body)
 		return nil, fmt.Errorf("CONNECT: %s: %s", resp.Status, body)
@@ -109,13 +110,14 @@ func TestWaysToAsk(t *testing.T) {
 				t.Fatal(err)
 			}
 			defer func() { _ = conn.Close() }()
-			if _, err := io.WriteString(conn, head); err != nil {
+			if _, err = io.WriteString(conn, head); err != nil {
 				t.Fatal(err)
 			}
 			resp, err := http.ReadResponse(bufio.NewReader(conn), nil)
 			if err != nil {
 				t.Fatal(err)
 			}
+			defer func() { _ = resp.Body.Close() }()
 			body, _ := io.ReadAll(resp.Body)
 			return string(body)
 		}
@@ -170,13 +172,14 @@ func TestRefusals(t *testing.T) {
 			t.Fatal(err)
 		}
 		defer func() { _ = conn.Close() }()
-		if _, err := io.WriteString(conn, request); err != nil {
+		if _, err = io.WriteString(conn, request); err != nil {
 			t.Fatal(err)
 		}
 		resp, err := http.ReadResponse(bufio.NewReader(conn), nil)
 		if err != nil {
 			t.Fatal(err)
 		}
+		defer func() { _ = resp.Body.Close() }()
 		body, _ := io.ReadAll(resp.Body)
 		return resp.StatusCode, resp.Header.Get(headerError), string(body)
 	}
@@ -434,21 +437,22 @@ func TestInboundRoutesBySNI(t *testing.T) {
 		{"cart.shop.svc.clusterset.local", 421},
 		{"cart.shop.svc.clusterset.local:80", 421},
 	} {
-		if _, err := fmt.Fprintf(c, "GET / HTTP/1.1\r\nHost: %s\r\n\r\n", f.host); err != nil {
+		if _, err = fmt.Fprintf(c, "GET / HTTP/1.1\r\nHost: %s\r\n\r\n", f.host); err != nil {
 			t.Fatal(err)
 		}
-		resp, err := http.ReadResponse(r, nil)
-		if err != nil {
-			t.Fatal(err)
+		resp, readErr := http.ReadResponse(r, nil)
+		if readErr != nil {
+			t.Fatal(readErr)
 		}
 		_, _ = io.Copy(io.Discard, resp.Body)
+		_ = resp.Body.Close()
 		if resp.StatusCode != f.want {
 			t.Errorf("Host %s: %d, want %d", f.host, resp.StatusCode, f.want)
 		}
 	}
 	// The service goes: what was a session to it is one no more.
 	near.snapshots.Store(topology.NewSnapshot(topology.SnapshotSpec{}))
-	if _, err := io.WriteString(c, "GET / HTTP/1.1\r\nHost: a\r\n\r\n"); err != nil {
+	if _, err = io.WriteString(c, "GET / HTTP/1.1\r\nHost: a\r\n\r\n"); err != nil {
 		t.Fatal(err)
 	}
 	resp, err := http.ReadResponse(r, nil)

@@ -83,7 +83,7 @@ func (in *Inbound) init() {
 	in.server.IdleTimeout = inboundIdle
 	in.server.Protocols.SetHTTP2(true)
 	in.server.ConnContext = func(ctx context.Context, c net.Conn) context.Context {
-		a, err := in.arrivalOf(c.(*tls.Conn)) //nolint:errcheck,forcetypeassert // run gives it nothing else
+		a, err := in.arrivalOf(c.(*tls.Conn)) // run gives it nothing else
 		if err != nil {
 			_ = c.Close() // what passed the handshake fails here only when the snapshot changed in between
 		}
@@ -169,7 +169,7 @@ func (in *Inbound) run(ctx, work context.Context, ln net.Listener) error {
 			<-slots
 			switch {
 			case err != nil:
-				in.log.Debug("session refused", slog.String("from", raw.RemoteAddr().String()), slog.Any("error", err))
+				in.log.DebugContext(work, "session refused", slog.String("from", raw.RemoteAddr().String()), slog.Any("error", err))
 			case c.ConnectionState().NegotiatedProtocol == session.TCP:
 				in.tunnel(work, c, raw)
 			default:

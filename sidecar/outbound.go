@@ -207,7 +207,7 @@ func hops(r *http.Request) int {
 // dropForeignUpgrade ignores an offer to switch to another version of HTTP (RFC 9110 section 7.8 allows that): inside of it,
 // requests would travel that nobody on the way has seen.
 func dropForeignUpgrade(r *http.Request) {
-	for _, token := range strings.Split(strings.Join(r.Header.Values("Upgrade"), ","), ",") {
+	for token := range strings.SplitSeq(strings.Join(r.Header.Values("Upgrade"), ","), ",") {
 		token = strings.ToLower(strings.TrimSpace(token))
 		if token == "h2c" || token == "h2" || strings.HasPrefix(token, "http/") || strings.HasPrefix(token, "tls/") {
 			r.Header.Del("Upgrade")

@@ -3,6 +3,7 @@ package sidecar
 import (
 	"fmt"
 	"io"
+	"maps"
 	"net"
 	"net/http"
 	"net/netip"
@@ -65,7 +66,7 @@ func (w *wire) cut() {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	for c := range w.open {
-		_ = c.(*net.TCPConn).SetLinger(0) //nolint:errcheck,forcetypeassert // it is one
+		_ = c.(*net.TCPConn).SetLinger(0) // it is one
 		_ = c.Close()
 	}
 }
@@ -131,9 +132,7 @@ func TestWhatIsRetried(t *testing.T) {
 		for r := range requests {
 			m[r] = o
 		}
-		for r, o := range but {
-			m[r] = o
-		}
+		maps.Copy(m, but)
 		return m
 	}
 	onlyRepeatable := all(ok, map[string]outcome{"POST": lost, "POST, empty": lost, "PATCH": lost, "PUT, large": lost})

@@ -115,12 +115,12 @@ func (s *Sidecar) startOutbound(ctx, work context.Context, start func(func() err
 	if proxy := s.config.Proxy; proxy != nil {
 		inside := conn.NewHandoff(proxy.Addr())
 		tunnelled := o.newServer(o.handler(func(r *http.Request) (topology.Query, *Failure) {
-			q := r.Context().Value(queryKey{}).(topology.Query) //nolint:errcheck,forcetypeassert // ConnContext puts it there
+			q := r.Context().Value(queryKey{}).(topology.Query) // ConnContext puts it there
 			return fixed(q)(r)
 		}))
 		tunnelled.BaseContext = base
 		tunnelled.ConnContext = func(ctx context.Context, c net.Conn) context.Context {
-			return context.WithValue(ctx, queryKey{}, c.(*insideConn).query) //nolint:errcheck,forcetypeassert // connect gives it nothing else
+			return context.WithValue(ctx, queryKey{}, c.(*insideConn).query) // connect gives it nothing else
 		}
 		requests := o.handler(named)
 		server := o.newServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {

@@ -31,7 +31,7 @@ type visit struct {
 type visitKey struct{}
 
 func visitOf(ctx context.Context) *visit {
-	return ctx.Value(visitKey{}).(*visit) //nolint:errcheck,forcetypeassert // only called for requests that serve made
+	return ctx.Value(visitKey{}).(*visit) // only called for requests that serve made
 }
 
 // serve serves one request on an inner session.

@@ -55,7 +55,7 @@ func (in *Inbound) tunnel(ctx context.Context, c *tls.Conn, raw net.Conn) {
 // openApp opens the connection to the application and says so. On failure far is closed.
 func (in *Inbound) openApp(ctx context.Context, a *arrival, far *opaque) (net.Conn, error) {
 	to := in.port(a.service, a.port)
-	err := error(errNotServed)
+	err := errNotServed
 	var near net.Conn
 	if to != nil {
 		if err = in.authorize(a.peer.ID, a.service, a.port); err == nil {

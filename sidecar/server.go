@@ -22,7 +22,7 @@ const (
 )
 
 // newServer returns an HTTP/1.1 server with the limits that hold on both sides; the caller adds HTTP/2 and an idle time-out.
-func newServer(h http.Handler, log *slog.Logger) *http.Server {
+func newServer(h http.Handler, logger *slog.Logger) *http.Server {
 	protocols := new(http.Protocols)
 	protocols.SetHTTP1(true)
 	return &http.Server{
@@ -38,7 +38,7 @@ func newServer(h http.Handler, log *slog.Logger) *http.Server {
 			SendPingTimeout:               pingAfter,
 			PingTimeout:                   pingTimeout,
 		},
-		ErrorLog: slog.NewLogLogger(log.Handler(), slog.LevelDebug),
+		ErrorLog: slog.NewLogLogger(logger.Handler(), slog.LevelDebug),
 	}
 }
 
@@ -81,7 +81,7 @@ func newBuffers() *buffers {
 
 // Get returns a buffer.
 func (b *buffers) Get() []byte {
-	return b.pool.Get().(*[bufferSize]byte)[:] //nolint:errcheck,forcetypeassert // only its own kind is put in
+	return b.pool.Get().(*[bufferSize]byte)[:] // only its own kind is put in
 }
 
 // Put takes one back.

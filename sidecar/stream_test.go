@@ -296,7 +296,12 @@ func TestGRPC(t *testing.T) {
 	grpc_health_v1.RegisterHealthServer(server, healthServer)
 	served := make(chan error)
 	go func() { served <- server.Serve(ln) }()
-	t.Cleanup(func() { server.Stop(); <-served })
+	t.Cleanup(func() {
+		server.Stop()
+		if err := <-served; err != nil {
+			t.Error(err)
+		}
+	})
 	far := w.server(us, "checkout", topology.GRPC, addrOf(ln))
 	g := w.gateway("gateway-0", to(far))
 	c := w.caller(view{protocol: topology.GRPC, remotes: []topology.Remote{remote(1, far)}}, nil)
@@ -322,16 +327,16 @@ func TestGRPC(t *testing.T) {
 			defer cancel()
 			client := grpc_health_v1.NewHealthClient(cc)
 			for range 10 {
-				resp, err := client.Check(ctx, &grpc_health_v1.HealthCheckRequest{Service: "a"})
-				if err != nil || resp.GetStatus() != grpc_health_v1.HealthCheckResponse_SERVING {
-					t.Fatalf("got %v, %v", resp, err)
+				resp, checkErr := client.Check(ctx, &grpc_health_v1.HealthCheckRequest{Service: "a"})
+				if checkErr != nil || resp.GetStatus() != grpc_health_v1.HealthCheckResponse_SERVING {
+					t.Fatalf("got %v, %v", resp, checkErr)
 				}
 			}
 			if got := caller.Load(); got != c.id.String() {
 				t.Errorf("the application heard that %q calls", got)
 			}
 			// An error of the application's own comes as it is.
-			if _, err := client.Check(ctx, &grpc_health_v1.HealthCheckRequest{Service: "none"}); status.Code(err) != codes.NotFound {
+			if _, err = client.Check(ctx, &grpc_health_v1.HealthCheckRequest{Service: "none"}); status.Code(err) != codes.NotFound {
 				t.Errorf("got %v", err)
 			}
 			stream, err := client.Watch(ctx, &grpc_health_v1.HealthCheckRequest{Service: "a"})

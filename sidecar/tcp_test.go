@@ -29,7 +29,7 @@ func tcpApp(tb testing.TB, serve func(*net.TCPConn)) netip.AddrPort {
 			}
 			wg.Go(func() {
 				defer func() { _ = c.Close() }()
-				serve(c.(*net.TCPConn)) //nolint:errcheck,forcetypeassert // it is one
+				serve(c.(*net.TCPConn)) // it is one
 			})
 		}
 	})
@@ -83,7 +83,7 @@ func TestOpaque(t *testing.T) {
 			sent := strings.Repeat("x", size)
 			go func() {
 				_, _ = io.WriteString(conn, sent)
-				_ = conn.(*net.TCPConn).CloseWrite() //nolint:errcheck,forcetypeassert // it is one
+				_ = conn.(*net.TCPConn).CloseWrite() // it is one
 			}()
 			got, err := io.ReadAll(conn)
 			if err != nil || string(got) != strings.ToUpper(sent) {
@@ -139,7 +139,7 @@ func TestOpaqueFailover(t *testing.T) {
 		for range 5 {
 			conn := dial()
 			_, _ = io.WriteString(conn, "x")
-			_ = conn.(*net.TCPConn).CloseWrite() //nolint:errcheck,forcetypeassert // it is one
+			_ = conn.(*net.TCPConn).CloseWrite() // it is one
 			if got, err := io.ReadAll(conn); err != nil || string(got) != "X" {
 				t.Errorf("%s: %q, %v", what, got, err)
 			}

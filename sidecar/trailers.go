@@ -37,7 +37,7 @@ type trailerBody struct {
 // Read reads the body.
 func (b *trailerBody) Read(p []byte) (int, error) {
 	n, err := b.ReadCloser.Read(p)
-	if err == io.EOF { //nolint:errorlint // io.Reader's contract is this very value
+	if err == io.EOF { // io.Reader's contract is this very value
 		for name := range b.out {
 			b.out[name] = b.in.Trailer[name]
 		}

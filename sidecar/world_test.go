@@ -270,8 +270,15 @@ func (s *side) client() *http.Client {
 
 const checkoutURL = "http://checkout.shop.svc.clusterset.local/"
 
-// get fetches and returns status, header and body.
-func get(tb testing.TB, c *http.Client, url string) (*http.Response, string) {
+// heard is what an application got to hear, but for the body.
+type heard struct {
+	Status          string
+	StatusCode      int
+	Header, Trailer http.Header
+}
+
+// get fetches and returns what came, and the body.
+func get(tb testing.TB, c *http.Client, url string) (heard, string) {
 	tb.Helper()
 	req, err := http.NewRequestWithContext(tb.Context(), http.MethodGet, url, nil)
 	if err != nil {
@@ -280,7 +287,7 @@ func get(tb testing.TB, c *http.Client, url string) (*http.Response, string) {
 	return do(tb, c, req)
 }
 
-func do(tb testing.TB, c *http.Client, req *http.Request) (*http.Response, string) {
+func do(tb testing.TB, c *http.Client, req *http.Request) (heard, string) {
 	tb.Helper()
 	resp, err := c.Do(req)
 	if err != nil {
@@ -291,7 +298,7 @@ func do(tb testing.TB, c *http.Client, req *http.Request) (*http.Response, strin
 	if err != nil {
 		tb.Fatalf("body: %v", err)
 	}
-	return resp, string(body)
+	return heard{resp.Status, resp.StatusCode, resp.Header, resp.Trailer}, string(body)
 }
 
 // serveApp is an application: an HTTP/1.1 and h2c server.
@@ -406,8 +413,8 @@ func (g *fakeGateway) cut() {
 	g.mu.Lock()
 	defer g.mu.Unlock()
 	for c := range g.open {
-		_ = c.(*tls.Conn).NetConn().(*net.TCPConn).SetLinger(0) //nolint:errcheck,forcetypeassert // serve puts nothing else in
-		_ = c.(*tls.Conn).NetConn().Close()                     //nolint:errcheck,forcetypeassert // likewise
+		_ = c.(*tls.Conn).NetConn().(*net.TCPConn).SetLinger(0) // serve puts nothing else in
+		_ = c.(*tls.Conn).NetConn().Close()                     // likewise
 	}
 }
 

@@ -60,7 +60,7 @@ var entries = []Entry{
 	},
 	{
 		"IST2007", "Every copy that was tried failed",
-		"The caller's sidecar tried one copy after another; none took the request. The request reached no application.",
+		"The caller's sidecar tried one copy after another, as far as repeating the request can do no harm; none answered.",
 		"See isthmus explain and isthmus status (links, gateways); the sidecar's log names each attempt.",
 	},
 	{

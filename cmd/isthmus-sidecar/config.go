@@ -174,9 +174,9 @@ func advertised(configured string, bound net.Addr) (string, error) {
 		return "", err
 	}
 	if configured != "" {
-		h, p, err := net.SplitHostPort(configured)
-		if err != nil {
-			return "", err
+		h, p, splitErr := net.SplitHostPort(configured)
+		if splitErr != nil {
+			return "", splitErr
 		}
 		host = h
 		if p != "0" {

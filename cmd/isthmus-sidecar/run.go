@@ -32,12 +32,12 @@ func run(ctx context.Context, args []string, _ io.Reader, stdout, stderr io.Writ
 	showVersion := flags.Bool("version", false, "")
 	switch err := flags.Parse(args); {
 	case errors.Is(err, flag.ErrHelp):
-		_, err := io.WriteString(stdout, help)
+		_, err = io.WriteString(stdout, help)
 		return err
 	case err != nil:
 		return &usageError{fmt.Errorf("%w (--help says more)", err)}
 	case *showVersion:
-		_, err := fmt.Fprintln(stdout, program, version.Long())
+		_, err = fmt.Fprintln(stdout, program, version.Long())
 		return err
 	case flags.NArg() > 0:
 		return &usageError{fmt.Errorf("unexpected argument %q (--help says more)", flags.Arg(0))}

@@ -2,6 +2,7 @@ package balance
 
 import (
 	"fmt"
+	"maps"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -182,9 +183,7 @@ func (h *Health[K]) Keep(keep func(K) bool) {
 // tell replaces the evidence; h.mu is held.
 func (h *Health[K]) tell(k K, evidence string) {
 	next := make(map[K]string, len(h.evidence)+1)
-	for other, e := range h.evidence {
-		next[other] = e
-	}
+	maps.Copy(next, h.evidence)
 	if evidence == "" {
 		delete(next, k)
 	} else {

@@ -73,13 +73,13 @@ func (s *Server) answer(ctx context.Context, query []byte, limit int) []byte {
 	if limit == 0 {
 		limit = min(max(size, minUDP), maxUDP)
 	}
-	if out, err := r.pack(head, edns, limit); err == nil && len(out) <= limit {
+	out, err := r.pack(head, edns, limit)
+	if err == nil && len(out) <= limit {
 		return out
 	}
 	r.answers, r.extra = nil, nil
 	head.Truncated = true
-	out, err := r.pack(head, edns, limit)
-	if err != nil {
+	if out, err = r.pack(head, edns, limit); err != nil {
 		return nil
 	}
 	return out

@@ -75,14 +75,14 @@ func query(tb testing.TB, q string, kind dnsmessage.Type, edns int) []byte {
 	if edns > 0 {
 		steps = append(steps, func() error {
 			var h dnsmessage.ResourceHeader
-			if err := h.SetEDNS0(edns, 0, false); err != nil {
+			if err = h.SetEDNS0(edns, 0, false); err != nil {
 				return err
 			}
 			return b.OPTResource(h, dnsmessage.OPTResource{})
 		})
 	}
 	for _, s := range steps {
-		if err := s(); err != nil {
+		if err = s(); err != nil {
 			tb.Fatal(err)
 		}
 	}
@@ -243,19 +243,12 @@ func TestMalformed(t *testing.T) {
 }
 
 func TestOverTheWire(t *testing.T) {
-	packets, err := net.ListenPacket("udp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
-	stream, err := net.Listen("tcp", packets.LocalAddr().String())
-	if err != nil {
-		t.Skipf("the port is taken for TCP: %v", err)
-	}
+	packets, stream := bothPorts(t)
 	ctx, cancel := context.WithCancel(context.Background())
 	var wg sync.WaitGroup
 	wg.Go(func() {
-		if err := server().Run(ctx, packets, stream); err != nil {
-			t.Error(err)
+		if runErr := server().Run(ctx, packets, stream); runErr != nil {
+			t.Error(runErr)
 		}
 	})
 	defer wg.Wait()
@@ -283,21 +276,39 @@ func TestOverTheWire(t *testing.T) {
 	defer func() { _ = c.Close() }()
 	for range 3 {
 		q := query(t, "cart.shop.svc.cluster.local.", dnsmessage.TypeA, 0)
-		if _, err := c.Write(append(binary.BigEndian.AppendUint16(nil, uint16(len(q))), q...)); err != nil {
+		if _, err = c.Write(append(binary.BigEndian.AppendUint16(nil, uint16(len(q))), q...)); err != nil {
 			t.Fatal(err)
 		}
 		var head [2]byte
-		if _, err := io.ReadFull(c, head[:]); err != nil {
+		if _, err = io.ReadFull(c, head[:]); err != nil {
 			t.Fatal(err)
 		}
 		out := make([]byte, binary.BigEndian.Uint16(head[:]))
-		if _, err := io.ReadFull(c, out); err != nil {
+		if _, err = io.ReadFull(c, out); err != nil {
 			t.Fatal(err)
 		}
 		if got := told(t, out); !slices.Contains(got, "10.0.0.8") {
 			t.Errorf("got %v", got)
 		}
 	}
+}
+
+// bothPorts binds one port for UDP and TCP.
+func bothPorts(t *testing.T) (net.PacketConn, net.Listener) {
+	t.Helper()
+	for range 20 {
+		packets, err := net.ListenPacket("udp", "127.0.0.1:0")
+		if err != nil {
+			t.Fatal(err)
+		}
+		stream, err := net.Listen("tcp", packets.LocalAddr().String())
+		if err == nil {
+			return packets, stream
+		}
+		_ = packets.Close() // somebody has that port for TCP
+	}
+	t.Fatal("no port is free for both")
+	return nil, nil
 }
 
 func FuzzAnswer(f *testing.F) {

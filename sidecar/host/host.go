@@ -21,9 +21,9 @@ const (
 )
 
 var (
-	// ErrNotMesh: the name is outside the mesh's zones.
+	// ErrNotMesh says that the name is outside the mesh's zones.
 	ErrNotMesh = errors.New("not a name of the mesh")
-	// ErrMalformed: it can't be a host and a port, or is in a zone of the mesh and no service's name.
+	// ErrMalformed says that it can't be a host and a port, or is in a zone of the mesh and no service's name.
 	ErrMalformed = errors.New("malformed name")
 )
 

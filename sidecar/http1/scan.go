@@ -85,6 +85,7 @@ func (s *scanner) scan(p []byte) (int, error) {
 				s.bodyRead()
 			}
 			continue
+		default: // a line
 		}
 		end := bytes.IndexByte(rest, '\n')
 		if end < 0 {

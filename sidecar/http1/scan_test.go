@@ -138,13 +138,18 @@ func TestServer(t *testing.T) {
 	})}
 	done := make(chan error)
 	go func() { done <- s.Serve(listener{ln}) }()
-	defer func() { _ = s.Close(); <-done }()
+	defer func() {
+		_ = s.Close()
+		if ended := <-done; !errors.Is(ended, http.ErrServerClosed) {
+			t.Error(ended)
+		}
+	}()
 	c, err := net.Dial("tcp", ln.Addr().String())
 	if err != nil {
 		t.Fatal(err)
 	}
 	defer func() { _ = c.Close() }()
-	if _, err := io.WriteString(c, "GET /good HTTP/1.1\r\nHost: a\r\n\r\n"); err != nil {
+	if _, err = io.WriteString(c, "GET /good HTTP/1.1\r\nHost: a\r\n\r\n"); err != nil {
 		t.Fatal(err)
 	}
 	r := bufio.NewReader(c)
@@ -153,7 +158,7 @@ func TestServer(t *testing.T) {
 		t.Fatalf("got %v %v", resp, err)
 	}
 	_ = resp.Body.Close()
-	if _, err := io.WriteString(c, "POST /bad HTTP/1.1\r\nHost: a\r\nContent-Length: 1\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n"); err != nil {
+	if _, err = io.WriteString(c, "POST /bad HTTP/1.1\r\nHost: a\r\nContent-Length: 1\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n"); err != nil {
 		t.Fatal(err)
 	}
 	if resp, err = http.ReadResponse(r, nil); err != nil || resp.StatusCode != http.StatusBadRequest {

@@ -203,7 +203,7 @@ func (d *Dialer) order() []topology.Gateway {
 		return nil
 	}
 	all := slices.Clone(snapshot.Gateways())
-	rand.Shuffle(len(all), func(i, j int) { all[i], all[j] = all[j], all[i] })
+	rand.Shuffle(len(all), func(i, j int) { all[i], all[j] = all[j], all[i] }) //nolint:gosec // G404: it spreads load, it guards nothing
 	failed, _ := d.gateways.Evidence()
 	d.mu.Lock()
 	defer d.mu.Unlock()
@@ -279,7 +279,7 @@ func (d *Dialer) dialThrough(ctx context.Context, g topology.Gateway, to Destina
 		Protocols: []string{preamble.ALPNStream},
 		Now:       d.Now,
 	}))
-	if err := outer.HandshakeContext(ctx); err != nil {
+	if err = outer.HandshakeContext(ctx); err != nil {
 		_ = raw.Close()
 		return nil, fmt.Errorf("handshake: %w", err)
 	}

@@ -63,7 +63,7 @@ func newTransport(set func(*http.Protocols)) *http.Transport {
 	return &http.Transport{
 		Protocols: protocols,
 		DialTLSContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
-			return ctx.Value(connKey{}).(*Conn).Conn, nil //nolint:errcheck,forcetypeassert // only newRequests dials
+			return ctx.Value(connKey{}).(*Conn).Conn, nil // only newRequests dials
 		},
 		DisableCompression:     true,
 		MaxResponseHeaderBytes: maxHeaders,

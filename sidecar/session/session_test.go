@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"log/slog"
 	"net"
 	"net/http"
 	"net/netip"
@@ -69,18 +70,12 @@ func newBench(t *testing.T, h http.HandlerFunc) *bench {
 	bundles.Set(domain, trust.Bundle{Authorities: authority.Roots()})
 	b := &bench{T: t}
 	b.issue = func(name string) *trust.Identity {
-		id, err := trust.WorkloadID(domain, "shop", name)
-		if err != nil {
-			t.Fatal(err)
+		id := must(trust.WorkloadID(domain, "shop", name))
+		key, csr, requestErr := trust.NewRequest()
+		if requestErr != nil {
+			t.Fatal(requestErr)
 		}
-		key, csr, err := trust.NewRequest()
-		if err != nil {
-			t.Fatal(err)
-		}
-		chain, err := authority.Issue(csr, id)
-		if err != nil {
-			t.Fatal(err)
-		}
+		chain := must(authority.Issue(csr, id))
 		identity := trust.NewIdentity()
 		identity.Set(&x509svid.SVID{ID: id, Certificates: chain, PrivateKey: key})
 		return identity
@@ -91,7 +86,7 @@ func newBench(t *testing.T, h http.HandlerFunc) *bench {
 	protocols := new(http.Protocols)
 	protocols.SetHTTP1(true)
 	protocols.SetHTTP2(true)
-	b.server = &http.Server{Handler: h, Protocols: protocols, HTTP2: &http.HTTP2Config{MaxConcurrentStreams: 250}}
+	b.server = &http.Server{Handler: h, Protocols: protocols, HTTP2: &http.HTTP2Config{MaxConcurrentStreams: 250}, ErrorLog: slog.NewLogLogger(slog.DiscardHandler, 0)}
 	inner := conn.NewHandoff(&net.TCPAddr{})
 	var wg sync.WaitGroup
 	wg.Go(func() { _ = b.server.Serve(inner) })
@@ -285,8 +280,8 @@ func TestFrozenPeer(t *testing.T) {
 		start := time.Now()
 		failed := make(chan error)
 		go func() {
-			_, err := s.RoundTrip(req, nil) //nolint:bodyclose // there is none
-			failed <- err
+			_, tripErr := s.RoundTrip(req, nil) //nolint:bodyclose // there is none
+			failed <- tripErr
 		}()
 		<-entered
 		b.freeze.Store(true)
@@ -380,9 +375,12 @@ func TestGoingAway(t *testing.T) {
 		shut := make(chan struct{})
 		go func() { _ = b.server.Shutdown(context.Background()); close(shut) }()
 		time.Sleep(2 * time.Second) // GOAWAY has been sent
-		if b.set.Pool(b.to).pick() != nil || !s.draining {
+		p := b.set.Pool(b.to)
+		p.mu.Lock()
+		if p.pick() != nil || !s.draining {
 			t.Error("a session that was told to take no more is picked")
 		}
+		p.mu.Unlock()
 		if err := <-done; err != nil {
 			t.Errorf("the request in flight: %v", err)
 		}
@@ -400,13 +398,13 @@ func TestUnsent(t *testing.T) {
 		done := make(chan struct{})
 		go func() {
 			defer close(done)
-			far, err := ln.Accept()
-			if err != nil {
+			far, acceptErr := ln.Accept()
+			if acceptErr != nil {
 				return
 			}
 			defer func() { _ = far.Close() }()
 			preface := make([]byte, len(http2.ClientPreface))
-			if _, err := io.ReadFull(far, preface); err != nil {
+			if _, readErr := io.ReadFull(far, preface); readErr != nil {
 				return
 			}
 			f := http2.NewFramer(far, far)
@@ -414,8 +412,8 @@ func TestUnsent(t *testing.T) {
 				return
 			}
 			for {
-				frame, err := f.ReadFrame()
-				if err != nil {
+				frame, frameErr := f.ReadFrame()
+				if frameErr != nil {
 					return
 				}
 				if h, ok := frame.(*http2.HeadersFrame); ok {

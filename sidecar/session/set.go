@@ -167,5 +167,5 @@ func (s *Set) DialRequests(ctx context.Context, to Destination, protocol string)
 
 // jitter spreads renewals over ± a fifth of maxAge.
 func jitter() time.Duration {
-	return time.Duration((rand.Float64()*0.4 - 0.2) * float64(maxAge))
+	return rand.N(maxAge*2/5) - maxAge/5 //nolint:gosec // G404: it spreads load, it guards nothing
 }
