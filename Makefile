@@ -17,7 +17,7 @@ help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 build: ## build isthmus, isthmus-control, isthmus-gateway and isthmus-sidecar into bin/
-	$(GO) build -trimpath $(LDFLAGS) -o $(BIN)/ ./cmd/...
+	$(GO) build $(LDFLAGS) -o $(BIN)/ ./cmd/...
 
 demo: build ## three clusters, one call: kill a cluster under load and watch the traffic move (about 30 s)
 	$(BIN)/isthmus playground run --report $(BIN)/demo-report.json
