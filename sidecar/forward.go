@@ -1,7 +1,6 @@
 package sidecar
 
 import (
-	"bytes"
 	"context"
 	"errors"
 	"io"
@@ -167,7 +166,9 @@ func (f *forwarding) judge(c choice, inner *session.Requests, resp *http.Respons
 		if err != nil {
 			return nil, outcome{err: err}
 		}
-		resp.Body = io.NopCloser(bytes.NewReader(whole))
+		held := new(heldBody)
+		held.Reset(whole)
+		resp.Body = held
 	}
 	f.outbound.answered(c)
 	return resp, outcome{}

@@ -73,7 +73,6 @@ func (in *Inbound) init() {
 	in.proxy = &httputil.ReverseProxy{
 		Rewrite:        in.rewrite,
 		Transport:      in.apps,
-		FlushInterval:  -1,
 		BufferPool:     newBuffers(),
 		ModifyResponse: in.modifyResponse,
 		ErrorHandler:   in.answerError,

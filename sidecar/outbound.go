@@ -59,7 +59,6 @@ func (o *Outbound) init() {
 	o.proxy = &httputil.ReverseProxy{
 		Rewrite:        o.rewrite,
 		Transport:      o,
-		FlushInterval:  -1,
 		BufferPool:     newBuffers(),
 		ModifyResponse: o.modifyResponse,
 		ErrorHandler:   o.answerError,
@@ -239,6 +238,7 @@ func (o *Outbound) modifyResponse(resp *http.Response) error {
 	if len(resp.Trailer) > 0 {
 		resp.Header.Del("Content-Length") // HTTP/2 has both, HTTP/1.1 trailers only without
 	}
+	stream(resp)
 	return nil
 }
 

@@ -1,6 +1,7 @@
 package sidecar
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"log/slog"
@@ -69,6 +70,20 @@ func restore(p *httputil.ProxyRequest) {
 	p.Out.URL.RawQuery = p.In.URL.RawQuery
 	carryTrailers(p)
 }
+
+// stream makes ReverseProxy pass on a response's body as it comes: it does for those that do not say their length. One that has
+// no body, or is here as a whole, is better sent in one piece: a gRPC status without a message must be.
+func stream(resp *http.Response) {
+	if _, held := resp.Body.(*heldBody); !held && resp.ContentLength > 0 {
+		resp.ContentLength = -1 // the header stays
+	}
+}
+
+// heldBody is a body that is here as a whole.
+type heldBody struct{ bytes.Reader }
+
+// Close does nothing.
+func (*heldBody) Close() error { return nil }
 
 // buffers are what bodies are copied through (httputil.BufferPool).
 type buffers struct{ pool sync.Pool }
