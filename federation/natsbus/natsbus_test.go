@@ -115,6 +115,7 @@ func TestContract(t *testing.T) {
 			first := own
 			return bustest.Broker{
 				Connect: func(t *testing.T) bustest.Bus {
+					t.Helper()
 					if first {
 						// Once the own client, in this process.
 						first = false
@@ -125,6 +126,7 @@ func TestContract(t *testing.T) {
 					return dial(t, s, key)
 				},
 				Break: func(t *testing.T, b bustest.Bus) func() {
+					t.Helper()
 					c, _ := b.(*Client)
 					waitState(t, c, Connected)
 					id, err := c.link.Load().conn.GetClientID()
