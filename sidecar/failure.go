@@ -3,7 +3,6 @@ package sidecar
 import (
 	"errors"
 	"fmt"
-	"io"
 	"net/http"
 	"net/url"
 	"strings"
@@ -98,14 +97,11 @@ func (f *Failure) write(w http.ResponseWriter, r *http.Request) {
 func (f *Failure) writePlain(w http.ResponseWriter) {
 	h := w.Header()
 	h.Set(headerError, string(f.Code))
-	h.Set("Content-Type", "text/plain; charset=utf-8")
-	h.Set("X-Content-Type-Options", "nosniff")
 	h.Set("Cache-Control", "no-store")
 	if f.Status == http.StatusServiceUnavailable {
 		h.Set("Retry-After", "1")
 	}
-	w.WriteHeader(f.Status)
-	_, _ = io.WriteString(w, f.message()+"\n") // the client went away
+	http.Error(w, f.message(), f.Status)
 }
 
 func (f *Failure) message() string { return "isthmus: " + f.Text + " (" + string(f.Code) + ")" }

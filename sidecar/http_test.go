@@ -456,8 +456,12 @@ func TestInboundRoutesBySNI(t *testing.T) {
 		t.Fatal(err)
 	}
 	resp, err := http.ReadResponse(r, nil)
-	if err != nil || resp.StatusCode != 421 || resp.Header.Get(headerOutcome) != outcomeUnsent {
-		t.Errorf("got %v %v", resp, err)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() { _ = resp.Body.Close() }()
+	if resp.StatusCode != 421 || resp.Header.Get(headerOutcome) != outcomeUnsent {
+		t.Errorf("got %v", resp)
 	}
 }
 

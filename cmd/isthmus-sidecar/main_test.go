@@ -175,8 +175,8 @@ func TestRun(t *testing.T) {
 				return resp.StatusCode, string(body)
 			}
 			select {
-			case err := <-done:
-				t.Fatalf("it ended: %v\n%s", err, logs.String())
+			case ended := <-done:
+				t.Fatalf("it ended: %v\n%s", ended, logs.String())
 			default:
 			}
 			if time.Now().After(deadline) {
