@@ -114,11 +114,13 @@ func (g *Gateway) carry(ctx context.Context, caller *callerStream, p preamble.Pr
 	span := g.startSpan(ctx, "stream to peer", p, who)
 	p.Traceparent, p.Tracestate = span.carry()
 	received, sent := g.metrics.bytes(who)
-	f := &flight{
+	var f *flight
+	f = &flight{
 		link: l, service: p.Service, hop: v.hop, opening: p.Append(nil), timeout: g.cfg.OpenTimeout,
 		received: received, sent: sent,
 		onAnswer: func(c streamv1.Code) {
 			g.metrics.answered(who, c, arrived)
+			span.end(c, f.refusal, nil)
 			if c != streamv1.Code_CODE_OK {
 				caller.linger()
 			}
@@ -132,12 +134,12 @@ func (g *Gateway) carry(ctx context.Context, caller *callerStream, p preamble.Pr
 	f.release()
 	if f.code() == streamv1.Code_CODE_UNSPECIFIED {
 		g.metrics.answered(who, streamv1.Code_CODE_UNSPECIFIED, arrived) // the caller didn't wait
+		span.end(streamv1.Code_CODE_UNSPECIFIED, nil, err)
 	}
 	if err != nil && f.code() == streamv1.Code_CODE_OK {
 		g.metrics.broke(who)
 		g.log.DebugContext(ctx, "a stream to a peer broke", "service", p.Service.String(), "cluster", p.Cluster.String(), "error", err)
 	}
-	span.end(f.code(), f.refusal, err)
 }
 
 // linkFor returns the link to a cluster, or why there is none.

@@ -71,6 +71,7 @@ func (g *Gateway) serveExport(ctx context.Context, stream *quic.Stream, peer tru
 	}
 	defer left()
 	g.metrics.answered(who, streamv1.Code_CODE_OK, arrived)
+	span.end(streamv1.Code_CODE_OK, nil, nil)
 	received, sent := g.metrics.bytes(who)
 	far := &linkStream{Stream: stream, received: received, sent: sent}
 	near := &endpointStream{Conn: endpoint}
@@ -84,7 +85,6 @@ func (g *Gateway) serveExport(ctx context.Context, stream *quic.Stream, peer tru
 		g.metrics.broke(who)
 		g.log.DebugContext(ctx, "a stream from a peer broke", "service", p.Service.String(), "cluster", source.String(), "error", err)
 	}
-	span.end(streamv1.Code_CODE_OK, nil, err)
 }
 
 // permit returns the export that a stream of a peer asks for, or why it can't have it. It is the exporter who decides.

@@ -12,7 +12,8 @@ import (
 	"github.com/isthmus-mesh/isthmus/internal/preamble"
 )
 
-// span is the trace of one stream.
+// span is the trace of one stream's opening: from its preamble to its answer. It doesn't last as long as the stream, which carries
+// many requests and would show in no trace until it ends.
 type span struct {
 	trace.Span
 }
@@ -41,7 +42,7 @@ func (s span) carry() (traceparent, tracestate string) {
 	return carrier["traceparent"], carrier["tracestate"]
 }
 
-// end says how the stream was answered, and what broke it after.
+// end says how the stream was answered, or what broke it before that.
 func (s span) end(code streamv1.Code, refusal *preamble.Refusal, err error) {
 	s.SetAttributes(attribute.String("isthmus.code", codeLabel(code)))
 	switch {
