@@ -67,7 +67,7 @@ func (c *Control) postToken(w http.ResponseWriter, r *http.Request) {
 		refuse(w, http.StatusBadRequest, err)
 		return
 	}
-	if _, err := c.directory.identity(program, name); err != nil {
+	if _, err = c.directory.identity(program, name); err != nil {
 		code := http.StatusNotFound
 		if errors.Is(err, errNotLoaded) {
 			code = http.StatusServiceUnavailable

@@ -41,7 +41,10 @@ type mesh struct {
 	hubs map[string]*membus.Hub // guarded by mu: by cluster, each its own broker
 }
 
-func newMesh(t *testing.T) *mesh { return &mesh{t: t, hubs: make(map[string]*membus.Hub)} }
+func newMesh(t *testing.T) *mesh {
+	t.Helper()
+	return &mesh{t: t, hubs: make(map[string]*membus.Hub)}
+}
 
 func (m *mesh) hub(cluster string) *membus.Hub {
 	m.mu.Lock()

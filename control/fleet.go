@@ -149,7 +149,7 @@ func (f *fleet) connect(s *configstream.Session) {
 		return nil
 	})
 	if err != nil {
-		f.log.Error("roster not written", "receiver", s.Receiver, "error", err) //nolint:sloglint // from a callback without a context
+		f.log.Error("roster not written", "receiver", s.Receiver, "error", err)
 	}
 	f.wake()
 }
@@ -275,14 +275,14 @@ func (f *fleet) prune(to *roster) {
 	err := f.change(func(r *roster) error {
 		for id := range r.Gateways {
 			if _, stays := to.Gateways[id]; !stays {
-				f.log.Info("gateway forgotten, its SVID ended long ago", "gateway", id) //nolint:sloglint // of the owner loop, without a context
+				f.log.Info("gateway forgotten, its SVID ended long ago", "gateway", id)
 			}
 		}
 		maps.DeleteFunc(r.Gateways, func(id string, _ rosterGateway) bool { _, stays := to.Gateways[id]; return !stays })
 		return nil
 	})
 	if err != nil {
-		f.log.Error("roster not written", "error", err) //nolint:sloglint // of the owner loop, without a context
+		f.log.Error("roster not written", "error", err)
 	}
 }
 

@@ -63,7 +63,7 @@ func (s *identityServer) Renew(ctx context.Context, r *identityv1.RenewRequest) 
 	if err != nil {
 		return nil, status.Error(codes.Unauthenticated, err.Error())
 	}
-	if err := checkRequest(r.GetCsr()); err != nil {
+	if err = checkRequest(r.GetCsr()); err != nil {
 		return nil, status.Error(codes.InvalidArgument, err.Error())
 	}
 	program, name, err := s.directory.renewable(peer.ID)

@@ -119,8 +119,8 @@ func TestJoin(t *testing.T) {
 			t.Fatal(err)
 		}
 		join := func(token string, csr []byte) error {
-			_, err := nobody.Join(t.Context(), &identityv1.JoinRequest{Token: token, Csr: csr})
-			return err
+			_, refusal := nobody.Join(t.Context(), &identityv1.JoinRequest{Token: token, Csr: csr})
+			return refusal
 		}
 
 		// A request that is no good leaves the token good.
@@ -179,9 +179,9 @@ func TestRenew(t *testing.T) {
 		gateway := eu.joined(t, eu.token(t, `{"gateway":"gateway-0"}`))
 		node := eu.joined(t, eu.token(t, `{"node":"node-0"}`))
 		for _, svid := range []*x509svid.SVID{workload, gateway, node} {
-			c, err := renew(eu.call(t, svid))
-			if err != nil || c.GetSpiffeId() != svid.ID.String() {
-				t.Errorf("%s: %s, %v", svid.ID, c.GetSpiffeId(), err)
+			c, refusal := renew(eu.call(t, svid))
+			if refusal != nil || c.GetSpiffeId() != svid.ID.String() {
+				t.Errorf("%s: %s, %v", svid.ID, c.GetSpiffeId(), refusal)
 			}
 		}
 
@@ -198,7 +198,7 @@ func TestRenew(t *testing.T) {
 
 		// A connection lives no longer than the SVID that it was made with; an SVID that has ended opens none.
 		as := eu.call(t, node)
-		if _, err := renew(as); err != nil {
+		if _, err = renew(as); err != nil {
 			t.Fatal(err)
 		}
 		time.Sleep(61 * time.Minute)

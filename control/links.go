@@ -48,7 +48,7 @@ func readReport(gateway string, r *configv1.Report, now time.Time) []linkReport 
 		if state != topology.LinkUp && state != topology.LinkDown {
 			continue
 		}
-		rtt := time.Duration(min(l.GetRttMicros(), uint64(maxRTT/time.Microsecond))) * time.Microsecond //nolint:gosec // bounded here
+		rtt := time.Duration(min(l.GetRttMicros(), uint64(maxRTT/time.Microsecond))) * time.Microsecond
 		out = append(out, linkReport{
 			gateway: gateway, cluster: cluster, state: state, connections: int(l.GetConnections()),
 			rtt: rtt, detail: clip(l.GetDetail(), 256), at: now,

@@ -75,7 +75,7 @@ func New(cfg Config) (*Control, error) {
 	if err != nil {
 		return nil, err
 	}
-	if err := os.MkdirAll(cfg.StateDir, 0o700); err != nil {
+	if err = os.MkdirAll(cfg.StateDir, 0o700); err != nil {
 		return nil, fmt.Errorf("control: %w", err)
 	}
 	c := &Control{
@@ -88,10 +88,10 @@ func New(cfg Config) (*Control, error) {
 	c.clients.Store(new([]string))
 	cfg.Checks.Waiting(checkManifests, "not all of them have been read yet")
 	cfg.Checks.Waiting(checkBus, "not started yet")
-	if err := c.openTrust(); err != nil {
+	if err = c.openTrust(); err != nil {
 		return nil, err
 	}
-	if err := c.openFederation(); err != nil {
+	if err = c.openFederation(); err != nil {
 		return nil, err
 	}
 	if c.fleet, err = openFleet(c.path(rosterFile), cfg.Domain, cfg.Now, cfg.Log, c.poke); err != nil {
@@ -127,7 +127,7 @@ func (c *Control) openTrust() error {
 	if err != nil {
 		return fmt.Errorf("control: %w", err)
 	}
-	if err := c.takeRoots(); err != nil {
+	if err = c.takeRoots(); err != nil {
 		return err
 	}
 	key, csr, err := trust.NewRequest()

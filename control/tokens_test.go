@@ -28,16 +28,16 @@ func TestTokenIsGoodOnce(t *testing.T) {
 	)
 	for range 50 {
 		wg.Go(func() {
-			g, _, err := ts.redeem(token)
+			g, _, refusal := ts.redeem(token)
 			mu.Lock()
 			defer mu.Unlock()
 			switch {
-			case err == nil:
+			case refusal == nil:
 				won = append(won, g)
-			case errors.Is(err, errBadToken):
+			case errors.Is(refusal, errBadToken):
 				lost++
 			default:
-				t.Errorf("unexpected: %v", err)
+				t.Errorf("unexpected: %v", refusal)
 			}
 		})
 	}
@@ -46,7 +46,7 @@ func TestTokenIsGoodOnce(t *testing.T) {
 		t.Fatalf("%d got it (%+v), %d did not", len(won), won, lost)
 	}
 	for _, bad := range []string{"", token, token + "x", strings.ToUpper(other), other[:len(other)-1], strings.Repeat("x", 10_000)} {
-		if _, _, err := ts.redeem(bad); !errors.Is(err, errBadToken) {
+		if _, _, err = ts.redeem(bad); !errors.Is(err, errBadToken) {
 			t.Errorf("%.40q was taken: %v", bad, err)
 		}
 	}
@@ -64,7 +64,7 @@ func TestTokenEnds(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		ts := &tokens{now: time.Now}
 		early, expires, err := ts.issue("gateway", "gateway-0")
-		if err != nil || expires.Sub(time.Now()) != 15*time.Minute {
+		if err != nil || time.Until(expires) != 15*time.Minute {
 			t.Fatalf("expires in %v, %v", time.Until(expires), err)
 		}
 		time.Sleep(10 * time.Minute)

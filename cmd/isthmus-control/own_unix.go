@@ -20,7 +20,7 @@ const maxSocketPath = 107
 // lock makes the state directory ours alone for as long as the process lives: two controls over one state would say two stories under
 // one name. unlock gives it up.
 func lock(state string) (unlock func(), err error) {
-	if err := os.MkdirAll(state, 0o700); err != nil {
+	if err = os.MkdirAll(state, 0o700); err != nil {
 		return nil, err
 	}
 	path := filepath.Join(state, "lock")
@@ -28,7 +28,7 @@ func lock(state string) (unlock func(), err error) {
 	if err != nil {
 		return nil, err
 	}
-	if err := syscall.Flock(int(f.Fd()), syscall.LOCK_EX|syscall.LOCK_NB); err != nil { //nolint:gosec // G115: a file descriptor
+	if err := syscall.Flock(int(f.Fd()), syscall.LOCK_EX|syscall.LOCK_NB); err != nil {
 		return nil, errors.Join(fmt.Errorf("%s: another isthmus-control uses this state directory: %w", path, err), f.Close())
 	}
 	return func() { _ = f.Close() }, nil // the lock goes with it

@@ -33,7 +33,7 @@ func run(ctx context.Context, args []string, _ io.Reader, stdout, stderr io.Writ
 	showVersion := flags.Bool("version", false, "")
 	switch err := flags.Parse(args); {
 	case errors.Is(err, flag.ErrHelp):
-		_, err := io.WriteString(stdout, help)
+		_, err = io.WriteString(stdout, help)
 		return err
 	case err != nil:
 		return &usageError{fmt.Errorf("%w (--help says more)", err)}

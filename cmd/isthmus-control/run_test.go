@@ -193,24 +193,28 @@ func TestTwoControlsOverNATS(t *testing.T) {
 		}
 		return nil
 	})
-	status, err := eu.client.Status(t.Context())
-	if err != nil || !status.Ready || len(status.Peers) != 1 || status.Peers[0].Bus != "connected" {
-		t.Errorf("status: %+v, %v", status, err)
-	}
+	// The records may have come the other way: what we dial is up on its own time.
+	eu.eventually(t, func() error {
+		status, askErr := eu.client.Status(t.Context())
+		if askErr != nil || !status.Ready || len(status.Peers) != 1 || status.Peers[0].Bus != "connected" {
+			return fmt.Errorf("status: %+v, %w", status, askErr)
+		}
+		return nil
+	})
 	// The file that the folder gets to know all of it from.
 	us.eventually(t, func() error {
-		data, err := os.ReadFile(filepath.Join(us.dir, "manifests", ".status", "exports.yaml"))
-		if err != nil || !strings.Contains(string(data), "reason: Valid") {
-			return fmt.Errorf("status of the exports: %s, %w", data, err)
+		data, readErr := os.ReadFile(filepath.Join(us.dir, "manifests", ".status", "exports.yaml"))
+		if readErr != nil || !strings.Contains(string(data), "reason: Valid") {
+			return fmt.Errorf("status of the exports: %s, %w", data, readErr)
 		}
 		return nil
 	})
 	// A mistake is told with its line.
 	us.declare(t, "bad.yaml", "apiVersion: v1\nkind: Service\nmetadata: {namespace: shop, name: web2}\nspec:\n  ports: [{port: 0}]\n")
 	us.eventually(t, func() error {
-		status, err := us.client.Status(t.Context())
-		if err != nil || len(status.Manifests.Problems) != 1 || status.Manifests.Problems[0].Line != 5 {
-			return fmt.Errorf("problems: %+v, %w", status.Manifests.Problems, err)
+		problems, askErr := us.client.Status(t.Context())
+		if p := problems.Manifests.Problems; askErr != nil || len(p) != 1 || p[0].Line != 5 {
+			return fmt.Errorf("problems: %+v, %w", p, askErr)
 		}
 		return nil
 	})
@@ -280,14 +284,14 @@ func TestSocket(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if _, err := listenSocket(path); err == nil || !strings.Contains(err.Error(), "another process answers") {
+	if _, err = listenSocket(path); err == nil || !strings.Contains(err.Error(), "another process answers") {
 		t.Errorf("while somebody answers there: %v", err)
 	}
 	// As a process leaves it that was killed.
 	if u, ok := first.(*net.UnixListener); ok {
 		u.SetUnlinkOnClose(false)
 	}
-	if err := first.Close(); err != nil {
+	if err = first.Close(); err != nil {
 		t.Fatal(err)
 	}
 	second, err := listenSocket(path)

@@ -79,7 +79,7 @@ func (f *Folder) inForce() (map[string]manifest.Object, []control.Problem) {
 
 func duplicate(loser, winner manifest.Object) control.Problem {
 	l, w := loser.Meta(), winner.Meta()
-	return control.Problem{Source: l.Source, Object: l.Object(), Reason: "stands in two files: that at " + w.Source.String() + " is in force, this one is not"}
+	return control.Problem{Source: l.Source, Object: l.Object(), Reason: "stands in two files: that at " + w.String() + " is in force, this one is not"}
 }
 
 // snapshot puts the objects into order.

@@ -45,7 +45,7 @@ func TestStatusIsWrittenAndNeverRead(t *testing.T) {
 		}},
 		Problems: []control.Problem{{Source: control.Source{File: "b.yaml", Line: 3}, Object: "Service shop/b", Reason: "what: \"ever\""}},
 	}
-	if err := x.folder.PutStatus(t.Context(), status); err != nil {
+	if err = x.folder.PutStatus(t.Context(), status); err != nil {
 		t.Fatal(err)
 	}
 

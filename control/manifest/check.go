@@ -59,10 +59,9 @@ func (c *checker) meta(in *metav1.ObjectMeta, namespaced bool, checkName func(st
 	if in.CreationTimestamp.IsZero() {
 		m.Created = in.CreationTimestamp.Time
 	}
-	switch {
-	case in.Name == "":
+	if in.Name == "" {
 		c.addf("metadata.name", "is missing")
-	default:
+	} else {
 		c.all("metadata.name", strconv.Quote(in.Name), checkName(in.Name))
 	}
 	switch {

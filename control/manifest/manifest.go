@@ -243,7 +243,7 @@ func cutLast(s string) (before, after string) {
 
 // problems flattens joined errors.
 func problems(file, object string, err error) []control.Problem {
-	if joined, ok := err.(interface{ Unwrap() []error }); ok { //nolint:errorlint // the tree itself is walked here
+	if joined, ok := err.(interface{ Unwrap() []error }); ok {
 		var out []control.Problem
 		for _, e := range joined.Unwrap() {
 			out = append(out, problems(file, object, e)...)

@@ -66,9 +66,8 @@ func serviceImport(s *control.ImportStatus) *mcsv1beta1.ServiceImport {
 		out.Spec.IPFamilies = append(out.Spec.IPFamilies, corev1.IPFamily(f))
 	}
 	if in.SessionAffinity == federation.ClientIPAffinity {
-		out.Spec.SessionAffinityConfig = &corev1.SessionAffinityConfig{
-			ClientIP: &corev1.ClientIPConfig{TimeoutSeconds: new(int32(in.SessionAffinityTimeout / time.Second))},
-		}
+		seconds := int32(min(in.SessionAffinityTimeout/time.Second, maxAffinityTimeout)) //nolint:gosec // G115: bounded here
+		out.Spec.SessionAffinityConfig = &corev1.SessionAffinityConfig{ClientIP: &corev1.ClientIPConfig{TimeoutSeconds: &seconds}}
 	}
 	if in.InternalTrafficPolicy != "" {
 		out.Spec.InternalTrafficPolicy = new(corev1.ServiceInternalTrafficPolicy(in.InternalTrafficPolicy))
