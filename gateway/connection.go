@@ -37,6 +37,7 @@ type life struct {
 	up      func()        // the peer has let us in
 	renew   func()        // a successor is to be dialed
 	heir    func() bool   // whether it is there
+	idle    func() bool   // whether nothing waits on the link
 }
 
 // minSettle is for how long a connection that isn't needed any more is kept after its last stream has ended: the end of what was
@@ -83,14 +84,16 @@ func (c *connection) run(ctx context.Context, l life) error {
 	defer end.Stop()
 	for {
 		now := time.Now()
-		seq := c.pulse.tick(now)
+		seq := c.pulse.tick(now, l.idle())
 		if c.pulse.dead(now) {
 			return c.close(closeDead, errDead)
 		}
 		if (c.draining.Load() || c.aged.Load() && l.heir()) && c.settled(now) {
 			return c.close(closeUnwanted, errUnwanted)
 		}
-		writer.send(probe(seq)) // when there is no room, the silence will tell
+		if seq > 0 {
+			writer.send(probe(seq)) // when there is no room, the silence will tell
+		}
 
 		select {
 		case <-ticker.C:

@@ -148,7 +148,7 @@ func (l *link) connect(ctx context.Context, s slot, domain spiffeid.TrustDomain,
 	}
 	err = c.run(ctx, life{
 		retired: retired, grace: g.cfg.DrainGrace, renewIn: renewIn, endIn: endIn, renew: renew,
-		heir: func() bool { return l.hasHeir(c) },
+		idle: l.idle, heir: func() bool { return l.hasHeir(c) },
 		up: func() {
 			wasUp = true
 			l.add(c)

@@ -43,6 +43,11 @@ func newLink(g *Gateway, c *topology.Cluster) *link {
 	return l
 }
 
+// idle reports whether the link carries no stream at all, on whichever connection.
+func (l *link) idle() bool {
+	return !slices.ContainsFunc(*l.conns.Load(), func(c *connection) bool { return c.active.Load() > 0 })
+}
+
 // slot is one place for a connection.
 type slot struct {
 	gateway topology.Gateway

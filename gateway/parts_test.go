@@ -68,7 +68,7 @@ func TestPulse(t *testing.T) {
 	t.Run("dies of silence", func(t *testing.T) {
 		p := newPulse(interval, deadAfter, start)
 		for d := interval; d <= deadAfter; d += interval {
-			p.tick(at(d))
+			p.tick(at(d), false)
 			if p.dead(at(d)) {
 				t.Fatalf("dead after %s", d)
 			}
@@ -76,28 +76,52 @@ func TestPulse(t *testing.T) {
 		if !p.suspect(at(deadAfter)) {
 			t.Error("not even suspect")
 		}
-		p.tick(at(deadAfter + interval))
+		p.tick(at(deadAfter+interval), false)
 		if !p.dead(at(deadAfter + interval)) {
 			t.Error("still alive")
 		}
 	})
 	t.Run("our own delay isn't its silence", func(t *testing.T) {
 		p := newPulse(interval, deadAfter, start)
-		p.tick(at(interval))
-		p.tick(at(10 * time.Second)) // this process was stopped
+		p.tick(at(interval), false)
+		p.tick(at(10*time.Second), false) // this process was stopped
 		if p.dead(at(10 * time.Second)) {
 			t.Error("blamed for what we slept through")
 		}
 		for d := 10*time.Second + interval; d <= 10*time.Second+deadAfter; d += interval {
-			p.tick(at(d))
+			p.tick(at(d), false)
 		}
 		if !p.dead(at(10*time.Second + deadAfter)) {
 			t.Error("the delay excuses what came after it")
 		}
 	})
+	t.Run("an idle link is asked less often, and then as any other", func(t *testing.T) {
+		p := newPulse(interval, deadAfter, start)
+		asked := 0
+		for n := range 50 {
+			if seq := p.tick(at(time.Duration(n)*interval), true); seq > 0 {
+				asked++
+				p.reply(seq, at(time.Duration(n)*interval))
+				p.hear(at(time.Duration(n) * interval))
+			}
+			if p.suspect(at(time.Duration(n)*interval)) || p.dead(at(time.Duration(n)*interval)) {
+				t.Fatal("suspect though nothing was asked of it")
+			}
+		}
+		if asked != 50/idleEvery {
+			t.Errorf("asked %d times in 50 intervals", asked)
+		}
+		begun := 5 * time.Second // it falls silent
+		for d := begun; d <= begun+deadAfter+interval; d += interval {
+			p.tick(at(d), false)
+		}
+		if !p.dead(at(begun + deadAfter + interval)) {
+			t.Error("still alive")
+		}
+	})
 	t.Run("a word ends all suspicion", func(t *testing.T) {
 		p := newPulse(interval, deadAfter, start)
-		p.tick(at(400 * time.Millisecond))
+		p.tick(at(400*time.Millisecond), false)
 		p.hear(at(400 * time.Millisecond))
 		if p.suspect(at(450*time.Millisecond)) || p.dead(at(800*time.Millisecond)) {
 			t.Error("suspect right after it spoke")
@@ -107,7 +131,7 @@ func TestPulse(t *testing.T) {
 		p := newPulse(interval, deadAfter, start)
 		for i := range 50 {
 			sent := time.Duration(i) * interval
-			seq := p.tick(at(sent))
+			seq := p.tick(at(sent), false)
 			p.reply(seq, at(sent+80*time.Millisecond))
 			p.reply(seq, at(sent+5*time.Second)) // twice
 			p.reply(seq+7, at(sent))             // never asked
@@ -121,10 +145,10 @@ func TestPulse(t *testing.T) {
 	})
 	t.Run("a long link is given more time", func(t *testing.T) {
 		p := newPulse(interval, deadAfter, start)
-		seq := p.tick(start)
+		seq := p.tick(start, false)
 		p.reply(seq, at(400*time.Millisecond))
 		p.hear(at(400 * time.Millisecond))
-		p.tick(at(400 * time.Millisecond))
+		p.tick(at(400*time.Millisecond), false)
 		if p.dead(at(1300 * time.Millisecond)) {
 			t.Error("dead after 900 ms on a link of 400")
 		}

@@ -12,9 +12,11 @@ type pulse struct {
 
 	mu     sync.Mutex
 	heard  time.Time          // guarded by mu: when the peer last said anything
+	asked  time.Time          // guarded by mu: when we first asked it something since then; zero = we have not
 	ticked time.Time          // guarded by mu: when we last looked
 	held   time.Duration      // guarded by mu: how long we were held up ourselves since then
 	seq    uint64             // guarded by mu: of the last probe
+	rest   int                // guarded by mu: ticks since then
 	sent   [maxProbes]probing // guarded by mu: by seq
 	srtt   time.Duration      // guarded by mu: smoothed round trip (RFC 6298); 0 = none measured
 	rttvar time.Duration      // guarded by mu
@@ -30,23 +32,33 @@ const (
 	maxProbes = 64
 	// jitter is what a probe may be late on top of what the link's own variation explains, at least.
 	minJitter = 25 * time.Millisecond
+	// idleEvery is how many intervals lie between two probes on a link without streams: nothing waits on it.
+	idleEvery = 5
 	// minPatience is what a far gateway is given to reach an endpoint, on top of the round trip.
 	minPatience = 10 * time.Millisecond
 )
 
 func newPulse(interval, deadAfter time.Duration, now time.Time) *pulse {
-	return &pulse{interval: interval, deadAfter: deadAfter, heard: now, ticked: now}
+	return &pulse{interval: interval, deadAfter: deadAfter, heard: now, ticked: now, rest: idleEvery}
 }
 
-// tick is called once an interval and returns the number of the probe to send. When the call comes late, so did our reading of
-// what the peer sent, and that much silence isn't the peer's.
-func (p *pulse) tick(now time.Time) uint64 {
+// tick is called once an interval and returns the number of the probe to send; 0 = none is due. When the call comes late, so did
+// our reading of what the peer sent, and that much silence isn't the peer's. A peer that owes us an answer is asked each time.
+func (p *pulse) tick(now time.Time, idle bool) uint64 {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	if late := now.Sub(p.ticked) - p.interval; late > p.interval/2 {
 		p.held += late
 	}
 	p.ticked = now
+	p.rest++
+	if idle && p.asked.IsZero() && p.rest < idleEvery {
+		return 0
+	}
+	p.rest = 0
+	if p.asked.IsZero() {
+		p.asked, p.held = now, 0
+	}
 	p.seq++
 	p.sent[p.seq%maxProbes] = probing{p.seq, now}
 	return p.seq
@@ -56,7 +68,7 @@ func (p *pulse) tick(now time.Time) uint64 {
 func (p *pulse) hear(now time.Time) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	p.heard, p.held = now, 0
+	p.heard, p.asked, p.held = now, time.Time{}, 0
 }
 
 // reply notes the reply to a probe.
@@ -77,10 +89,21 @@ func (p *pulse) reply(seq uint64, now time.Time) {
 	p.srtt += (rtt - p.srtt) / 8
 }
 
-// silence is how long the peer has said nothing, as far as that is the peer's. mu is held.
-func (p *pulse) silence(now time.Time) time.Duration { return now.Sub(p.heard) - p.held }
+// silence is how long the peer has said nothing though it had reason to, as far as that is the peer's: since it was last heard, but
+// no longer than an interval before we asked. mu is held.
+func (p *pulse) silence(now time.Time) time.Duration {
+	if p.asked.IsZero() {
+		return 0
+	}
+	since := p.asked.Add(-p.interval)
+	if p.heard.After(since) {
+		since = p.heard
+	}
+	return now.Sub(since) - p.held
+}
 
-// dead reports whether the connection is to be given up. Replies come once an interval however long they travel; what is lost
+// dead reports whether the connection is to be given up. Replies come once an interval at least however long they travel,
+// once we ask; what is lost
 // on the way takes round trips to be sent again, so a long link is given at least three of them.
 func (p *pulse) dead(now time.Time) bool {
 	p.mu.Lock()
