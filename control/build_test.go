@@ -123,7 +123,7 @@ func decode(t *testing.T, f txtar.File, into any) {
 	}
 }
 
-func addManifest(t *testing.T, o *control.Objects, f txtar.File) {
+func addManifest(t testing.TB, o *control.Objects, f txtar.File) {
 	t.Helper()
 	parsed := manifest.Parse(f.Name, f.Data)
 	if len(parsed.Problems)+len(parsed.Skipped) > 0 {

@@ -32,6 +32,7 @@ type loop struct {
 	started   time.Time
 	settled   bool // what peers had said before the start was read again, or waited for in vain
 	heard     heard
+	frozen    frozen
 	addresses allocation
 	peers     []ClusterPeer // last set
 	own       *federation.Own
@@ -101,8 +102,10 @@ func (l *loop) step(ctx context.Context) (again time.Duration) {
 	if wait > 0 {
 		return wait
 	}
+	var words []*federation.View
+	words, l.frozen = l.frozen.apply(views.All())
 	w := build(inputs{
-		self: c.self, objects: objects, roots: c.authority.Roots(), views: views.All(),
+		self: c.self, objects: objects, roots: c.authority.Roots(), views: words,
 		gateways: fleet.gateways, nodes: fleet.nodes, known: c.cfg.NodeProxies,
 		links: l.links.snapshot(), addresses: l.addresses, cidr: c.cfg.ClusterSetCIDR, complete: complete,
 	})

@@ -57,9 +57,12 @@ type plain struct {
 type resolver struct {
 	self      Self
 	nodes     []node
-	workloads map[string][]*Workload // by namespace
+	workloads map[label][]*Workload // that have a label, in order
 	slices    map[topology.ServiceName][]*EndpointSlice
 }
+
+// label is a label of a workload in a namespace.
+type label struct{ namespace, key, value string }
 
 // Self is who the cluster is.
 type Self struct {
@@ -72,11 +75,14 @@ type Self struct {
 func newResolver(self Self, o *Objects, nodes []node) *resolver {
 	r := &resolver{
 		self: self, nodes: nodes,
-		workloads: make(map[string][]*Workload), slices: make(map[topology.ServiceName][]*EndpointSlice),
+		workloads: make(map[label][]*Workload), slices: make(map[topology.ServiceName][]*EndpointSlice),
 	}
 	for i := range o.Workloads {
 		w := &o.Workloads[i]
-		r.workloads[w.Namespace] = append(r.workloads[w.Namespace], w)
+		for k, v := range w.Labels {
+			l := label{w.Namespace, k, v}
+			r.workloads[l] = append(r.workloads[l], w)
+		}
 	}
 	for i := range o.Slices {
 		s := &o.Slices[i]
@@ -100,10 +106,7 @@ func (r *resolver) resolve(s *Service) *resolved {
 	zones := make(map[string]uint32)
 	known := make(map[netip.AddrPort]struct{}) // where the workloads listen: a slice that names them too adds no copy
 	var plains []plain
-	for _, w := range r.workloads[s.Namespace] {
-		if !selects(s.Selector, w.Labels) {
-			continue
-		}
+	for _, w := range r.selected(s) {
 		targets := workloadTargets(s, w)
 		if len(targets) == 0 {
 			continue
@@ -143,14 +146,31 @@ func (r *resolver) resolve(s *Service) *resolved {
 	return out
 }
 
-// selects reports whether a Service's selector picks labels. An empty one picks nothing, as in Kubernetes.
+// selected returns the workloads that a Service's selector picks. An empty one picks nothing, as in Kubernetes.
+func (r *resolver) selected(s *Service) []*Workload {
+	var candidates []*Workload // with the label that the fewest have
+	first := true
+	for k, v := range s.Selector {
+		if with := r.workloads[label{s.Namespace, k, v}]; first || len(with) < len(candidates) {
+			candidates, first = with, false
+		}
+	}
+	var out []*Workload
+	for _, w := range candidates {
+		if selects(s.Selector, w.Labels) {
+			out = append(out, w)
+		}
+	}
+	return out
+}
+
 func selects(selector, labels map[string]string) bool {
 	for k, v := range selector {
 		if have, ok := labels[k]; !ok || have != v {
 			return false
 		}
 	}
-	return len(selector) > 0
+	return true
 }
 
 // workloadTargets returns where w serves each port of s: by the name of a port that it declares, or by any number.

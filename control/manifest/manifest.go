@@ -137,6 +137,10 @@ func (f *File) document(d *strictyaml.Document, listAllowed bool) {
 	}
 	decode, ok := kinds[h.apiVersion+" "+h.kind]
 	if !ok {
+		if why := mistaken(h); why != "" {
+			f.Problems = append(f.Problems, problems(d.File, h.object(), d.Errorf("kind", "%s", why))...)
+			return
+		}
 		f.Skipped = append(f.Skipped, problems(d.File, h.object(), d.Errorf("kind", "%s", unknownKind(h)))...)
 		return
 	}
@@ -218,16 +222,6 @@ func decoded[T corev1.Service | discoveryv1.EndpointSlice | mcsv1beta1.ServiceEx
 func unknownKind(h header) string {
 	if h.kind == "ServiceImport" {
 		return "a ServiceImport is written by control alone, beside the manifests; declare a ServiceExport"
-	}
-	var same []string
-	for k := range kinds {
-		if version, kind := cutLast(k); kind == h.kind {
-			same = append(same, version)
-		}
-	}
-	if len(same) > 0 {
-		slices.Sort(same)
-		return "apiVersion " + h.apiVersion + " is not known for " + h.kind + ": use " + same[len(same)-1]
 	}
 	return h.apiVersion + " " + h.kind + " is not used here and was skipped"
 }
