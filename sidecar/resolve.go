@@ -44,9 +44,10 @@ type resolver struct {
 	health    *balance.Health[topology.Target]
 	sessions  *session.Set
 	now       func() time.Time
-	asking    sync.WaitGroup // subscriptions that nobody waits for
+	asking    sync.WaitGroup // subscriptions that no request waits for
 
 	mu    sync.RWMutex
+	ended bool                            // guarded by mu; nothing is added to asking any more
 	plans map[topology.Query]*plan        // guarded by mu
 	asked map[topology.ServiceName]answer // guarded by mu
 }
@@ -100,11 +101,28 @@ func (r *resolver) snapshot(ctx context.Context, name topology.ServiceName) (*to
 	}
 	if present {
 		// Known from before: good enough for this request.
-		r.asking.Go(func() { ask(context.WithoutCancel(ctx)) })
+		r.later(func() { ask(context.WithoutCancel(ctx)) })
 		return s, nil
 	}
 	ask(ctx)
 	return r.snapshots.Load(), nil
+}
+
+// later runs f, unless the resolver has ended.
+func (r *resolver) later(f func()) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if !r.ended {
+		r.asking.Go(f)
+	}
+}
+
+// end waits for what later began.
+func (r *resolver) end() {
+	r.mu.Lock()
+	r.ended = true
+	r.mu.Unlock()
+	r.asking.Wait()
 }
 
 // settled reports whether there is no need to ask for name now. A name that does not exist is asked for again after a while:

@@ -52,7 +52,7 @@ func (s *Sidecar) Run(ctx context.Context) error {
 	serving.Wait()
 	_ = s.outbound.work.Wait(support) // what runs in work has ended with it
 	_ = s.inbound.work.Wait(support)
-	s.outbound.resolver.asking.Wait()
+	s.outbound.resolver.end()
 	stopSupport()
 	supporting.Wait()
 	s.inbound.apps.close()

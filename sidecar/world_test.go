@@ -58,6 +58,7 @@ type world struct {
 	testing.TB
 	authorities map[spiffeid.TrustDomain]*trust.Authority
 	gateways    []*fakeGateway
+	quiet       bool // no logs, no traces: for benchmarks
 }
 
 var authorities = sync.OnceValues(func() (map[spiffeid.TrustDomain]*trust.Authority, error) {
@@ -170,6 +171,9 @@ func (w *world) start(id spiffeid.ID, snapshot *topology.Snapshot, change func(*
 		Log:     slog.New(slog.NewTextHandler(s.logs, &slog.HandlerOptions{Level: slog.LevelDebug})),
 		Metrics: s.metrics, Tracer: provider,
 		DrainGrace: 5 * time.Second,
+	}
+	if w.quiet {
+		c.Log, c.Tracer = slog.New(slog.DiscardHandler), nil
 	}
 	if change != nil {
 		change(&c)
