@@ -8,7 +8,6 @@ package manifest
 import (
 	"errors"
 	"fmt"
-	"slices"
 
 	discoveryv1 "k8s.io/api/discovery/v1"
 
