@@ -123,11 +123,11 @@ func decode(t *testing.T, f txtar.File, into any) {
 	}
 }
 
-func addManifest(t testing.TB, o *control.Objects, f txtar.File) {
-	t.Helper()
+func addManifest(tb testing.TB, o *control.Objects, f txtar.File) {
+	tb.Helper()
 	parsed := manifest.Parse(f.Name, f.Data)
 	if len(parsed.Problems)+len(parsed.Skipped) > 0 {
-		t.Fatalf("%s: %v %v", f.Name, parsed.Problems, parsed.Skipped)
+		tb.Fatalf("%s: %v %v", f.Name, parsed.Problems, parsed.Skipped)
 	}
 	for _, p := range parsed.Objects {
 		switch {
