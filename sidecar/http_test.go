@@ -8,6 +8,7 @@ import (
 	"io"
 	"net"
 	"net/http"
+	"net/http/httputil"
 	"net/netip"
 	"slices"
 	"strings"
@@ -337,6 +338,52 @@ func TestHeaders(t *testing.T) {
 	}
 }
 
+// TestForgedCaller: not even another workload's sidecar can say who calls.
+func TestForgedCaller(t *testing.T) {
+	w := newWorld(t)
+	var got http.Header
+	_, here := serveApp(t, func(_ http.ResponseWriter, r *http.Request) { got = r.Header.Clone() })
+	near := w.server(eu, "checkout", topology.HTTP, here)
+	forger := must(trust.WorkloadID(us, "shop", "forger"))
+	c, err := tls.Dial("tcp", near.inbound.String(), trust.ClientConfig(trust.TLS{
+		Identity: w.issue(forger), Bundles: w.bundles(), Policy: trust.AllowAny(), Protocols: []string{"http/1.1"}, ServerName: preamble.ServerName(checkout, 80),
+	}))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() { _ = c.Close() }()
+	_, _ = io.WriteString(c, "GET / HTTP/1.1\r\nHost: a\r\nIsthmus-Caller: x\r\nISTHMUS_CALLER: x\r\nisthmus-caller: y\r\nIsthmus-Error: z\r\n\r\n")
+	resp, err := http.ReadResponse(bufio.NewReader(c), nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() { _ = resp.Body.Close() }()
+	for name, values := range got {
+		if isOwn(name) && (name != headerCaller || !slices.Equal(values, []string{forger.String()})) {
+			t.Errorf("the application saw %s: %q", name, values)
+		}
+	}
+	if got.Get(headerCaller) == "" {
+		t.Error("the application did not hear who calls")
+	}
+}
+
+// TestOwnHeadersStayHere: what an application makes up in the mesh's name does not even leave its sidecar.
+func TestOwnHeadersStayHere(t *testing.T) {
+	w := newWorld(t)
+	c := w.caller(view{}, nil)
+	in, _ := http.NewRequestWithContext(context.WithValue(t.Context(), callKey{}, &call{query: topology.Query{Service: checkout, Port: 80}}), http.MethodGet, checkoutURL, nil)
+	in.Header.Set(headerCaller, "x")
+	in.Header["Isthmus_outcome"] = []string{"x"}
+	p := &httputil.ProxyRequest{In: in, Out: in.Clone(in.Context())}
+	c.outbound.rewrite(p)
+	for name := range p.Out.Header {
+		if isOwn(name) && name != headerHops {
+			t.Errorf("%s: %s", name, p.Out.Header[name])
+		}
+	}
+}
+
 // TestIdentity: a copy that is not who it should be gets nothing, whoever vouches for it.
 func TestIdentity(t *testing.T) {
 	w := newWorld(t)
@@ -451,7 +498,7 @@ func TestInboundRoutesBySNI(t *testing.T) {
 		}
 	}
 	// The service goes: what was a session to it is one no more.
-	near.snapshots.Store(topology.NewSnapshot(topology.SnapshotSpec{}))
+	near.snapshots.Store(topology.NewSnapshot(topology.SnapshotSpec{Self: near.snapshots.Load().Self()}))
 	if _, err = io.WriteString(c, "GET / HTTP/1.1\r\nHost: a\r\n\r\n"); err != nil {
 		t.Fatal(err)
 	}

@@ -143,6 +143,24 @@ func TestSessions(t *testing.T) {
 	}
 }
 
+// TestServersChange: a session to somebody who should not answer any more carries no further request.
+func TestServersChange(t *testing.T) {
+	w := newWorld(t)
+	_, a := serveApp(t, answering("old"))
+	_, b := serveApp(t, answering("new"))
+	before, after := w.server(us, "checkout", topology.HTTP, a), w.server(us, "checkout-v2", topology.HTTP, b)
+	g := w.gateway("gateway-0", to(before))
+	c := w.caller(view{remotes: []topology.Remote{remote(1, before)}}, nil)
+	if _, body := get(t, c.client(), checkoutURL); body != "old /" {
+		t.Fatal(body)
+	}
+	g.set(to(after))
+	c.snapshots.Store(w.snapshot(view{remotes: []topology.Remote{remote(1, after)}}))
+	if _, body := get(t, c.client(), checkoutURL); body != "new /" {
+		t.Error(body)
+	}
+}
+
 // TestAddressChange: a copy that came back elsewhere is called there.
 func TestAddressChange(t *testing.T) {
 	w := newWorld(t)

@@ -432,6 +432,55 @@ func TestEjection(t *testing.T) {
 	}
 }
 
+// TestOneSessionDies: its requests go to the same cluster's other copies, and are one failure, however many they are.
+func TestOneSessionDies(t *testing.T) {
+	w := newWorld(t)
+	entered := make(chan struct{}, 100)
+	_, a := serveApp(t, func(_ http.ResponseWriter, r *http.Request) {
+		if r.URL.Path == "/hang" {
+			entered <- struct{}{}
+			<-r.Context().Done()
+		}
+	})
+	_, b := serveApp(t, answering("us"))
+	_, here := serveApp(t, answering("eu"))
+	dying, well, home := w.server(us, "checkout", topology.HTTP, a), w.server(us, "checkout", topology.HTTP, b), w.server(eu, "checkout", topology.HTTP, here)
+	g := w.gateway("gateway-0", to(dying, well))
+	c := w.caller(view{
+		endpoints: []topology.Endpoint{home.endpoint("checkout-0")}, remotes: []topology.Remote{remote(2, dying, well)},
+		policy: &topology.Policy{Tiers: []topology.Tier{{Name: "away", Match: topology.Selector{Cluster: "us"}}, {Name: "home"}}},
+	}, nil)
+	client := c.client()
+	waitFor(t, "a session to each", func() bool { get(t, client, checkoutURL); return g.streams() == 2 })
+	g.set(to(well))
+	const n = 20
+	answers := make(chan string, n)
+	var wg sync.WaitGroup
+	for range n {
+		wg.Go(func() {
+			_, body := get(t, client, checkoutURL+"hang")
+			answers <- body
+		})
+	}
+	<-entered
+	waitFor(t, "all are under way", func() bool { return len(entered)+1+len(answers) == n })
+	hanging := len(entered) + 1
+	g.cut(dying)
+	wg.Wait()
+	close(answers)
+	for body := range answers {
+		if body != "us /hang" {
+			t.Errorf("answered by %q", body)
+		}
+	}
+	if hanging < 3 {
+		t.Fatalf("only %d requests were on the session that died", hanging)
+	}
+	if got := c.counter("isthmus_ejections_total"); got != 0 {
+		t.Errorf("%d requests lost with one session ejected the cluster", hanging)
+	}
+}
+
 // TestRetryBudget: when everything fails, retries do not multiply the load.
 func TestRetryBudget(t *testing.T) {
 	w := newWorld(t)

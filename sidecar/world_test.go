@@ -333,9 +333,9 @@ type fakeGateway struct {
 	ln   net.Listener
 
 	mu      sync.Mutex
-	open    map[net.Conn]struct{} // guarded by mu
-	opened  int                   // guarded by mu; streams so far
-	seen    []preamble.Preamble   // guarded by mu
+	open    map[*tls.Conn]netip.AddrPort // guarded by mu; where to
+	opened  int                          // guarded by mu; streams so far
+	seen    []preamble.Preamble          // guarded by mu
 	decide  func(preamble.Preamble) (netip.AddrPort, *preamble.Refusal)
 	waiting sync.WaitGroup
 }
@@ -344,7 +344,7 @@ func (w *world) gateway(name string, decide func(preamble.Preamble) (netip.AddrP
 	w.Helper()
 	g := &fakeGateway{
 		name: name, id: must(trust.GatewayID(eu, name)), ln: listenTCP(w),
-		open: make(map[net.Conn]struct{}), decide: decide,
+		open: make(map[*tls.Conn]netip.AddrPort), decide: decide,
 	}
 	config := trust.ServerConfig(trust.TLS{
 		Identity: w.issue(g.id), Bundles: w.bundles(), Policy: trust.AllowDomain(eu), Protocols: []string{preamble.ALPNStream},
@@ -373,7 +373,7 @@ func to(servers ...*side) func(preamble.Preamble) (netip.AddrPort, *preamble.Ref
 
 func (g *fakeGateway) serve(c *tls.Conn) {
 	g.mu.Lock()
-	g.open[c] = struct{}{}
+	g.open[c] = netip.AddrPort{}
 	g.opened++
 	decide := g.decide
 	g.mu.Unlock()
@@ -395,6 +395,9 @@ func (g *fakeGateway) serve(c *tls.Conn) {
 		_, _ = c.Write(preamble.AppendRefusal(nil, refusal))
 		return
 	}
+	g.mu.Lock()
+	g.open[c] = target
+	g.mu.Unlock()
 	far, err := net.Dial("tcp", target.String())
 	if err != nil {
 		_, _ = c.Write(preamble.AppendRefusal(nil, &preamble.Refusal{Code: 8, Path: []string{"eu/" + g.name, "us/gateway-0"}}))
@@ -412,13 +415,16 @@ type cutting struct{ *tls.Conn }
 
 func (c *cutting) Abort(error) { _ = c.NetConn().Close() }
 
-// cut breaks every stream.
-func (g *fakeGateway) cut() {
+// cut breaks every stream; with servers, those to them.
+func (g *fakeGateway) cut(servers ...*side) {
 	g.mu.Lock()
 	defer g.mu.Unlock()
-	for c := range g.open {
-		_ = c.(*tls.Conn).NetConn().(*net.TCPConn).SetLinger(0) // serve puts nothing else in
-		_ = c.(*tls.Conn).NetConn().Close()                     // likewise
+	for c, target := range g.open {
+		if len(servers) > 0 && !slices.ContainsFunc(servers, func(s *side) bool { return s.inbound == target }) {
+			continue
+		}
+		_ = c.NetConn().(*net.TCPConn).SetLinger(0) // it is one
+		_ = c.NetConn().Close()
 	}
 }
 
