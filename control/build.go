@@ -198,10 +198,16 @@ func (w *world) assemble(valid map[topology.ServiceName]*ServiceExport, exports 
 	}
 	for _, name := range slices.SortedFunc(maps.Keys(w.services), topology.ServiceName.Compare) {
 		r := w.services[name]
-		for _, receiver := range slices.Sorted(maps.Keys(r.inbounds)) {
-			add(configstream.EncodeInbound(receiver, &topology.Inbound{Name: name, Ports: r.inbounds[receiver]}))
+		served := topology.Inbound{Name: name}
+		e := valid[name]
+		if e != nil {
+			served.Exported, served.Audience = true, e.Audience
 		}
-		if e := valid[name]; e != nil {
+		for _, receiver := range slices.Sorted(maps.Keys(r.inbounds)) {
+			served.Ports = r.inbounds[receiver]
+			add(configstream.EncodeInbound(receiver, &served))
+		}
+		if e != nil {
 			add(configstream.EncodeExport(&topology.Export{Name: name, Ports: numbers(r.ports), Audience: e.Audience, Endpoints: r.endpoints}))
 		}
 	}

@@ -123,10 +123,12 @@ func stripOwn(h http.Header, keep ...string) {
 	}
 }
 
-// isOwn also knows the spelling with underscores, which CGI-like interfaces can't tell from ours.
+// isOwn also knows the spellings that CGI-like interfaces can't tell from ours: they make one character of all that is neither
+// letter nor digit.
 func isOwn(name string) bool {
 	if len(name) < len(headerPrefix) || !strings.EqualFold(name[:len(headerPrefix)-1], headerPrefix[:len(headerPrefix)-1]) {
 		return false
 	}
-	return name[len(headerPrefix)-1] == '-' || name[len(headerPrefix)-1] == '_'
+	c := name[len(headerPrefix)-1] | 0x20 // lower case, for letters
+	return (c < 'a' || c > 'z') && (name[len(headerPrefix)-1] < '0' || name[len(headerPrefix)-1] > '9')
 }

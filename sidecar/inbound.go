@@ -9,6 +9,7 @@ import (
 	"net"
 	"net/http"
 	"net/http/httputil"
+	"slices"
 	"sync"
 	"time"
 
@@ -26,9 +27,9 @@ import (
 )
 
 const (
-	handshakeTimeout = 5 * time.Second
-	// maxHandshakes bounds those under way: past it, connections wait in the kernel.
-	maxHandshakes = 256
+	handshakeTimeout = 3 * time.Second
+	// maxHandshakes bounds those under way; past it, connections are reset.
+	maxHandshakes = 4096
 	// inboundIdle ends an inner session that carries nothing; the caller's side gives up long before.
 	inboundIdle = 10 * time.Minute
 )
@@ -57,17 +58,21 @@ type Inbound struct {
 // init makes what is made of the other fields.
 func (in *Inbound) init() {
 	// Who may open a session at all. What it may call is asked of authorize, for each request.
-	in.policy = trust.AllowAny()
-	in.config = trust.ServerConfig(trust.TLS{
-		Identity:  in.identity,
-		Bundles:   in.bundles,
-		Policy:    in.policy,
-		Protocols: []string{session.HTTP2, session.HTTP1, session.TCP},
-		Now:       in.now,
-	})
+	in.policy = onlyCallers
+	config := func(protocols ...string) *tls.Config {
+		return trust.ServerConfig(trust.TLS{
+			Identity: in.identity, Bundles: in.bundles, Policy: in.policy, Protocols: protocols, Now: in.now,
+		})
+	}
+	in.config = config(session.HTTP2, session.HTTP1, session.TCP)
+	// Requests are told apart where they can be: opaque bytes would reach the application with whatever they say of their caller.
+	requests := config(session.HTTP2, session.HTTP1)
 	// A service that isn't served here is refused in the handshake, where the caller knows that nothing was sent yet.
 	in.config.GetConfigForClient = func(hello *tls.ClientHelloInfo) (*tls.Config, error) {
-		_, err := in.route(hello.ServerName)
+		to, err := in.route(hello.ServerName)
+		if err == nil && to.Protocol.IsHTTP() {
+			return requests, nil
+		}
 		return nil, err
 	}
 	in.proxy = &httputil.ReverseProxy{
@@ -90,9 +95,55 @@ func (in *Inbound) init() {
 	}
 }
 
-// authorize says whether a caller may do what it asks for; an error refuses it. Today every workload of every trust domain that
-// this one knows may, once its own gateway let it through: this is the place of AccessPolicy.
-func (in *Inbound) authorize(spiffeid.ID, topology.ServiceName, uint16) error { return nil }
+// onlyCallers lets workloads in, and the node proxies that stand in for them. A gateway carries calls; it makes none.
+func onlyCallers(p trust.Peer) error {
+	if _, _, ok := trust.ParseWorkload(p.ID); ok {
+		return nil
+	}
+	if _, ok := trust.ParseNode(p.ID); ok {
+		return nil
+	}
+	return errNoCaller
+}
+
+var (
+	errNoCaller    = errors.New("neither a workload nor a node proxy")
+	errNoPeer      = errors.New("its trust domain is no peer's")
+	errNotExported = errors.New("the service is not exported to its cluster")
+)
+
+// authorize says whether a caller may call a service that is served here; an error refuses it. Those of the own trust domain may;
+// others where the service is exported to their cluster. The gateway has asked the same of the service that the stream was opened
+// for, but the name inside of the session is the caller's to choose. This is the place of AccessPolicy.
+func (in *Inbound) authorize(caller spiffeid.ID, service topology.ServiceName, _ uint16) error {
+	s := in.snapshots.Load()
+	if s == nil {
+		return errNotServed
+	}
+	if caller.TrustDomain() == s.Self().Domain {
+		return nil
+	}
+	cluster := clusterOf(s, caller.TrustDomain())
+	served := s.Inbound(service)
+	switch {
+	case cluster.IsZero():
+		return errNoPeer
+	case served == nil || !served.Exported || len(served.Audience) > 0 && !slices.Contains(served.Audience, cluster):
+		return errNotExported
+	default:
+		return nil
+	}
+}
+
+// clusterOf returns the peer of that trust domain; zero when there is none.
+func clusterOf(s *topology.Snapshot, domain spiffeid.TrustDomain) topology.ClusterName {
+	for _, c := range s.Clusters() {
+		if c.Domain == domain {
+			return c.Name
+		}
+	}
+	return topology.ClusterName{}
+}
 
 // arrival is what the handshake of an inner session settled.
 type arrival struct {
@@ -156,13 +207,22 @@ func (in *Inbound) run(ctx, work context.Context, ln net.Listener) error {
 	defer wg.Wait()
 	wg.Go(func() { _ = serve(ctx, in.server, requests) }) // it ends with requests
 	defer func() { _ = requests.Close() }()
+	watching, stop := context.WithCancel(ctx)
+	defer stop()
+	wg.Go(func() { in.recheck(watching) })
 	slots := make(chan struct{}, maxHandshakes)
 	for {
 		raw, err := acceptFrom(ctx, ln)
 		if raw == nil {
 			return err
 		}
-		slots <- struct{}{} // handshakes end by themselves
+		select {
+		case slots <- struct{}{}:
+		default: // shed: waiting would let those who say nothing shut everybody out
+			conn.Reset(raw)
+			_ = raw.Close()
+			continue
+		}
 		wg.Go(func() {
 			c, err := in.handshake(work, raw)
 			<-slots
@@ -190,8 +250,36 @@ func (in *Inbound) handshake(ctx context.Context, raw net.Conn) (*tls.Conn, erro
 		_ = told.Close()
 		return nil, err
 	}
-	told.OnClose(in.guard.Watch(c.ConnectionState(), in.policy, func(error) { _ = told.Close() }))
+	told.OnClose(in.guard.Watch(c.ConnectionState(), in.lasting(c), func(error) { _ = told.Close() }))
 	return c, nil
+}
+
+// lasting is the policy that an open session has to go on meeting. One that may call its service loses that with the export, and
+// is closed, whatever runs in it. One that may not from the start is refused request by request, in words.
+func (in *Inbound) lasting(c *tls.Conn) trust.Policy {
+	a, err := in.arrivalOf(c)
+	if err != nil || in.authorize(a.peer.ID, a.service, a.port) != nil {
+		return in.policy
+	}
+	return func(p trust.Peer) error {
+		if err := in.policy(p); err != nil {
+			return err
+		}
+		return in.authorize(p.ID, a.service, a.port)
+	}
+}
+
+// recheck has open sessions judged anew whenever what they are judged by may have changed.
+func (in *Inbound) recheck(ctx context.Context) {
+	for {
+		changed := in.snapshots.Changed()
+		in.guard.Recheck()
+		select {
+		case <-changed:
+		case <-ctx.Done():
+			return
+		}
+	}
 }
 
 // acceptFrom returns the next connection; nil when ctx has ended. What passes by itself (no file descriptors) is waited out.

@@ -62,6 +62,7 @@ func (in *Inbound) serve(w http.ResponseWriter, r *http.Request) {
 		if r.ProtoMajor == 1 {
 			_ = http.NewResponseController(w).EnableFullDuplex() // HTTP/1 servers have it
 		}
+		dropForeignUpgrade(r)
 		in.proxy.ServeHTTP(w, r)
 	}
 	whole = true

@@ -57,7 +57,7 @@ func (in *Inbound) openApp(ctx context.Context, a *arrival, far *opaque) (net.Co
 	to := in.port(a.service, a.port)
 	err := errNotServed
 	var near net.Conn
-	if to != nil {
+	if to != nil && !to.Protocol.IsHTTP() {
 		if err = in.authorize(a.peer.ID, a.service, a.port); err == nil {
 			near, err = in.apps.open(ctx, to.Targets)
 		}

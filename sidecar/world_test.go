@@ -213,7 +213,7 @@ func (w *world) server(td spiffeid.TrustDomain, name string, protocol topology.P
 		Clusters: []*topology.Cluster{
 			{Name: cluster("eu"), Domain: eu}, {Name: cluster("us"), Domain: us},
 		},
-		Inbounds: []*topology.Inbound{{Name: checkout, Ports: []topology.InboundPort{{Number: 80, Protocol: protocol, Targets: targets}}}},
+		Inbounds: []*topology.Inbound{{Name: checkout, Exported: true, Ports: []topology.InboundPort{{Number: 80, Protocol: protocol, Targets: targets}}}},
 	}), nil)
 }
 

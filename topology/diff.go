@@ -129,7 +129,7 @@ func (e *Export) equal(o *Export) bool {
 }
 
 func (i *Inbound) equal(o *Inbound) bool {
-	return i.Name == o.Name && slices.EqualFunc(i.Ports, o.Ports, func(a, b InboundPort) bool {
+	return i.Name == o.Name && i.Exported == o.Exported && slices.Equal(i.Audience, o.Audience) && slices.EqualFunc(i.Ports, o.Ports, func(a, b InboundPort) bool {
 		return a.Number == b.Number && a.Protocol == b.Protocol && slices.Equal(a.Targets, b.Targets)
 	})
 }

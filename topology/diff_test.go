@@ -48,7 +48,7 @@ func fullSpec(t *testing.T) topology.SnapshotSpec {
 		Clusters: []*topology.Cluster{{Name: cluster(t, "us"), Domain: td, Region: "r", Link: topology.LinkUp, RTT: time.Millisecond, Gateways: []topology.Gateway{gateway}}},
 		Gateways: []topology.Gateway{gateway},
 		Exports:  []*topology.Export{{Name: n, Ports: []uint16{80}, Audience: []topology.ClusterName{cluster(t, "us")}, Endpoints: []topology.Endpoint{endpoint()}}},
-		Inbounds: []*topology.Inbound{{Name: n, Ports: []topology.InboundPort{{Number: 80, Protocol: topology.HTTP, Targets: []netip.AddrPort{addr}}}}},
+		Inbounds: []*topology.Inbound{{Name: n, Exported: true, Audience: []topology.ClusterName{cluster(t, "us")}, Ports: []topology.InboundPort{{Number: 80, Protocol: topology.HTTP, Targets: []netip.AddrPort{addr}}}}},
 	}
 }
 

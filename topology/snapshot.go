@@ -121,8 +121,10 @@ type Export struct {
 
 // Inbound is a service that a sidecar (or a node proxy) serves: where each port's traffic goes.
 type Inbound struct {
-	Name  ServiceName
-	Ports []InboundPort
+	Name     ServiceName
+	Ports    []InboundPort
+	Exported bool          // workloads of other clusters may call it
+	Audience []ClusterName // of which clusters; empty = of every peer
 }
 
 // InboundPort says where one service port's traffic goes: to the application, in plain.

@@ -108,7 +108,7 @@ func TestStatusFindings(t *testing.T) {
 	}
 	_, found, _ := strings.Cut(out, "FINDINGS\n")
 	want := `eu: not ready: bus: not listening
-eu: pay.yaml:7: Service shop/pay: unknown key "prots" (the last good state stays in force)
+eu: pay.yaml:7: Service shop/pay: unknown key "prots"
 eu: peer us: Stale no word for 70 s
 eu: link gateway-0 to us: down refused
 eu: sidecar shop/web: not connected

@@ -87,7 +87,7 @@ func findingsOf(s admin.Status) []string {
 		if p.Object != "" {
 			where += ": " + p.Object
 		}
-		out = append(out, where+": "+p.Reason+" (the last good state stays in force)")
+		out = append(out, where+": "+p.Reason)
 	}
 	for _, p := range s.Peers {
 		if p.State != "Fresh" {

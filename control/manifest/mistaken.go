@@ -17,15 +17,19 @@ func mistaken(h header) string {
 	if h.kind == "ServiceImport" {
 		return ""
 	}
-	group, _, _ := strings.Cut(h.apiVersion, "/")
-	ours := group == "multicluster.x-k8s.io" || h.apiVersion == meshv1alpha1.GroupVersion || strings.HasPrefix(h.apiVersion, "isthmus.dev/")
+	group, _, named := strings.Cut(h.apiVersion, "/")
+	meshGroup, _, _ := strings.Cut(meshv1alpha1.GroupVersion, "/")
+	ours := named && (group == "multicluster.x-k8s.io" || group == meshGroup)
+	if named && !ours && group != "discovery.k8s.io" {
+		return "" // a kind of the same name in another group (Knative's Service) is another kind
+	}
 	var versions, near []string
 	for k := range kinds {
 		version, kind := cutLast(k)
-		switch d := distance(kind, h.kind); {
-		case d == 0:
+		switch {
+		case kind == h.kind:
 			versions = append(versions, version)
-		case d <= maxTypos:
+		case distance(kind, h.kind) <= maxTypos:
 			near = append(near, kind)
 		}
 	}

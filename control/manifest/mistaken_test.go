@@ -11,10 +11,11 @@ func TestMisspeltKinds(t *testing.T) {
 		{"multicluster.x-k8s.io/v1beta1", "ServiceExprot", "is it ServiceExport?", ""},
 		{"multicluster.x-k8s.io/v1betta1", "ServiceExport", "use multicluster.x-k8s.io/v1beta1", ""},
 		{"v1", "Servce", "is it Service?", ""},
-		{"v1", "service", "use v1", ""},
+		{"v1", "service", "is it Service?", ""},
 		{"isthmus.dev/v1alpha1", "AccessPolicy", "has no kind AccessPolicy", ""},
 		{"apps/v1", "Deployment", "", "was skipped"},
 		{"v1", "Secret", "", "was skipped"},
+		{"serving.knative.dev/v1", "Service", "", "was skipped"},
 		{"multicluster.x-k8s.io/v1beta1", "ServiceImport", "", "written by control alone"},
 	} {
 		f := Parse("a.yaml", []byte("apiVersion: "+c.version+"\nkind: "+c.kind+"\nmetadata: {name: a, namespace: b}\n"))

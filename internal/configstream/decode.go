@@ -224,18 +224,26 @@ func decodeExport(b *configv1.Export) (*topology.Export, error) {
 	if e.Ports, err = decodeNumbers(b.GetPorts()); err != nil {
 		return nil, err
 	}
-	if err = atMost("audience", len(b.GetAudience()), maxAudience); err != nil {
+	if e.Audience, err = decodeAudience(b.GetAudience()); err != nil {
 		return nil, err
-	}
-	for _, a := range b.GetAudience() {
-		var c topology.ClusterName
-		if c, err = topology.ParseClusterName(a); err != nil {
-			return nil, err
-		}
-		e.Audience = append(e.Audience, c)
 	}
 	e.Endpoints, err = decodeEndpoints(b.GetEndpoints())
 	return &e, err
+}
+
+func decodeAudience(names []string) ([]topology.ClusterName, error) {
+	if err := atMost("audience", len(names), maxAudience); err != nil {
+		return nil, err
+	}
+	var audience []topology.ClusterName
+	for _, n := range names {
+		c, err := topology.ParseClusterName(n)
+		if err != nil {
+			return nil, err
+		}
+		audience = append(audience, c)
+	}
+	return audience, nil
 }
 
 func decodeInbound(b *configv1.Inbound) (*topology.Inbound, error) {
@@ -243,7 +251,10 @@ func decodeInbound(b *configv1.Inbound) (*topology.Inbound, error) {
 	if err = cmp.Or(err, atMost("ports", len(b.GetPorts()), maxPorts)); err != nil {
 		return nil, err
 	}
-	in := &topology.Inbound{Name: name}
+	in := &topology.Inbound{Name: name, Exported: b.GetExported()}
+	if in.Audience, err = decodeAudience(b.GetAudience()); err != nil {
+		return nil, err
+	}
 	for _, bp := range b.GetPorts() {
 		p := topology.InboundPort{Protocol: topology.Protocol(bp.GetProtocol())}
 		p.Number, err = decodeNumber(bp.GetPort())

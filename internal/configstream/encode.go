@@ -110,7 +110,9 @@ func EncodeExport(e *topology.Export) *configv1.Resource {
 
 // EncodeInbound makes the resource that tells a sidecar or a node proxy what it serves. receiver is as ReceiverOf gives it.
 func EncodeInbound(receiver string, in *topology.Inbound) *configv1.Resource {
-	body := &configv1.Inbound{Namespace: in.Name.Namespace(), Name: in.Name.Name()}
+	body := &configv1.Inbound{
+		Namespace: in.Name.Namespace(), Name: in.Name.Name(), Exported: in.Exported, Audience: texts(in.Audience),
+	}
 	for _, p := range in.Ports {
 		body.Ports = append(body.Ports, &configv1.InboundPort{
 			Port: uint32(p.Number), Protocol: string(p.Protocol), Targets: texts(p.Targets),

@@ -1765,10 +1765,13 @@ func (x *Export) GetEndpoints() []*Endpoint {
 
 // Inbound is a service that the receiving sidecar serves: where each port goes.
 type Inbound struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	Namespace     string                 `protobuf:"bytes,1,opt,name=namespace,proto3" json:"namespace,omitempty"`
-	Name          string                 `protobuf:"bytes,2,opt,name=name,proto3" json:"name,omitempty"`
-	Ports         []*InboundPort         `protobuf:"bytes,3,rep,name=ports,proto3" json:"ports,omitempty"`
+	state     protoimpl.MessageState `protogen:"open.v1"`
+	Namespace string                 `protobuf:"bytes,1,opt,name=namespace,proto3" json:"namespace,omitempty"`
+	Name      string                 `protobuf:"bytes,2,opt,name=name,proto3" json:"name,omitempty"`
+	Ports     []*InboundPort         `protobuf:"bytes,3,rep,name=ports,proto3" json:"ports,omitempty"`
+	// Whether workloads of other clusters may call it, and of which: cluster names; empty = of every peer.
+	Exported      bool     `protobuf:"varint,4,opt,name=exported,proto3" json:"exported,omitempty"`
+	Audience      []string `protobuf:"bytes,5,rep,name=audience,proto3" json:"audience,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1820,6 +1823,20 @@ func (x *Inbound) GetName() string {
 func (x *Inbound) GetPorts() []*InboundPort {
 	if x != nil {
 		return x.Ports
+	}
+	return nil
+}
+
+func (x *Inbound) GetExported() bool {
+	if x != nil {
+		return x.Exported
+	}
+	return false
+}
+
+func (x *Inbound) GetAudience() []string {
+	if x != nil {
+		return x.Audience
 	}
 	return nil
 }
@@ -2037,11 +2054,13 @@ const file_api_config_v1_config_proto_rawDesc = "" +
 	"\x04name\x18\x02 \x01(\tR\x04name\x12\x14\n" +
 	"\x05ports\x18\x03 \x03(\rR\x05ports\x12\x1a\n" +
 	"\baudience\x18\x04 \x03(\tR\baudience\x129\n" +
-	"\tendpoints\x18\x05 \x03(\v2\x1b.isthmus.config.v1.EndpointR\tendpoints\"q\n" +
+	"\tendpoints\x18\x05 \x03(\v2\x1b.isthmus.config.v1.EndpointR\tendpoints\"\xa9\x01\n" +
 	"\aInbound\x12\x1c\n" +
 	"\tnamespace\x18\x01 \x01(\tR\tnamespace\x12\x12\n" +
 	"\x04name\x18\x02 \x01(\tR\x04name\x124\n" +
-	"\x05ports\x18\x03 \x03(\v2\x1e.isthmus.config.v1.InboundPortR\x05ports\"W\n" +
+	"\x05ports\x18\x03 \x03(\v2\x1e.isthmus.config.v1.InboundPortR\x05ports\x12\x1a\n" +
+	"\bexported\x18\x04 \x01(\bR\bexported\x12\x1a\n" +
+	"\baudience\x18\x05 \x03(\tR\baudience\"W\n" +
 	"\vInboundPort\x12\x12\n" +
 	"\x04port\x18\x01 \x01(\rR\x04port\x12\x1a\n" +
 	"\bprotocol\x18\x02 \x01(\tR\bprotocol\x12\x18\n" +
