@@ -106,14 +106,14 @@ func newLogger(c Config) (*slog.Logger, error) {
 	default:
 		return nil, errors.New(`log format "` + c.LogFormat + `": want text or json`)
 	}
-	log := slog.New(handler).With(slog.String("program", c.Program))
+	logger := slog.New(handler).With(slog.String("program", c.Program))
 	if c.Cluster != "" {
-		log = log.With(slog.String("cluster", c.Cluster))
+		logger = logger.With(slog.String("cluster", c.Cluster))
 	}
 	if c.Name != "" {
-		log = log.With(slog.String("name", c.Name))
+		logger = logger.With(slog.String("name", c.Name))
 	}
-	return log, nil
+	return logger, nil
 }
 
 func buildInfo(c Config) prometheus.Collector {

@@ -10,7 +10,7 @@ const GroupVersion = "isthmus.dev/v1alpha1"
 // Workload is a running copy of an application outside Kubernetes, as a Pod is inside: Services select it by its labels.
 type Workload struct {
 	metav1.TypeMeta   `json:",inline"`
-	metav1.ObjectMeta `json:"metadata,omitempty"`
+	metav1.ObjectMeta `json:"metadata,omitzero"`
 
 	Spec WorkloadSpec `json:"spec"`
 }
@@ -47,7 +47,7 @@ type WorkloadSidecar struct {
 // the other cluster's name.
 type ClusterPeer struct {
 	metav1.TypeMeta   `json:",inline"`
-	metav1.ObjectMeta `json:"metadata,omitempty"`
+	metav1.ObjectMeta `json:"metadata,omitzero"`
 
 	Spec ClusterPeerSpec `json:"spec"`
 }
@@ -59,7 +59,7 @@ type ClusterPeerSpec struct {
 	// RootFingerprint pins the peer's federation root key: "sha256:" and 64 hex digits.
 	RootFingerprint string `json:"rootFingerprint"`
 	// Bus says how the two control planes reach each other's NATS.
-	Bus ClusterPeerBus `json:"bus,omitempty"`
+	Bus ClusterPeerBus `json:"bus,omitzero"`
 }
 
 // ClusterPeerBus is the peer's place on the bus.
@@ -73,7 +73,7 @@ type ClusterPeerBus struct {
 // FailoverPolicy orders where calls to a service go.
 type FailoverPolicy struct {
 	metav1.TypeMeta   `json:",inline"`
-	metav1.ObjectMeta `json:"metadata,omitempty"`
+	metav1.ObjectMeta `json:"metadata,omitzero"`
 
 	Spec FailoverPolicySpec `json:"spec"`
 }
