@@ -125,7 +125,7 @@ func (f *forwarding) attempt(c choice) (*http.Response, outcome) {
 		f.outbound.lost(c, inner, lost)
 		// A session may die alone, and the copies behind it live.
 		f.again = !f.upgrade && len(f.tried) == 0 && (lost.Polite || c.pool.Ready())
-		return nil, outcome{err: err, unsent: lost.Unsent}
+		return nil, outcome{err: err, unsent: lost.Unsent || lost.Write && !f.body.Touched()}
 	}
 	f.call.inner, f.call.target = inner, c.candidate.Target
 	if f.upgrade {

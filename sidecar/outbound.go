@@ -171,7 +171,7 @@ func (o *Outbound) serve(w http.ResponseWriter, r *http.Request, where destinati
 		_ = http.NewResponseController(w).EnableFullDuplex() // HTTP/1 servers have it
 	}
 	dropForeignUpgrade(r)
-	o.proxy.ServeHTTP(w, r)
+	o.proxy.ServeHTTP(quietWriter{w}, r)
 	whole = true
 }
 

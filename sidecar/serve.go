@@ -63,7 +63,7 @@ func (in *Inbound) serve(w http.ResponseWriter, r *http.Request) {
 			_ = http.NewResponseController(w).EnableFullDuplex() // HTTP/1 servers have it
 		}
 		dropForeignUpgrade(r)
-		in.proxy.ServeHTTP(w, r)
+		in.proxy.ServeHTTP(quietWriter{w}, r)
 	}
 	whole = true
 }

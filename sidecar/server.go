@@ -59,6 +59,19 @@ func shutdown(ctx context.Context, s *http.Server) {
 	}
 }
 
+// quietWriter leaves 100 Continue to net/http: it says so when the body is first read, once. Other answers of that kind pass.
+type quietWriter struct{ http.ResponseWriter }
+
+// WriteHeader writes all but 100.
+func (w quietWriter) WriteHeader(status int) {
+	if status != http.StatusContinue {
+		w.ResponseWriter.WriteHeader(status)
+	}
+}
+
+// Unwrap is for http.ResponseController.
+func (w quietWriter) Unwrap() http.ResponseWriter { return w.ResponseWriter }
+
 // restore puts back what ReverseProxy takes off, because we are a hop that the application asked for and not an edge: the
 // forwarding headers as they came (none is added), and the query to the letter.
 func restore(p *httputil.ProxyRequest) {

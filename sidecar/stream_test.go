@@ -185,15 +185,19 @@ func TestFullDuplex(t *testing.T) {
 // TestCallerGoesAway: the application hears of it.
 func TestCallerGoesAway(t *testing.T) {
 	w := newWorld(t)
-	heard := make(chan struct{}, 10)
+	entered, heard := make(chan struct{}, 10), make(chan struct{}, 10)
 	c, _ := w.across(topology.HTTP, func(_ http.ResponseWriter, r *http.Request) {
+		entered <- struct{}{}
 		<-r.Context().Done()
 		heard <- struct{}{}
 	})
 	for what, client := range clients(t, c) {
 		ctx, cancel := context.WithCancel(t.Context())
 		req, _ := http.NewRequestWithContext(ctx, http.MethodGet, checkoutURL, nil)
-		time.AfterFunc(50*time.Millisecond, cancel)
+		go func() {
+			<-entered
+			cancel()
+		}()
 		if resp, err := client.Do(req); err == nil {
 			_ = resp.Body.Close()
 			t.Errorf("%s: %v", what, resp.Status)
@@ -366,6 +370,7 @@ func TestGRPC(t *testing.T) {
 	}
 	// What the mesh itself says comes as a status, with words.
 	g.kill()
+	waitFor(t, "its sessions end", func() bool { return c.counter("isthmus_sessions") == 0 })
 	cc, err := grpc.NewClient("passthrough:///checkout", grpc.WithAuthority("checkout.shop.svc.clusterset.local:80"),
 		grpc.WithContextDialer(func(ctx context.Context, _ string) (net.Conn, error) {
 			return new(net.Dialer).DialContext(ctx, "tcp", c.proxy.Host)

@@ -43,6 +43,7 @@ type Body struct {
 	reading bool       // guarded by mu; somebody is inside source.Read
 	err     error      // guarded by mu; what source ended with
 	current *attempt   // guarded by mu
+	touched bool       // guarded by mu; the present attempt, or the last, has begun to read
 }
 
 // New returns a Body over source, of which nothing has been read; nil for a nil source. It never closes source: who made it does.
@@ -65,9 +66,19 @@ func (b *Body) Attempt() (body io.ReadCloser, ok bool) {
 	if !b.whole {
 		return nil, false
 	}
-	b.current = &attempt{body: b}
+	b.current, b.touched = &attempt{body: b}, false
 	b.arrived.Broadcast() // the attempt before may wait for bytes
 	return b.current, true
+}
+
+// Touched reports whether the last attempt began to read.
+func (b *Body) Touched() bool {
+	if b == nil {
+		return false
+	}
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	return b.touched
 }
 
 // Replayable reports whether another attempt could be made.
@@ -100,6 +111,7 @@ func (a *attempt) Read(p []byte) (int, error) {
 	b := a.body
 	b.mu.Lock()
 	defer b.mu.Unlock()
+	b.touched = b.touched || b.current == a
 	for {
 		switch {
 		case b.current != a:

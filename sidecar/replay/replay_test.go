@@ -38,7 +38,10 @@ func read(t *testing.T, r io.Reader, n int) string {
 func TestSmallBodyIsReplayed(t *testing.T) {
 	b := New(iotest.OneByteReader(strings.NewReader("hello")))
 	first, _ := b.Attempt()
-	if got := read(t, first, 3); got != "hel" {
+	if b.Touched() {
+		t.Error("touched before the first read")
+	}
+	if got := read(t, first, 3); got != "hel" || !b.Touched() {
 		t.Fatal(got)
 	}
 	for range 3 {

@@ -132,6 +132,9 @@ type LostError struct {
 	Polite bool
 	// Alone: only this request was broken off; the session goes on.
 	Alone bool
+	// Write: writing to the connection failed. What was written in pieces can't be read by the other end (it is TLS), so a
+	// request of which nothing but its headers was written is unsent.
+	Write bool
 	Err   error
 }
 
@@ -165,9 +168,13 @@ func lost(err error) *LostError {
 		refused := reset.Code == refusedStream
 		return &LostError{Unsent: refused, Polite: refused, Alone: true, Err: err}
 	}
-	if remote, ok := errors.AsType[*net.OpError](err); ok && remote.Op == "remote error" {
+	operation, _ := errors.AsType[*net.OpError](err)
+	if operation != nil && operation.Op == "write" {
+		return &LostError{Write: true, Err: err}
+	}
+	if operation != nil && operation.Op == "remote error" {
 		// A TLS alert. These come before the first byte of HTTP is read.
-		switch remote.Err.Error() {
+		switch operation.Err.Error() {
 		case "tls: bad certificate", "tls: unsupported certificate", "tls: revoked certificate", "tls: expired certificate",
 			"tls: unknown certificate", "tls: unknown certificate authority", "tls: access denied", "tls: certificate required":
 			return &LostError{Unsent: true, Err: err}

@@ -505,6 +505,9 @@ func TestRefusedCertificate(t *testing.T) {
 	if got := lost(&net.OpError{Op: "remote error", Err: errors.New("tls: internal error")}); got.Unsent {
 		t.Error("an alert that may come at any time counts as unsent")
 	}
+	if got := lost(fmt.Errorf("tls: %w", &net.OpError{Op: "write", Err: errors.New("broken pipe")})); got.Unsent || !got.Write {
+		t.Errorf("%+v", got)
+	}
 	if got := lost(fmt.Errorf("other")); got.Unsent || got.Alone {
 		t.Errorf("%+v", got)
 	}
