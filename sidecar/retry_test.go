@@ -451,7 +451,10 @@ func TestOneSessionDies(t *testing.T) {
 		policy: &topology.Policy{Tiers: []topology.Tier{{Name: "away", Match: topology.Selector{Cluster: "us"}}, {Name: "home"}}},
 	}, nil)
 	client := c.client()
-	waitFor(t, "a session to each", func() bool { get(t, client, checkoutURL); return g.streams() == 2 })
+	waitFor(t, "a session to each, in use", func() bool {
+		get(t, client, checkoutURL)
+		return well.counter("isthmus_requests_total") > 0
+	})
 	g.set(to(well))
 	const n = 20
 	answers := make(chan string, n)
