@@ -6,6 +6,8 @@ TOOLS          := .cache/tools
 # The linter is built from source at this version and kept under a name that holds it.
 GOLANGCI       := v2.15.0
 GOLANGCI_LINT  := $(TOOLS)/golangci-lint-$(GOLANGCI)
+# Writes deepcopies and CRDs from the types of api/mesh. Not in go.mod: it would raise what programs are built with.
+CONTROLLER_GEN := sigs.k8s.io/controller-tools/cmd/controller-gen@v0.23.0
 FUZZTIME       ?= 10s
 VERSION        ?=
 LDFLAGS        := $(if $(VERSION),-ldflags "-X github.com/isthmus-mesh/isthmus/internal/version.release=$(VERSION)")
@@ -37,8 +39,9 @@ $(GOLANGCI_LINT):
 	GOBIN=$(abspath $(TOOLS)) $(GO) install github.com/golangci/golangci-lint/v2/cmd/golangci-lint@$(GOLANGCI)
 	mv $(TOOLS)/golangci-lint $@
 
-generate: ## Go code from the .proto files, with what go.mod pins
+generate: ## Go code from the .proto files; CRDs and deep copies from the types of api/mesh
 	$(GO) run ./api/internal/protogen
+	$(GO) run $(CONTROLLER_GEN) object crd paths=./api/mesh/... output:crd:dir=deploy/crds
 
 check: ## what is committed is what would be generated; go.mod is tidy; vet is silent
 	.ci/regenerated

@@ -18,8 +18,7 @@ func mistaken(h header) string {
 		return ""
 	}
 	group, _, named := strings.Cut(h.apiVersion, "/")
-	meshGroup, _, _ := strings.Cut(meshv1alpha1.GroupVersion, "/")
-	ours := named && (group == "multicluster.x-k8s.io" || group == meshGroup)
+	ours := named && (group == "multicluster.x-k8s.io" || group == meshv1alpha1.GroupVersion.Group)
 	if named && !ours && group != "discovery.k8s.io" {
 		return "" // a kind of the same name in another group (Knative's Service) is another kind
 	}
