@@ -38,8 +38,9 @@ type world struct {
 	in        inputs
 	resources []*configv1.Resource
 	own       federation.Own
-	peers     []ClusterPeer      // that are in force
-	usable    []*federation.View // of peers whose word counts, ordered by cluster
+	peers     []ClusterPeer          // that are in force
+	usable    []*federation.View     // of peers whose word counts, ordered by cluster
+	silent    []topology.ClusterName // peers that have not spoken, ordered
 	addresses allocation
 	services  map[topology.ServiceName]*resolved
 	callable  []*topology.Service // as callers see them, ordered by name
@@ -53,6 +54,7 @@ func build(in inputs) *world {
 	w := &world{in: in, services: make(map[topology.ServiceName]*resolved, len(in.objects.Services))}
 	w.peers, w.problems = acceptedPeers(in.self, in.objects.Peers)
 	w.usable = usableViews(in.views, w.peers)
+	w.silent = silentPeers(in.views, w.peers)
 	resolver := newResolver(in.self, in.objects, in.nodes)
 	for i := range in.objects.Services {
 		r := resolver.resolve(&in.objects.Services[i])
@@ -114,6 +116,18 @@ func usableViews(views []*federation.View, peers []ClusterPeer) []*federation.Vi
 			out = append(out, v)
 		}
 	}
+	return out
+}
+
+// silentPeers returns the peers that have not spoken since the start.
+func silentPeers(views []*federation.View, peers []ClusterPeer) []topology.ClusterName {
+	var out []topology.ClusterName
+	for _, p := range peers {
+		if !slices.ContainsFunc(views, func(v *federation.View) bool { return v.Cluster == p.Cluster && v.Freshness != federation.Waiting }) {
+			out = append(out, p.Cluster)
+		}
+	}
+	slices.SortFunc(out, topology.ClusterName.Compare)
 	return out
 }
 

@@ -211,7 +211,10 @@ func (l *loop) setResources(resources []*configv1.Resource) {
 
 // setStatus writes back what became of the exports, if it is news.
 func (l *loop) setStatus(ctx context.Context, w *world, now time.Time) {
-	next := &Status{Exports: w.exports, Imports: w.imports, Problems: SortProblems(slices.Concat(w.in.objects.Problems, w.problems))}
+	next := &Status{
+		Exports: w.exports, Imports: w.imports, Silent: w.silent,
+		Problems: SortProblems(slices.Concat(w.in.objects.Problems, w.problems)),
+	}
 	l.problems.Report(ctx, w.problems) // the registry tells of its own
 	stampStatus(next, l.status, now)
 	if l.status != nil && !l.statusDue && reflect.DeepEqual(l.status, next) {

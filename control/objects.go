@@ -117,6 +117,8 @@ type ServiceExport struct {
 	Annotations map[string]string
 	Audience    []topology.ClusterName // who may call; empty: every peer
 	APIVersion  string                 // as declared; its status is written back under the same
+	// Generation counts the versions of its spec, where the registry does (metadata.generation): the conditions say which they are of.
+	Generation int64
 }
 
 // ClusterPeer lets another cluster in (isthmus.dev/v1alpha1).

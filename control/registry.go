@@ -18,8 +18,9 @@ import (
 type Registry interface {
 	// Objects holds the present, complete state; nil until every source was read once. Safe for concurrent use.
 	Objects() *live.Value[*Objects]
-	// PutStatus writes back what became of the exports and which imports stand. It writes only what differs from its last
-	// call, and returns when that is durable enough for the medium. Called by one goroutine at a time.
+	// PutStatus writes back what became of the exports and which imports stand. It writes only what differs, and returns when
+	// that is durable enough for the medium: one that a network lies before takes s over, and its Run goes on until it is
+	// written. Called by one goroutine at a time.
 	PutStatus(ctx context.Context, s *Status) error
 }
 
@@ -43,9 +44,9 @@ func (o *Objects) Len() int {
 	return len(o.Services) + len(o.Slices) + len(o.Workloads) + len(o.Exports) + len(o.Peers) + len(o.Policies)
 }
 
-// Source is a place in a manifest.
+// Source is a place in a manifest. The zero Source is that of an object which comes from no file.
 type Source struct {
-	File string // relative to the folder; empty where the registry has no files
+	File string // relative to the folder
 	Line int    // 1-based; 0 is unknown
 }
 
@@ -64,12 +65,15 @@ type Problem struct {
 	Reason string
 }
 
-// String returns the problem in one line.
+// String returns the problem in one line: where it is, as far as that is known, and what.
 func (p Problem) String() string {
-	if p.Object == "" {
-		return p.Source.String() + ": " + p.Reason
+	out := p.Reason
+	for _, where := range []string{p.Object, p.Source.String()} {
+		if where != "" {
+			out = where + ": " + out
+		}
 	}
-	return p.Source.String() + ": " + p.Object + ": " + p.Reason
+	return out
 }
 
 // Compare orders problems by place, then by object and reason.
@@ -96,13 +100,21 @@ func (l *ProblemLog) Report(ctx context.Context, problems []Problem) {
 	for _, p := range problems {
 		now[p] = struct{}{}
 		if _, said := l.said[p]; !said {
-			l.Log.WarnContext(ctx, "manifest problem", "at", p.Source.String(), "object", p.Object, "reason", p.Reason)
+			l.with(p).WarnContext(ctx, "manifest problem", "object", p.Object, "reason", p.Reason)
 		}
 	}
 	for p := range l.said {
 		if _, still := now[p]; !still {
-			l.Log.InfoContext(ctx, "manifest problem gone", "at", p.Source.String(), "object", p.Object)
+			l.with(p).InfoContext(ctx, "manifest problem gone", "object", p.Object)
 		}
 	}
 	l.said = now
+}
+
+// with says where the problem is, if it is in a file.
+func (l *ProblemLog) with(p Problem) *slog.Logger {
+	if at := p.Source.String(); at != "" {
+		return l.Log.With("at", at)
+	}
+	return l.Log
 }

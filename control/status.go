@@ -13,6 +13,9 @@ type Status struct {
 	Exports  []ExportStatus // ordered by service
 	Imports  []ImportStatus // ordered by service
 	Problems []Problem
+	// Silent are the peers that have not spoken since the start, ordered. That an import which one of them offered is not among
+	// Imports says nothing yet: nothing is deleted until its owner has spoken.
+	Silent []topology.ClusterName
 }
 
 // ExportStatus is the status of a ServiceExport.

@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"io"
+	"slices"
 	"strconv"
 	"strings"
 	"time"
@@ -84,10 +85,8 @@ func findingsOf(s admin.Status) []string {
 		if p.Line > 0 {
 			where += ":" + strconv.Itoa(p.Line)
 		}
-		if p.Object != "" {
-			where += ": " + p.Object
-		}
-		out = append(out, where+": "+p.Reason)
+		said := []string{where, p.Object, p.Reason}
+		out = append(out, strings.Join(slices.DeleteFunc(said, func(s string) bool { return s == "" }), ": "))
 	}
 	for _, p := range s.Peers {
 		if p.State != "Fresh" {

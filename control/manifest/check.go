@@ -22,14 +22,26 @@ const defaultNamespace = "default"
 
 // checker collects what is wrong with one object.
 type checker struct {
-	doc    *strictyaml.Document
+	doc    *strictyaml.Document // nil for an object that comes from no file
 	header header
 	errs   []error
 }
 
 // addf notes a problem with a field.
 func (c *checker) addf(field, format string, args ...any) {
+	if c.doc == nil {
+		c.errs = append(c.errs, &strictyaml.Error{Field: field, Reason: fmt.Sprintf(format, args...)})
+		return
+	}
 	c.errs = append(c.errs, c.doc.Errorf(field, format, args...))
+}
+
+// source is where the object stands.
+func (c *checker) source() control.Source {
+	if c.doc == nil {
+		return control.Source{}
+	}
+	return control.Source{File: c.doc.File, Line: c.doc.StartLine}
 }
 
 // object names the object for people, before it was checked.
@@ -53,7 +65,7 @@ func (h header) object() string {
 // meta checks an object's metadata.
 func (c *checker) meta(in *metav1.ObjectMeta, namespaced bool, checkName func(string) []string) control.Meta {
 	m := control.Meta{
-		Source: control.Source{File: c.doc.File, Line: c.doc.StartLine},
+		Source: c.source(),
 		Kind:   c.header.kind, Namespace: in.Namespace, Name: in.Name, Created: in.CreationTimestamp.UTC(),
 	}
 	if in.CreationTimestamp.IsZero() {

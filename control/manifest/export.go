@@ -19,7 +19,8 @@ const maxAudience = 256
 func serviceExport(c *checker, in *mcsv1beta1.ServiceExport) Object {
 	e := &control.ServiceExport{
 		Meta:   c.meta(&in.ObjectMeta, true, validation.IsDNS1123Label),
-		Labels: in.Spec.ExportedLabels, Annotations: in.Spec.ExportedAnnotations, APIVersion: c.header.apiVersion,
+		Labels: in.Spec.ExportedLabels, Annotations: in.Spec.ExportedAnnotations,
+		APIVersion: c.header.apiVersion, Generation: in.Generation,
 	}
 	if len(c.errs) == 0 {
 		e.Service = c.service("metadata.name", e.Namespace, e.Name)

@@ -2,7 +2,8 @@
 //
 // A manifest holds objects of the kinds that Kubernetes, the Multi-Cluster Services API and Isthmus define: v1 Service,
 // discovery.k8s.io/v1 EndpointSlice (KEP-752), multicluster.x-k8s.io ServiceExport (KEP-1645) and isthmus.dev/v1alpha1. Decoding is
-// strict: what is not understood is a problem with a line, never silently dropped. The package is pure; registries use it.
+// strict: what is not understood is a problem with a line, never silently dropped. An object that a client of Kubernetes has decoded
+// already takes the same checks through Convert. The package is pure; registries use it.
 package manifest
 
 import (
@@ -195,13 +196,13 @@ func (f *File) duplicates() {
 
 // kinds are the decoders, by "apiVersion kind".
 var kinds = map[string]func(*checker) (Object, error){
-	"v1 Service":                                   decoded(service),
-	"discovery.k8s.io/v1 EndpointSlice":            decoded(endpointSlice),
-	"multicluster.x-k8s.io/v1beta1 ServiceExport":  decoded(serviceExport),
-	"multicluster.x-k8s.io/v1alpha1 ServiceExport": decoded(serviceExportAlpha),
-	meshv1alpha1.GroupVersion + " Workload":        decoded(workload),
-	meshv1alpha1.GroupVersion + " ClusterPeer":     decoded(clusterPeer),
-	meshv1alpha1.GroupVersion + " FailoverPolicy":  decoded(failoverPolicy),
+	"v1 Service":                                           decoded(service),
+	"discovery.k8s.io/v1 EndpointSlice":                    decoded(endpointSlice),
+	"multicluster.x-k8s.io/v1beta1 ServiceExport":          decoded(serviceExport),
+	"multicluster.x-k8s.io/v1alpha1 ServiceExport":         decoded(serviceExportAlpha),
+	meshv1alpha1.GroupVersion.String() + " Workload":       decoded(workload),
+	meshv1alpha1.GroupVersion.String() + " ClusterPeer":    decoded(clusterPeer),
+	meshv1alpha1.GroupVersion.String() + " FailoverPolicy": decoded(failoverPolicy),
 }
 
 // decoded joins strict decoding into the kind's Go type and its conversion.

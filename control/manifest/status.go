@@ -23,7 +23,7 @@ func Exports(in []control.ExportStatus) ([]byte, error) {
 			TypeMeta:   metav1.TypeMeta{APIVersion: e.APIVersion, Kind: mcsv1beta1.ServiceExportKindName},
 			ObjectMeta: metav1.ObjectMeta{Namespace: e.Namespace, Name: e.Name, CreationTimestamp: metav1.NewTime(e.Created)},
 			Spec:       mcsv1beta1.ServiceExportSpec{ExportedLabels: e.Labels, ExportedAnnotations: e.Annotations},
-			Status:     mcsv1beta1.ServiceExportStatus{Conditions: conditions(in[i].Conditions)},
+			Status:     mcsv1beta1.ServiceExportStatus{Conditions: Conditions(in[i].Conditions)},
 		}
 		if err := document(&out, object); err != nil {
 			return nil, err
@@ -36,14 +36,15 @@ func Exports(in []control.ExportStatus) ([]byte, error) {
 func Imports(in []control.ImportStatus) ([]byte, error) {
 	var out bytes.Buffer
 	for i := range in {
-		if err := document(&out, serviceImport(&in[i])); err != nil {
+		if err := document(&out, ServiceImport(&in[i])); err != nil {
 			return nil, err
 		}
 	}
 	return out.Bytes(), nil
 }
 
-func serviceImport(s *control.ImportStatus) *mcsv1beta1.ServiceImport {
+// ServiceImport returns the object that stands for an import.
+func ServiceImport(s *control.ImportStatus) *mcsv1beta1.ServiceImport {
 	in := &s.Import
 	out := &mcsv1beta1.ServiceImport{
 		TypeMeta: metav1.TypeMeta{APIVersion: mcsv1beta1.GroupVersion.String(), Kind: mcsv1beta1.ServiceImportKindName},
@@ -51,12 +52,13 @@ func serviceImport(s *control.ImportStatus) *mcsv1beta1.ServiceImport {
 			Namespace: in.Name.Namespace(), Name: in.Name.Name(), Labels: in.Labels, Annotations: in.Annotations,
 		},
 		Spec: mcsv1beta1.ServiceImportSpec{
+			Ports:           []mcsv1beta1.ServicePort{}, // required, be it empty
 			Type:            mcsv1beta1.ServiceImportType(in.Type),
 			SessionAffinity: corev1.ServiceAffinity(in.SessionAffinity),
 		},
 		Status: mcsv1beta1.ServiceImportStatus{
 			EndpointSliceObjects: mcsv1beta1.EndpointSliceObjectsAbsent, // endpoints never leave their cluster
-			Conditions:           conditions(s.Conditions),
+			Conditions:           Conditions(s.Conditions),
 		},
 	}
 	for _, ip := range s.IPs {
@@ -110,7 +112,8 @@ func Problems(in []control.Problem) ([]byte, error) {
 	return data, nil
 }
 
-func conditions(in []control.Condition) []metav1.Condition {
+// Conditions returns conditions in the form that all of Kubernetes has for them.
+func Conditions(in []control.Condition) []metav1.Condition {
 	out := make([]metav1.Condition, 0, len(in))
 	for _, c := range in {
 		out = append(out, metav1.Condition{
