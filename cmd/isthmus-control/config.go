@@ -22,9 +22,14 @@ type config struct {
 	Region      string `json:"region"`
 	Zone        string `json:"zone"`
 	Manifests   string `json:"manifests"`
-	State       string `json:"state"`
-	Listen      string `json:"listen"`
-	Bus         struct {
+	// Kubernetes is set, be it empty, where the cluster is a Kubernetes cluster.
+	Kubernetes *struct {
+		Kubeconfig string `json:"kubeconfig"`
+		Context    string `json:"context"`
+	} `json:"kubernetes"`
+	State  string `json:"state"`
+	Listen string `json:"listen"`
+	Bus    struct {
 		Listen    string   `json:"listen"`
 		Advertise []string `json:"advertise"`
 	} `json:"bus"`
@@ -73,7 +78,6 @@ func (c *config) check(d *strictyaml.Document) error {
 	for _, f := range []struct{ field, value string }{
 		{"cluster", c.Cluster},
 		{"trustDomain", c.TrustDomain},
-		{"manifests", c.Manifests},
 		{"state", c.State},
 		{"listen", c.Listen},
 		{"bus.listen", c.Bus.Listen},
@@ -120,6 +124,14 @@ func (c *config) check(d *strictyaml.Document) error {
 		if slices.Contains(c.NodeProxies[:i], n) {
 			wrong("nodeProxies", "%q stands twice", n)
 		}
+	}
+	switch k := c.Kubernetes; {
+	case k == nil && c.Manifests == "":
+		wrong("manifests", "is missing; for a Kubernetes cluster: kubernetes")
+	case k != nil && c.Manifests != "":
+		wrong("kubernetes", "stands beside manifests: a cluster is read from one of them")
+	case k != nil && k.Context != "" && k.Kubeconfig == "":
+		wrong("kubernetes.context", "is one of a kubeconfig's, and kubernetes.kubeconfig is missing")
 	}
 	if inside(c.Manifests, c.State) {
 		wrong("state", "is inside the folder of manifests; keep them apart")

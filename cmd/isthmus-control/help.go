@@ -14,7 +14,11 @@ relative to the working directory, addresses are host:port.
   region: europe                    Where the cluster is. Default: not known.
   zone: europe-1                    Where what names no zone of its own is. Default: not known.
   manifests: /etc/isthmus/manifests Folder of manifests (*.yaml, *.yml, *.json, also in folders below). It is watched;
-                                    what became of the exports is written to .status in it. Required.
+                                    what became of the exports is written to .status in it. This, or kubernetes.
+  kubernetes:                       The cluster is a Kubernetes cluster: what is declared there counts, and what became of it
+                                    is written back there. {} is the cluster that control runs in. This, or manifests.
+    kubeconfig: /etc/isthmus/kubeconfig  File with the credentials. Default: those of control's own Pod.
+    context: eu                     Context of the kubeconfig. Default: its current one.
   state: /var/lib/isthmus/control   Directory for keys and state, made if need be, readable by this user alone, and used
                                     by one control at a time. trust-bundle.pem in it is what gateways and sidecars
                                     are started with. Losing it means a new authority and introducing the cluster
@@ -36,7 +40,7 @@ relative to the working directory, addresses are host:port.
     format: text                    text or json. Default text.
 
 A manifest that is wrong is logged with its line and listed by "isthmus status"; its last good version stays
-in force. Gateways and sidecars keep serving while control is stopped. SIGTERM and SIGINT stop it; a second
+in force. While the Kubernetes API server is away, the last state stays in force. Gateways and sidecars keep serving while control is stopped. SIGTERM and SIGINT stop it; a second
 signal ends the process at once. Traces are exported when OTEL_TRACES_EXPORTER or OTEL_EXPORTER_OTLP_*
 variables say where to.
 

@@ -1,7 +1,7 @@
 // Command isthmus-control is the control plane of one cluster of a mesh.
 //
-// It reads one YAML file (--config; --help documents each key), follows a folder of manifests, gives the cluster's gateways and
-// sidecars their identity and their configuration, and tells other clusters what this one exports. docs/reference/control.md says more.
+// It reads one YAML file (--config; --help documents each key), follows a folder of manifests or a Kubernetes API server, gives the
+// cluster's gateways and sidecars their identity and their configuration, and tells other clusters what this one exports. docs/reference/control.md says more.
 //
 // Exit codes: 0 it was asked to stop, 1 it failed, 2 usage or configuration.
 package main

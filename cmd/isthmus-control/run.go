@@ -13,6 +13,7 @@ import (
 
 	"github.com/isthmus-mesh/isthmus/control"
 	"github.com/isthmus-mesh/isthmus/control/folder"
+	"github.com/isthmus-mesh/isthmus/control/kube"
 	"github.com/isthmus-mesh/isthmus/internal/ready"
 	"github.com/isthmus-mesh/isthmus/internal/telemetry"
 	"github.com/isthmus-mesh/isthmus/internal/version"
@@ -69,7 +70,8 @@ func serve(ctx context.Context, c *config, t *telemetry.Telemetry) error {
 		return err
 	}
 	defer unlock()
-	registry, err := folder.New(folder.Config{Dir: c.Manifests, StateDir: filepath.Join(c.State, manifestState), Log: t.Log})
+	checks := ready.New()
+	registry, err := openRegistry(c, checks, t)
 	if err != nil {
 		return err
 	}
@@ -83,18 +85,34 @@ func serve(ctx context.Context, c *config, t *telemetry.Telemetry) error {
 		StateDir: c.State, Registry: registry, Courier: &courier{listen: c.Bus.Listen, log: t.Log}, BusURLs: c.Bus.Advertise,
 		ClusterSetCIDR: c.cidr, NodeProxies: c.NodeProxies,
 		GRPC: l.grpc, Socket: l.socket, Admin: l.admin,
-		Checks: ready.New(), Metrics: t.Metrics, Log: t.Log, Version: version.String(),
+		Checks: checks, Metrics: t.Metrics, Log: t.Log, Version: version.String(),
 	})
 	if err != nil {
 		return err
 	}
 	t.Log.InfoContext(ctx, "starting", "version", version.String(), "grpc", l.grpc.Addr().String(), "bus", c.Bus.Listen,
-		"socket", c.Admin.Socket, "admin", c.Admin.Listen, "manifests", c.Manifests)
+		"socket", c.Admin.Socket, "admin", c.Admin.Listen, "manifests", c.Manifests, "kubernetes", c.Kubernetes != nil)
 	return together(ctx, plane, registry)
 }
 
+// registry is where the cluster's objects are declared, and what keeps up with it.
+type registry interface {
+	control.Registry
+	Run(ctx context.Context) error
+}
+
+// openRegistry makes the one that the configuration names.
+func openRegistry(c *config, checks *ready.Checks, t *telemetry.Telemetry) (registry, error) {
+	if k := c.Kubernetes; k != nil {
+		return kube.New(kube.Config{
+			Kubeconfig: k.Kubeconfig, Context: k.Context, Checks: checks, Metrics: t.Metrics, Log: t.Log,
+		})
+	}
+	return folder.New(folder.Config{Dir: c.Manifests, StateDir: filepath.Join(c.State, manifestState), Log: t.Log})
+}
+
 // together runs the control plane and the registry that it reads.
-func together(ctx context.Context, plane *control.Control, registry *folder.Folder) error {
+func together(ctx context.Context, plane *control.Control, registry registry) error {
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
 	var wg sync.WaitGroup

@@ -39,7 +39,7 @@ func TestHelpAndVersion(t *testing.T) {
 // Every key of the file stands in the help.
 func TestHelpNamesEveryKey(t *testing.T) {
 	for _, key := range []string{
-		"cluster:", "trustDomain:", "region:", "zone:", "manifests:", "state:", "listen:", "bus:", "advertise:", "admin:", "socket:",
+		"cluster:", "trustDomain:", "region:", "zone:", "manifests:", "kubernetes:", "kubeconfig:", "context:", "state:", "listen:", "bus:", "advertise:", "admin:", "socket:",
 		"clusterSetCIDR:", "nodeProxies:", "log:", "level:", "format:",
 	} {
 		if !strings.Contains(help, "  "+key) {
@@ -91,6 +91,10 @@ bus: {listen: "127.0.0.1:4222"}
 		good + "nodeProxies: [a, a]\n":       "c.yaml:7: nodeProxies: ",
 		good + "admin: {listen: here}\n":     "c.yaml:7: admin.listen: want host:port",
 		good + "region: " + strings.Repeat("x", 64) + "\n":                   "c.yaml:7: region: ",
+		strings.Replace(good, "manifests: m\n", "", 1):                       "manifests: is missing; for a Kubernetes cluster: kubernetes",
+		good + "kubernetes: {}\n":                                            "c.yaml:7: kubernetes: stands beside manifests",
+		good + "kubernetes: {kubeConfig: x}\n":                               "c.yaml:7: kubernetes.kubeConfig: unknown field",
+		strings.Replace(good, "manifests: m", "kubernetes: {context: x}", 1): "c.yaml:3: kubernetes.context: is one of a kubeconfig's",
 		strings.Replace(good, "eu\n", "Not_A_Name\n", 1):                     "c.yaml:1: cluster: ",
 		strings.Replace(good, "eu.example", "spiffe://eu.example", 1):        "c.yaml:2: trustDomain: want the name alone",
 		strings.Replace(good, "state: s", "state: m/s", 1):                   "c.yaml:4: state: is inside",
@@ -99,6 +103,18 @@ bus: {listen: "127.0.0.1:4222"}
 		if _, err := readConfig(write(text)); err == nil || !strings.Contains(err.Error(), want) {
 			t.Errorf("%s\n%v; want %q", text, err, want)
 		}
+	}
+}
+
+func TestKubernetesIsAskedFor(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "c.yaml")
+	text := "cluster: eu\ntrustDomain: eu.example\nkubernetes: {kubeconfig: %s/none}\nstate: %[1]s/state\nlisten: 127.0.0.1:0\nbus: {listen: \"127.0.0.1:0\"}\n"
+	if err := os.WriteFile(path, fmt.Appendf(nil, text, t.TempDir()), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	err := run(t.Context(), []string{"--config", path}, nil, new(bytes.Buffer), new(bytes.Buffer))
+	if exitCode(err) != 1 || !strings.Contains(err.Error(), "kubeconfig") || !strings.Contains(err.Error(), "none") {
+		t.Errorf("a kubeconfig that is not there: %v", err)
 	}
 }
 

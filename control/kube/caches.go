@@ -1,0 +1,208 @@
+package kube
+
+import (
+	"context"
+	"fmt"
+	"log/slog"
+	"net/http"
+	"reflect"
+	"strings"
+	"sync"
+	"time"
+
+	corev1 "k8s.io/api/core/v1"
+	discoveryv1 "k8s.io/api/discovery/v1"
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
+	"k8s.io/apimachinery/pkg/api/meta"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/runtime"
+	"k8s.io/apimachinery/pkg/runtime/schema"
+	utilruntime "k8s.io/apimachinery/pkg/util/runtime"
+	"k8s.io/client-go/rest"
+	toolscache "k8s.io/client-go/tools/cache"
+	"sigs.k8s.io/controller-runtime/pkg/cache"
+	"sigs.k8s.io/controller-runtime/pkg/client"
+	mcsv1beta1 "sigs.k8s.io/mcs-api/pkg/apis/v1beta1"
+
+	meshv1alpha1 "github.com/isthmus-mesh/isthmus/api/mesh/v1alpha1"
+	"github.com/isthmus-mesh/isthmus/internal/ready"
+)
+
+// loops that an event wakes.
+const (
+	toReader = 1 << iota
+	toWriter
+)
+
+// kind is a kind that is watched.
+type kind struct {
+	object client.Object
+	wakes  int
+}
+
+// kinds are all that is watched.
+var kinds = []kind{
+	{&corev1.Service{}, toReader},
+	{&discoveryv1.EndpointSlice{}, toReader},
+	{&corev1.Pod{}, toReader},
+	{metadataOf("Node"), toReader},
+	{metadataOf("Namespace"), toWriter},
+	{&mcsv1beta1.ServiceExport{}, toReader | toWriter},
+	{&mcsv1beta1.ServiceImport{}, toWriter},
+	{&meshv1alpha1.Workload{}, toReader},
+	{&meshv1alpha1.ClusterPeer{}, toReader},
+	{&meshv1alpha1.FailoverPolicy{}, toReader},
+}
+
+// metadataOf is a core kind of which only the metadata is of interest.
+func metadataOf(kind string) *metav1.PartialObjectMetadata {
+	return &metav1.PartialObjectMetadata{TypeMeta: metav1.TypeMeta{APIVersion: "v1", Kind: kind}}
+}
+
+var (
+	scheme = newScheme()
+	mapper = newMapper()
+)
+
+func newScheme() *runtime.Scheme {
+	s := runtime.NewScheme()
+	for _, add := range []func(*runtime.Scheme) error{
+		corev1.AddToScheme, discoveryv1.AddToScheme, mcsv1beta1.Install, meshv1alpha1.AddToScheme, metav1.AddMetaToScheme,
+	} {
+		utilruntime.Must(add(s)) // fails only where two kinds have one name
+	}
+	return s
+}
+
+// newMapper says under which path each kind is. It is fixed, so that a start does not depend on discovery, and a kind whose CRD is not
+// installed yet is waited for as an API server is.
+func newMapper() meta.RESTMapper {
+	m := meta.NewDefaultRESTMapper(nil)
+	core := corev1.SchemeGroupVersion
+	mcs := schema.GroupVersion{Group: mcsv1beta1.GroupName, Version: mcsv1beta1.GroupVersion.Version}
+	for _, r := range []struct {
+		gv     schema.GroupVersion
+		kind   string
+		plural string
+		scope  meta.RESTScope
+	}{
+		{core, "Service", "services", meta.RESTScopeNamespace},
+		{core, "Pod", "pods", meta.RESTScopeNamespace},
+		{core, "Node", "nodes", meta.RESTScopeRoot},
+		{core, "Namespace", "namespaces", meta.RESTScopeRoot},
+		{discoveryv1.SchemeGroupVersion, "EndpointSlice", "endpointslices", meta.RESTScopeNamespace},
+		{mcs, "ServiceExport", "serviceexports", meta.RESTScopeNamespace},
+		{mcs, "ServiceImport", "serviceimports", meta.RESTScopeNamespace},
+		{meshv1alpha1.GroupVersion, "Workload", "workloads", meta.RESTScopeNamespace},
+		{meshv1alpha1.GroupVersion, "ClusterPeer", "clusterpeers", meta.RESTScopeRoot},
+		{meshv1alpha1.GroupVersion, "FailoverPolicy", "failoverpolicies", meta.RESTScopeNamespace},
+	} {
+		m.AddSpecific(r.gv.WithKind(r.kind), r.gv.WithResource(r.plural), r.gv.WithResource(strings.ToLower(r.kind)), r.scope)
+	}
+	return m
+}
+
+func newCaches(api *rest.Config, over *http.Client, failed toolscache.WatchErrorHandlerWithContext) (cache.Cache, error) {
+	return cache.New(api, cache.Options{
+		HTTPClient: over, Scheme: scheme, Mapper: mapper,
+		ReaderFailOnMissingInformer:  true, // a kind that is read without being among kinds is a mistake
+		DefaultTransform:             trim,
+		DefaultWatchErrorHandler:     failed,
+		DefaultUnsafeDisableDeepCopy: new(true), // what is read is never changed
+	})
+}
+
+// listen starts to watch every kind. It does not wait for the first answer.
+func (k *Kube) listen(ctx context.Context) error {
+	for _, kind := range kinds {
+		informer, err := k.caches.GetInformer(ctx, kind.object, cache.BlockUntilSynced(false))
+		if err != nil {
+			return err
+		}
+		wake := func() {
+			if kind.wakes&toReader != 0 {
+				poke(k.reader.wake)
+			}
+			if kind.wakes&toWriter != 0 {
+				poke(k.writer.wake)
+			}
+		}
+		if _, err := informer.AddEventHandler(toolscache.ResourceEventHandlerFuncs{
+			AddFunc:    func(any) { wake() },
+			DeleteFunc: func(any) { wake() },
+			UpdateFunc: func(before, after any) {
+				if !sameMetadata(before, after) {
+					wake()
+				}
+			},
+		}); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// sameMetadata reports whether an update of a kind of which only the metadata is kept is none to us: a Node says every few seconds
+// that it is alive.
+func sameMetadata(before, after any) bool {
+	a, isMetadata := before.(*metav1.PartialObjectMetadata)
+	b, still := after.(*metav1.PartialObjectMetadata)
+	return isMetadata && still && a.UID == b.UID && reflect.DeepEqual(a.Labels, b.Labels) && a.DeletionTimestamp.Equal(b.DeletionTimestamp)
+}
+
+// sayAgain is after how long a kind that still can't be watched is told of again.
+const sayAgain = 5 * time.Minute
+
+// watches tells of kinds that the API server does not let us watch: a CRD that is not installed, a role that is missing. That the
+// server can't be reached at all is reach's to tell.
+type watches struct {
+	log    *slog.Logger
+	checks *ready.Checks
+	now    func() time.Time
+
+	mu   sync.Mutex
+	all  bool              // guarded by mu: every kind has been read once
+	said map[string]saying // guarded by mu; by kind
+}
+
+type saying struct {
+	reason string
+	at     time.Time
+}
+
+// failed is called with each end of a watch; it begins anew by itself, with a growing pause.
+func (w *watches) failed(ctx context.Context, r *toolscache.Reflector, err error) {
+	w.note(ctx, r.TypeDescription(), err)
+}
+
+func (w *watches) note(ctx context.Context, kind string, err error) {
+	if !answered(err) || apierrors.IsResourceExpired(err) || apierrors.IsGone(err) {
+		return // it ended in the ordinary way, or could not be made
+	}
+	_, kind = cutLast(kind, ".")
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	if last := w.said[kind]; last.reason == err.Error() && w.now().Sub(last.at) < sayAgain {
+		return
+	}
+	w.said[kind] = saying{err.Error(), w.now()}
+	w.log.WarnContext(ctx, "kind can't be watched; trying again", "kind", kind, "error", err)
+	if !w.all {
+		w.checks.Waiting(checkKubernetes, fmt.Sprintf("%s can't be read: %v", kind, err))
+	}
+}
+
+// synced says that every kind has been read.
+func (w *watches) synced() {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	w.all = true
+	w.checks.Done(checkKubernetes)
+}
+
+func cutLast(s, sep string) (before, after string) {
+	if i := strings.LastIndex(s, sep); i >= 0 {
+		return s[:i], s[i+len(sep):]
+	}
+	return "", s
+}

@@ -1,0 +1,145 @@
+package kube
+
+import (
+	"cmp"
+	"slices"
+
+	discoveryv1 "k8s.io/api/discovery/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/types"
+	mcsv1beta1 "sigs.k8s.io/mcs-api/pkg/apis/v1beta1"
+
+	"github.com/isthmus-mesh/isthmus/control"
+	"github.com/isthmus-mesh/isthmus/control/manifest"
+	"github.com/isthmus-mesh/isthmus/topology"
+)
+
+// memory is the last conversion of each object: what has not changed since is not checked again, and of what is bad now the last
+// good version is known. Immutable.
+type memory map[object]conversion
+
+// object names an object.
+type object struct{ kind, namespace, name string }
+
+// conversion is what became of one object.
+type conversion struct {
+	uid      types.UID
+	version  string // resourceVersion
+	good     bool   // value is set: of this version, or of an earlier one of the same object
+	value    manifest.Object
+	targets  []string          // of a good EndpointSlice: the Pod that each endpoint is, or ""
+	problems []control.Problem // of this version
+}
+
+// convert turns what the caches hold into control's objects. It is pure: what it returns depends on its arguments alone, and it changes
+// neither. The memory it returns is for the next call.
+func convert(now *reading, last memory) (*control.Objects, memory) {
+	c := &converter{last: last, next: make(memory, len(last)), out: new(control.Objects)}
+	meshed := c.meshedPods(now)
+	selected := make(map[topology.ServiceName]bool, len(now.services)) // Services whose selector picks their copies
+	each(c, "Service", now.services, func(v conversion) {
+		c.out.Services = append(c.out.Services, *v.value.Service)
+		selected[v.value.Service.ID] = len(v.value.Service.Selector) > 0
+	})
+	each(c, "EndpointSlice", ofServices(now.slices), func(v conversion) {
+		s := *v.value.Slice
+		if selected[s.Service] {
+			s.Endpoints = withoutSidecar(s.Endpoints, v.targets, s.Namespace, meshed)
+		}
+		c.out.Slices = append(c.out.Slices, s)
+	})
+	each(c, mcsv1beta1.ServiceExportKindName, present(now.exports), func(v conversion) { c.out.Exports = append(c.out.Exports, *v.value.Export) })
+	each(c, "ClusterPeer", present(now.peers), func(v conversion) { c.out.Peers = append(c.out.Peers, *v.value.Peer) })
+	each(c, "FailoverPolicy", present(now.policies), func(v conversion) { c.out.Policies = append(c.out.Policies, *v.value.Policy) })
+	each(c, "Workload", present(now.workloads), func(v conversion) {
+		w := v.value.Workload
+		if meshed[w.ID()] {
+			c.out.Problems = append(c.out.Problems, control.Problem{
+				Object: w.Object(), Reason: "a Pod of this name has a sidecar and is in force; this one is not: give it another name",
+			})
+			return
+		}
+		c.out.Workloads = append(c.out.Workloads, *w)
+	})
+	c.out.Problems = control.SortProblems(c.out.Problems)
+	byName(c.out.Services, func(o *control.Service) *control.Meta { return &o.Meta })
+	byName(c.out.Slices, func(o *control.EndpointSlice) *control.Meta { return &o.Meta })
+	byName(c.out.Workloads, func(o *control.Workload) *control.Meta { return &o.Meta })
+	byName(c.out.Exports, func(o *control.ServiceExport) *control.Meta { return &o.Meta })
+	byName(c.out.Peers, func(o *control.ClusterPeer) *control.Meta { return &o.Meta })
+	byName(c.out.Policies, func(o *control.FailoverPolicy) *control.Meta { return &o.Meta })
+	return c.out, c.next
+}
+
+// converter is one call of convert.
+type converter struct {
+	last, next memory
+	out        *control.Objects
+}
+
+// each converts the objects of one kind, and hands on those of which a good version is known.
+func each[T any, P interface {
+	*T
+	metav1.Object
+}](c *converter, kind string, in []T, use func(conversion)) {
+	for i := range in {
+		v := c.one(kind, P(&in[i]))
+		c.out.Problems = append(c.out.Problems, v.problems...)
+		if v.good {
+			use(v)
+		}
+	}
+}
+
+func (c *converter) one(kind string, in metav1.Object) conversion {
+	key := object{kind, in.GetNamespace(), in.GetName()}
+	v, known := c.last[key]
+	known = known && v.uid == in.GetUID()
+	if !known {
+		v = conversion{uid: in.GetUID()}
+	}
+	if !known || v.version != in.GetResourceVersion() {
+		value, problems := manifest.Convert(in)
+		v.version, v.problems = in.GetResourceVersion(), problems
+		if len(problems) == 0 {
+			v.good, v.value, v.targets = true, value, targetsOf(in)
+		}
+	}
+	c.next[key] = v
+	return v
+}
+
+// targetsOf returns which Pod each endpoint of an EndpointSlice is.
+func targetsOf(in metav1.Object) []string {
+	slice, ok := in.(*discoveryv1.EndpointSlice)
+	if !ok {
+		return nil
+	}
+	out := make([]string, len(slice.Endpoints))
+	for i := range slice.Endpoints {
+		if ref := slice.Endpoints[i].TargetRef; ref != nil && ref.Kind == "Pod" {
+			out[i] = ref.Name
+		}
+	}
+	return out
+}
+
+// withoutSidecar leaves out the endpoints that are Pods with a sidecar: they are Workloads already, and the Service's selector picks
+// them there. Beside them they would count as copies without a sidecar, and be called in plain.
+func withoutSidecar(in []control.SliceEndpoint, targets []string, namespace string, meshed map[string]bool) []control.SliceEndpoint {
+	var out []control.SliceEndpoint
+	for i, e := range in {
+		if !meshed[namespace+"/"+targets[i]] {
+			out = append(out, e)
+		}
+	}
+	return out
+}
+
+// byName puts objects into the order that control.Objects has.
+func byName[T any](in []T, meta func(*T) *control.Meta) {
+	slices.SortFunc(in, func(a, b T) int {
+		x, y := meta(&a), meta(&b)
+		return cmp.Or(cmp.Compare(x.Namespace, y.Namespace), cmp.Compare(x.Name, y.Name))
+	})
+}

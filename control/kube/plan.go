@@ -1,0 +1,203 @@
+package kube
+
+import (
+	"cmp"
+	"fmt"
+	"maps"
+	"slices"
+	"strings"
+
+	"k8s.io/apimachinery/pkg/api/equality"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	mcsv1beta1 "sigs.k8s.io/mcs-api/pkg/apis/v1beta1"
+
+	"github.com/isthmus-mesh/isthmus/control"
+	"github.com/isthmus-mesh/isthmus/control/manifest"
+	"github.com/isthmus-mesh/isthmus/topology"
+)
+
+// verb is what a write does.
+type verb string
+
+const (
+	createImport    verb = "create"
+	updateImport    verb = "update"        // its labels, annotations and spec
+	putImportStatus verb = "update status" // of an import
+	deleteImport    verb = "delete"
+	applyExport     verb = "apply status" // of an export
+)
+
+// write is one request that is due. Exactly one of the objects is set.
+type write struct {
+	verb verb
+	// imported is as it shall be, with the resourceVersion that it replaces.
+	imported *mcsv1beta1.ServiceImport
+	// export holds the conditions that it shall have, and the resourceVersion that it had.
+	export *mcsv1beta1.ServiceExport
+}
+
+// target is the object that the write is for.
+func (w *write) target() object {
+	if w.export != nil {
+		return object{mcsv1beta1.ServiceExportKindName, w.export.Namespace, w.export.Name}
+	}
+	return object{mcsv1beta1.ServiceImportKindName, w.imported.Namespace, w.imported.Name}
+}
+
+// base is the resourceVersion that the write was decided on; "" where there was no object.
+func (w *write) base() string {
+	if w.export != nil {
+		return w.export.ResourceVersion
+	}
+	return w.imported.ResourceVersion
+}
+
+// String returns "Kind namespace/name".
+func (o object) String() string {
+	return control.Meta{Kind: o.kind, Namespace: o.namespace, Name: o.name}.Object()
+}
+
+// written is what the caches hold of what is written. Nothing in it may be changed: it is the caches' own.
+type written struct {
+	exports    []mcsv1beta1.ServiceExport
+	imports    []mcsv1beta1.ServiceImport
+	namespaces map[string]bool // that are there and not being deleted
+}
+
+// plan returns the writes that make what is there what it should be, ordered by kind, namespace and name, and what can't be made so. It is
+// pure.
+func plan(want *control.Status, now *written) (due []write, problems []control.Problem) {
+	due = exportWrites(want, now)
+	there := make(map[topology.ServiceName]*mcsv1beta1.ServiceImport, len(now.imports))
+	for i := range now.imports {
+		if name, err := topology.NewServiceName(now.imports[i].Namespace, now.imports[i].Name); err == nil {
+			there[name] = &now.imports[i]
+		}
+	}
+	wanted := make(map[topology.ServiceName]bool, len(want.Imports))
+	for i := range want.Imports {
+		s := &want.Imports[i]
+		wanted[s.Service()] = true
+		have := there[s.Service()]
+		switch {
+		case !now.namespaces[s.Service().Namespace()]:
+			// The import stands where the namespace does (KEP-1645, "namespace sameness").
+		case have == nil:
+			due = append(due, write{verb: createImport, imported: importOf(s)})
+		case have.Labels[ManagedByLabel] != ManagedBy:
+			problems = append(problems, control.Problem{
+				Object: object{mcsv1beta1.ServiceImportKindName, have.Namespace, have.Name}.String(),
+				Reason: fmt.Sprintf("is somebody else's (label %s=%s is missing) and is left alone: remove it, and control writes its own", ManagedByLabel, ManagedBy),
+			})
+		case have.DeletionTimestamp == nil:
+			if w, is := importWrite(s, have); is {
+				due = append(due, w)
+			}
+		}
+	}
+	for i := range now.imports {
+		have := &now.imports[i]
+		name, err := topology.NewServiceName(have.Namespace, have.Name)
+		ours := have.Labels[ManagedByLabel] == ManagedBy && have.DeletionTimestamp == nil
+		if err == nil && ours && !wanted[name] && !mayReturn(have, want.Silent) {
+			due = append(due, write{verb: deleteImport, imported: have.DeepCopy()})
+		}
+	}
+	slices.SortStableFunc(due, func(a, b write) int { return a.target().compare(b.target()) })
+	return due, control.SortProblems(problems)
+}
+
+func (o object) compare(p object) int {
+	return cmp.Or(cmp.Compare(o.kind, p.kind), cmp.Compare(o.namespace, p.namespace), cmp.Compare(o.name, p.name))
+}
+
+// mayReturn reports whether an import that is not wanted now may be wanted again once a peer has spoken that is silent still.
+func mayReturn(have *mcsv1beta1.ServiceImport, silent []topology.ClusterName) bool {
+	if len(have.Status.Clusters) == 0 {
+		return len(silent) > 0 // whose it is was not written yet
+	}
+	return slices.ContainsFunc(silent, func(c topology.ClusterName) bool {
+		return slices.Contains(have.Status.Clusters, mcsv1beta1.ClusterStatus{Cluster: c.String()})
+	})
+}
+
+// importOf is an import as it shall be, with the mark that it is ours.
+func importOf(s *control.ImportStatus) *mcsv1beta1.ServiceImport {
+	out := manifest.ServiceImport(s)
+	out.Labels = maps.Clone(out.Labels)
+	if out.Labels == nil {
+		out.Labels = make(map[string]string, 1)
+	}
+	out.Labels[ManagedByLabel] = ManagedBy
+	return out
+}
+
+// importWrite compares an import of ours with what it shall be. Its labels, annotations and spec are wholly control's: what others add
+// is taken away again. Conditions of types that are not ours stay.
+func importWrite(s *control.ImportStatus, have *mcsv1beta1.ServiceImport) (write, bool) {
+	want := importOf(s)
+	if !maps.Equal(have.Labels, want.Labels) || !maps.Equal(have.Annotations, want.Annotations) || !equality.Semantic.DeepEqual(have.Spec, want.Spec) {
+		out := have.DeepCopy()
+		out.Labels, out.Annotations, out.Spec = want.Labels, want.Annotations, want.Spec
+		return write{verb: updateImport, imported: out}, true
+	}
+	want.Status.Conditions = merged(have.Status.Conditions, want.Status.Conditions, have.Generation)
+	if !equality.Semantic.DeepEqual(have.Status, want.Status) {
+		out := have.DeepCopy()
+		out.Status = want.Status
+		return write{verb: putImportStatus, imported: out}, true
+	}
+	return write{}, false
+}
+
+// exportWrites compares the conditions of the ServiceExports with what they shall be.
+func exportWrites(want *control.Status, now *written) []write {
+	there := make(map[object]*mcsv1beta1.ServiceExport, len(now.exports))
+	for i := range now.exports {
+		e := &now.exports[i]
+		there[object{mcsv1beta1.ServiceExportKindName, e.Namespace, e.Name}] = e
+	}
+	var due []write
+	for i := range want.Exports {
+		e := &want.Exports[i].Export
+		have := there[object{mcsv1beta1.ServiceExportKindName, e.Namespace, e.Name}]
+		if have == nil {
+			continue // it went: control hears of it in a moment
+		}
+		conditions := merged(have.Status.Conditions, manifest.Conditions(want.Exports[i].Conditions), e.Generation)
+		if equality.Semantic.DeepEqual(have.Status.Conditions, conditions) {
+			continue
+		}
+		ours := slices.DeleteFunc(conditions, func(c metav1.Condition) bool {
+			return !slices.ContainsFunc(want.Exports[i].Conditions, func(o control.Condition) bool { return o.Type == c.Type })
+		})
+		due = append(due, write{verb: applyExport, export: &mcsv1beta1.ServiceExport{
+			ObjectMeta: metav1.ObjectMeta{Namespace: e.Namespace, Name: e.Name, UID: have.UID, ResourceVersion: have.ResourceVersion},
+			Status:     mcsv1beta1.ServiceExportStatus{Conditions: ours},
+		}})
+	}
+	return due
+}
+
+// maxMessage bounds the message of a condition (metav1.Condition), in bytes.
+const maxMessage = 32_768
+
+// merged puts the conditions that are wanted in the place of those of the same type, and leaves the others. A condition whose status is
+// as before keeps its time of transition: control knows it only since its own start.
+func merged(have, want []metav1.Condition, generation int64) []metav1.Condition {
+	out := slices.Clone(have)
+	for _, w := range want {
+		w.ObservedGeneration = generation
+		w.Message = strings.ToValidUTF8(w.Message[:min(len(w.Message), maxMessage)], "")
+		i := slices.IndexFunc(out, func(c metav1.Condition) bool { return c.Type == w.Type })
+		if i < 0 {
+			out = append(out, w)
+			continue
+		}
+		if out[i].Status == w.Status {
+			w.LastTransitionTime = out[i].LastTransitionTime
+		}
+		out[i] = w
+	}
+	return out
+}

@@ -1,0 +1,57 @@
+package kube
+
+import (
+	corev1 "k8s.io/api/core/v1"
+	discoveryv1 "k8s.io/api/discovery/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+)
+
+// trim drops what nobody here looks at before an object goes into a cache. Pods are most of what a cluster holds, and most of a Pod is
+// of no use: a cluster of 10,000 would cost a hundred MB.
+func trim(in any) (any, error) {
+	switch o := in.(type) {
+	case *corev1.Pod:
+		return trimPod(o), nil
+	case *corev1.Service:
+		o.ManagedFields, o.Annotations, o.Status = nil, nil, corev1.ServiceStatus{}
+	case *discoveryv1.EndpointSlice:
+		o.ManagedFields, o.Annotations = nil, nil
+	case *metav1.PartialObjectMetadata:
+		o.ManagedFields, o.Annotations, o.OwnerReferences = nil, nil, nil
+		zone, zoned := o.Labels[corev1.LabelTopologyZone]
+		o.Labels = nil
+		if zoned {
+			o.Labels = map[string]string{corev1.LabelTopologyZone: zone}
+		}
+	case metav1.Object:
+		o.SetManagedFields(nil)
+	}
+	return in, nil
+}
+
+// trimPod keeps of a Pod what makes it a Workload, and of one without a sidecar only its name.
+func trimPod(in *corev1.Pod) *corev1.Pod {
+	out := &corev1.Pod{TypeMeta: in.TypeMeta, ObjectMeta: metav1.ObjectMeta{
+		Namespace: in.Namespace, Name: in.Name, UID: in.UID, ResourceVersion: in.ResourceVersion,
+	}}
+	inbound, meshed := in.Annotations[InboundPortAnnotation]
+	if !meshed {
+		return out
+	}
+	out.Annotations = map[string]string{InboundPortAnnotation: inbound}
+	out.Labels = in.Labels
+	out.CreationTimestamp, out.DeletionTimestamp = in.CreationTimestamp, in.DeletionTimestamp
+	out.Spec.ServiceAccountName, out.Spec.NodeName = in.Spec.ServiceAccountName, in.Spec.NodeName
+	for i := range in.Spec.Containers {
+		if c := &in.Spec.Containers[i]; len(c.Ports) > 0 {
+			out.Spec.Containers = append(out.Spec.Containers, corev1.Container{Name: c.Name, Ports: c.Ports})
+		}
+	}
+	out.Status.Phase, out.Status.PodIP = in.Status.Phase, in.Status.PodIP
+	for _, c := range in.Status.Conditions {
+		if c.Type == corev1.PodReady {
+			out.Status.Conditions = []corev1.PodCondition{{Type: c.Type, Status: c.Status}}
+		}
+	}
+	return out
+}
