@@ -17,11 +17,11 @@ import (
 	"github.com/isthmus-mesh/isthmus/internal/version"
 )
 
-// routeLogs sends what the Kubernetes libraries log to log. They have one logger in a process.
-func routeLogs(log *slog.Logger) {
-	log = log.With("from", "kubernetes client")
-	klog.SetSlogLogger(log)
-	ctrllog.SetLogger(logr.FromSlogHandler(log.Handler()))
+// routeLogs sends what the Kubernetes libraries log to a log of ours. They have one in a process.
+func routeLogs(to *slog.Logger) {
+	to = to.With("from", "kubernetes client")
+	klog.SetSlogLogger(to)
+	ctrllog.SetLogger(logr.FromSlogHandler(to.Handler()))
 }
 
 // restConfig says where the API server is and who we are to it.

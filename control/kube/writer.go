@@ -147,6 +147,7 @@ func (w *writer) read(ctx context.Context) (*written, error) {
 func (w *writer) try(ctx context.Context, due *write, last attempt) attempt {
 	bounded, cancel := context.WithTimeout(ctx, writeTimeout)
 	defer cancel()
+	base := due.base() // the client puts the answer into the object
 	err := w.do(bounded, due)
 	now := w.cfg.Now()
 	if err == nil || answered(err) {
@@ -155,13 +156,13 @@ func (w *writer) try(ctx context.Context, due *write, last attempt) attempt {
 	switch {
 	case err == nil:
 		w.cfg.Log.InfoContext(ctx, "written", "object", due.target().String(), "what", string(due.verb))
-		return attempt{base: due.base(), until: now.Add(echoTimeout)}
+		return attempt{base: base, until: now.Add(echoTimeout)}
 	case !answered(err): // it was not reached: neither would be the others
 		w.away.failures++
 		w.away.until = now.Add(backOff(w.away.failures))
 		return last
 	}
-	next := attempt{base: due.base(), failures: last.failures + 1, until: now.Add(backOff(last.failures + 1))}
+	next := attempt{base: base, failures: last.failures + 1, until: now.Add(backOff(last.failures + 1))}
 	if !passing(err) {
 		next.refusal = err
 	}
@@ -185,7 +186,7 @@ func latest(a, b time.Time) time.Time {
 // backOff returns the pause after so many failures in a row.
 func backOff(failures int) time.Duration {
 	d := min(retryFirst<<min(failures-1, 16), retryMost)
-	return d - d/4 + rand.N(d/2)
+	return d - d/4 + rand.N(d/2) //nolint:gosec // G404: spreads attempts, guards nothing
 }
 
 // passing reports whether an error ends without anybody doing something: the cache was behind, or the server is busy.
