@@ -13,10 +13,10 @@ VERSION        ?=
 LDFLAGS        := $(if $(VERSION),-ldflags "-X github.com/isthmus-mesh/isthmus/internal/version.release=$(VERSION)")
 
 .DEFAULT_GOAL := help
-.PHONY: help build demo test race lint generate check fuzz bench clean
+.PHONY: help build demo test race lint generate check fuzz bench kube-binaries kube-test clean
 
 help: ## list the targets
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  %-13s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 build: ## build isthmus, isthmus-control, isthmus-gateway and isthmus-sidecar into bin/
 	$(GO) build $(LDFLAGS) -o $(BIN)/ ./cmd/...
@@ -53,6 +53,13 @@ fuzz: ## every fuzz target for FUZZTIME (10s)
 
 bench: ## benchmarks: handshakes, choosing, the gateway pair, the sidecar pair
 	$(GO) test -run '^$$' -bench . -benchmem ./topology ./trust ./federation/... ./gateway ./sidecar/... ./internal/...
+
+kube-binaries: ## etcd and Kubernetes' API server from Go modules, for kube-test: about ten minutes, once
+	kind-tests/kubernetes/build
+
+# More at once than there are cores: a scenario mostly waits.
+kube-test: kube-binaries ## the MCS scenarios on three real API servers (ARGS='-run TestMCS/ports' for some of them)
+	ISTHMUS_KUBE_BINARIES="$$(kind-tests/kubernetes/build --where)" $(GO) test -count=1 -parallel 8 -timeout 20m ./kind-tests/... $(ARGS)
 
 clean: ## remove what the targets made
 	rm -rf $(BIN) .cache

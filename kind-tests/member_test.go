@@ -1,0 +1,166 @@
+package kindtests
+
+import (
+	"bytes"
+	"context"
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"time"
+
+	"github.com/isthmus-mesh/isthmus/kind-tests/apiserver"
+	"github.com/isthmus-mesh/isthmus/kind-tests/child"
+)
+
+// member is one cluster of the mesh.
+type member struct {
+	name     string
+	dir      string
+	programs string
+	cluster  *apiserver.Cluster
+
+	control, gateway *child.Process
+	socket           string // of control
+	join             string // where gateways join control
+}
+
+// build builds our own programs.
+func build(ctx context.Context, dir string) error {
+	cmd := exec.CommandContext(ctx, "go", "build", "-o", dir+string(filepath.Separator), "./cmd/isthmus", "./cmd/isthmus-control", "./cmd/isthmus-gateway")
+	cmd.Dir = ".."
+	if out, err := cmd.CombinedOutput(); err != nil {
+		return fmt.Errorf("build the programs: %w\n%s", err, out)
+	}
+	return nil
+}
+
+func (c *member) startCluster(ctx context.Context, binaries apiserver.Binaries) (err error) {
+	c.cluster, err = apiserver.Start(ctx, apiserver.Config{Binaries: binaries, Name: c.name, Dir: filepath.Join(c.dir, "cluster")})
+	if err != nil {
+		return err
+	}
+	kinds, err := crds()
+	if err != nil {
+		return err
+	}
+	if _, _, err = c.cluster.Kubectl(ctx, kinds, "create", "-f", "-"); err != nil {
+		return err
+	}
+	_, _, err = c.cluster.Kubectl(ctx, "", "wait", "crd", "--all", "--for=condition=Established", "--timeout=60s")
+	return err
+}
+
+const controlConfig = `cluster: %[1]s
+trustDomain: %[1]s.example
+kubernetes: {kubeconfig: %[2]q}
+state: %[3]q
+listen: %[4]s
+bus: {listen: %[5]s}
+admin: {socket: %[6]q, listen: %[7]s}
+log: {level: debug}
+`
+
+// startControl starts the control plane and returns when it can be asked.
+func (c *member) startControl(ctx context.Context) error {
+	addresses, err := child.Addresses(3)
+	if err != nil {
+		return err
+	}
+	// A path of a socket is short, and that of a temporary folder need not be.
+	sockets, err := os.MkdirTemp("", "isthmus-")
+	if err != nil {
+		return err
+	}
+	c.socket, c.join = filepath.Join(sockets, "control.sock"), addresses[0]
+	err = c.write("control.yaml", fmt.Sprintf(controlConfig, c.name, c.cluster.Kubeconfig(), filepath.Join(c.dir, "control"),
+		addresses[0], addresses[1], c.socket, addresses[2]))
+	if err != nil {
+		return err
+	}
+	return c.runControl(ctx)
+}
+
+// runControl starts the control plane with what it has on disk.
+func (c *member) runControl(ctx context.Context) (err error) {
+	if c.control, err = c.run("isthmus-control", "control"); err != nil {
+		return err
+	}
+	return poll(ctx, patience, func() error {
+		if ended := c.control.Err(); ended != nil {
+			return ended
+		}
+		_, err := c.isthmus(ctx, "introduction")
+		return err
+	})
+}
+
+const gatewayConfig = `id: gateway-0
+control: %[1]s
+trustDomain: %[2]s.example
+state: %[3]q
+joinTokenFile: %[4]q
+trustBundleFile: %[5]q
+listen: {streams: %[6]s, quic: %[7]s, admin: %[8]s}
+advertise: {streams: %[6]s, quic: %[7]s}
+`
+
+// startGateway starts the cluster's gateway. No call goes through it here; without one an export is not Ready.
+func (c *member) startGateway(ctx context.Context) error {
+	addresses, err := child.Addresses(3)
+	if err != nil {
+		return err
+	}
+	token, err := c.isthmus(ctx, "join-token", "--gateway", "gateway-0")
+	if err != nil {
+		return err
+	}
+	if err = c.write("gateway.token", token); err != nil {
+		return err
+	}
+	err = c.write("gateway.yaml", fmt.Sprintf(gatewayConfig, c.join, c.name, filepath.Join(c.dir, "gateway"),
+		filepath.Join(c.dir, "gateway.token"), filepath.Join(c.dir, "control", "trust-bundle.pem"), addresses[0], addresses[1], addresses[2]))
+	if err != nil {
+		return err
+	}
+	c.gateway, err = c.run("isthmus-gateway", "gateway")
+	return err
+}
+
+func (c *member) run(program, name string) (*child.Process, error) {
+	return child.Start(child.Config{
+		Path: filepath.Join(c.programs, program), Args: []string{"--config", filepath.Join(c.dir, name+".yaml")},
+		Log: filepath.Join(c.dir, name+".log"),
+	})
+}
+
+// isthmus asks the cluster's control plane.
+func (c *member) isthmus(ctx context.Context, args ...string) (string, error) {
+	cmd := exec.CommandContext(ctx, filepath.Join(c.programs, "isthmus"), append(args, "--control", c.socket)...)
+	var out, errs bytes.Buffer
+	cmd.Stdout, cmd.Stderr = &out, &errs
+	err := cmd.Run()
+	if err != nil {
+		err = fmt.Errorf("isthmus %s: %w: %s", strings.Join(args, " "), err, errs.String())
+	}
+	return out.String(), err
+}
+
+func (c *member) write(name, text string) error {
+	return os.WriteFile(filepath.Join(c.dir, name), []byte(text), 0o600)
+}
+
+func (c *member) close() {
+	for _, p := range []*child.Process{c.gateway, c.control} {
+		if p != nil {
+			p.Stop(5 * time.Second)
+		}
+	}
+	if c.cluster != nil {
+		c.cluster.Stop()
+	}
+	if c.socket != "" {
+		_ = os.RemoveAll(filepath.Dir(c.socket))
+	}
+}
