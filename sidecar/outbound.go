@@ -235,6 +235,7 @@ func (o *Outbound) rewrite(p *httputil.ProxyRequest) {
 func (o *Outbound) modifyResponse(resp *http.Response) error {
 	callOf(resp.Request.Context()).status = resp.StatusCode
 	stripOwn(resp.Header, headerError)
+	stripTrailers(resp)
 	if len(resp.Trailer) > 0 {
 		resp.Header.Del("Content-Length") // HTTP/2 has both, HTTP/1.1 trailers only without
 	}

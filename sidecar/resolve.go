@@ -3,6 +3,7 @@ package sidecar
 import (
 	"context"
 	"errors"
+	"maps"
 	"net/http"
 	"strconv"
 	"strings"
@@ -21,7 +22,8 @@ const (
 	subscribeTimeout = 1 * time.Second
 	// askAgain is how long a name that control could not be asked about is left alone.
 	askAgain = 1 * time.Second
-	// maxAsked bounds the names that are asked for: an application that makes names up must not grow us, nor control.
+	// maxAsked bounds the names that are remembered as asked for: an application that makes names up must not grow us. Past it,
+	// those that do not exist are forgotten. Services that exist are as many as control's client holds.
 	maxAsked = 4096
 	// maxPlans bounds the plans that are kept.
 	maxPlans = 4096
@@ -139,13 +141,22 @@ func (r *resolver) settled(name topology.ServiceName, present bool) bool {
 	defer r.mu.Unlock()
 	a, seen := r.asked[name]
 	lately := seen && now.Sub(a.at) < askAgain
-	if a.known && present || lately && (present || a.known || a.failed) || !seen && !present && len(r.asked) >= maxAsked {
+	if a.known && present || lately && (present || a.known || a.failed) {
 		return true
+	}
+	if !seen && len(r.asked) >= maxAsked {
+		r.forgetAbsent()
 	}
 	if present {
 		r.asked[name] = answer{at: now} // one asks for all; the others need not wait
 	}
 	return false
+}
+
+// forgetAbsent forgets what was asked for and does not exist: it costs no more than asking again. Called with mu held.
+func (r *resolver) forgetAbsent() {
+	snapshot := r.snapshots.Load() // nothing is asked for before there is one
+	maps.DeleteFunc(r.asked, func(name topology.ServiceName, _ answer) bool { return snapshot.Service(name) == nil })
 }
 
 // plan returns where requests of that query go. The error is a *Failure.
