@@ -335,8 +335,10 @@ func (x *Subscribe) GetRemove() []string {
 
 // Report is what a program saw, for status and for the next snapshot.
 type Report struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	Links         []*LinkReport          `protobuf:"bytes,1,rep,name=links,proto3" json:"links,omitempty"`
+	state protoimpl.MessageState `protogen:"open.v1"`
+	Links []*LinkReport          `protobuf:"bytes,1,rep,name=links,proto3" json:"links,omitempty"`
+	// The gateway takes nothing new and ends when what it carries has ended.
+	Draining      bool `protobuf:"varint,2,opt,name=draining,proto3" json:"draining,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -376,6 +378,13 @@ func (x *Report) GetLinks() []*LinkReport {
 		return x.Links
 	}
 	return nil
+}
+
+func (x *Report) GetDraining() bool {
+	if x != nil {
+		return x.Draining
+	}
+	return false
 }
 
 type LinkReport struct {
@@ -1925,9 +1934,10 @@ const file_api_config_v1_config_proto_rawDesc = "" +
 	"\aversion\x18\x02 \x01(\fR\aversion\"5\n" +
 	"\tSubscribe\x12\x10\n" +
 	"\x03add\x18\x01 \x03(\tR\x03add\x12\x16\n" +
-	"\x06remove\x18\x02 \x03(\tR\x06remove\"=\n" +
+	"\x06remove\x18\x02 \x03(\tR\x06remove\"Y\n" +
 	"\x06Report\x123\n" +
-	"\x05links\x18\x01 \x03(\v2\x1d.isthmus.config.v1.LinkReportR\x05links\"\xd7\x01\n" +
+	"\x05links\x18\x01 \x03(\v2\x1d.isthmus.config.v1.LinkReportR\x05links\x12\x1a\n" +
+	"\bdraining\x18\x02 \x01(\bR\bdraining\"\xd7\x01\n" +
 	"\n" +
 	"LinkReport\x12\x18\n" +
 	"\acluster\x18\x01 \x01(\tR\acluster\x12\x14\n" +
