@@ -98,7 +98,7 @@ type Cluster struct {
 	Region   string
 	Link     LinkState
 	RTT      time.Duration // between gateways, rounded by who measured; 0 = unknown
-	Gateways []Gateway     // only in a gateway's snapshot
+	Gateways []Gateway     // all, in a gateway's snapshot; elsewhere only those that drain, without their addresses
 }
 
 // Gateway is an east-west gateway.

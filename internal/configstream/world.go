@@ -84,7 +84,7 @@ func (w *World) add(r *configv1.Resource, taken map[string]struct{}) error {
 	case kindCluster:
 		if len(d.cluster.Gateways) > 0 {
 			c := *d.cluster
-			c.Gateways = nil
+			c.Gateways = leaving(c.Gateways)
 			if e.reduced, err = newEntry(EncodeCluster(&c)); err != nil {
 				return err
 			}
@@ -94,6 +94,17 @@ func (w *World) add(r *configv1.Resource, taken map[string]struct{}) error {
 		w.shared[key] = e
 	}
 	return nil
+}
+
+// leaving returns, by name alone, the gateways that drain: all that a sidecar needs to know of another cluster's, to leave them in time.
+func leaving(gateways []topology.Gateway) []topology.Gateway {
+	var out []topology.Gateway
+	for _, g := range gateways {
+		if g.Draining {
+			out = append(out, topology.Gateway{ID: g.ID, Identity: g.Identity, Draining: true})
+		}
+	}
+	return out
 }
 
 func (w *World) own(receiver, key string, e *entry) {
