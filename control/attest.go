@@ -31,7 +31,9 @@ const (
 	attestationsPerSec = 50
 )
 
-func newAttestationLimit() *rate.Limiter { return rate.NewLimiter(attestationsPerSec, attestationsAtOnce) }
+func newAttestationLimit() *rate.Limiter {
+	return rate.NewLimiter(attestationsPerSec, attestationsAtOnce)
+}
 
 // prove returns what a token is good for. undo takes that back, when nothing was issued for it. Errors are of gRPC.
 func (s *identityServer) prove(ctx context.Context, token string) (g grant, undo func(), err error) {

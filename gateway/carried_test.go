@@ -15,9 +15,11 @@ import (
 // A stream ends with the export that it was opened for, whether that goes as a whole, or for its cluster, or for its port. Others go on.
 func TestStreamsEndWithTheirExport(t *testing.T) {
 	for name, withdraw := range map[string]func(away *testCluster){
-		"export":   func(away *testCluster) { away.exports = away.exports[1:] },
-		"audience": func(away *testCluster) { away.exports[0] = changed(away.exports[0], []topology.ClusterName{clusterName("ap")}, 80) },
-		"port":     func(away *testCluster) { away.exports[0] = changed(away.exports[0], nil, 81) },
+		"export": func(away *testCluster) { away.exports = away.exports[1:] },
+		"audience": func(away *testCluster) {
+			away.exports[0] = changed(away.exports[0], []topology.ClusterName{clusterName("ap")}, 80)
+		},
+		"port": func(away *testCluster) { away.exports[0] = changed(away.exports[0], nil, 81) },
 	} {
 		t.Run(name, func(t *testing.T) {
 			inBubble(t, func(w *world) {
