@@ -16,7 +16,7 @@ LDFLAGS        := $(if $(VERSION),-ldflags "-X github.com/isthmus-mesh/isthmus/i
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
-build: ## build isthmus, isthmus-control, isthmus-gateway and isthmus-sidecar into bin/
+build: ## build the programs into bin/
 	$(GO) build $(LDFLAGS) -o $(BIN)/ ./cmd/...
 
 demo: build ## three clusters, one call: kill a cluster under load and watch the traffic move (about 30 s)

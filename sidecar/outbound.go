@@ -7,6 +7,7 @@ import (
 	"net"
 	"net/http"
 	"net/http/httputil"
+	"net/netip"
 	"strconv"
 	"strings"
 	"sync"
@@ -44,6 +45,11 @@ type Outbound struct {
 	requestLevel slog.Level
 	now          func() time.Time
 	self         func() topology.Self
+
+	// Of captured connections.
+	connectTo   func(ctx context.Context, address string) (net.Conn, error)
+	original    func(net.Conn) (netip.AddrPort, error)
+	passThrough bool
 
 	proxy   *httputil.ReverseProxy
 	servers []*http.Server // all of them, to be shut down

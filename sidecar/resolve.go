@@ -5,6 +5,7 @@ import (
 	"errors"
 	"maps"
 	"net/http"
+	"net/netip"
 	"strconv"
 	"strings"
 	"sync"
@@ -43,6 +44,7 @@ type plan struct {
 type resolver struct {
 	snapshots *live.Value[*topology.Snapshot]
 	subscribe func(context.Context, topology.ServiceName) error
+	resolve   func(context.Context, netip.Addr) (topology.ServiceName, bool, error) // may be nil
 	health    *balance.Health[topology.Target]
 	sessions  *session.Set
 	now       func() time.Time
@@ -52,6 +54,8 @@ type resolver struct {
 	ended bool                            // guarded by mu; nothing is added to asking any more
 	plans map[topology.Query]*plan        // guarded by mu
 	asked map[topology.ServiceName]answer // guarded by mu
+	// strangers are addresses that no service had when control was asked, and when that was.
+	strangers map[netip.Addr]time.Time // guarded by mu
 }
 
 // answer is how it stands with asking control for a service.
@@ -63,7 +67,7 @@ type answer struct {
 
 func newResolver(c Config, h *balance.Health[topology.Target], s *session.Set) *resolver {
 	return &resolver{
-		snapshots: c.Snapshots, subscribe: c.Subscribe, health: h, sessions: s, now: c.Now,
+		snapshots: c.Snapshots, subscribe: c.Subscribe, resolve: c.Resolve, strangers: make(map[netip.Addr]time.Time), health: h, sessions: s, now: c.Now,
 		plans: make(map[topology.Query]*plan), asked: make(map[topology.ServiceName]answer),
 	}
 }
