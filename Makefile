@@ -18,7 +18,7 @@ LDFLAGS        := $(if $(VERSION),-ldflags "-X github.com/isthmus-mesh/isthmus/i
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  %-13s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
-build: ## build isthmus, isthmus-control, isthmus-gateway and isthmus-sidecar into bin/
+build: ## build the programs into bin/
 	$(GO) build $(LDFLAGS) -o $(BIN)/ ./cmd/...
 
 demo: build ## three clusters, one call: kill a cluster under load and watch the traffic move (about 30 s)
@@ -32,7 +32,7 @@ race: ## the tests under the race detector (the scenarios on processes left out)
 	$(GO) test -count=1 -race -short -timeout 20m ./...
 
 lint: $(GOLANGCI_LINT) ## golangci-lint, each linter with its reason in .golangci.yml
-	$(GOLANGCI_LINT) run ./...
+	$(GOLANGCI_LINT) run --allow-serial-runners ./...
 
 $(GOLANGCI_LINT):
 	@mkdir -p $(TOOLS)

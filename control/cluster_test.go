@@ -39,6 +39,8 @@ type mesh struct {
 	t    *testing.T
 	mu   sync.Mutex
 	hubs map[string]*membus.Hub // guarded by mu: by cluster, each its own broker
+
+	attestor control.Attestor // of every cluster
 }
 
 func newMesh(t *testing.T) *mesh {
@@ -134,7 +136,7 @@ func (m *mesh) start(name, dir string, r *registry) *cluster {
 	c.Control, err = control.New(control.Config{
 		Cluster: clusterName, Domain: spiffeid.RequireTrustDomainFromString(name + ".example"), Region: "region-" + name,
 		StateDir: dir, Registry: r, Courier: &courier{m, name}, BusURLs: []string{"tls://" + name + ":4222"},
-		NodeProxies: []string{"node-0"}, GRPC: c.listener, Checks: c.checks,
+		NodeProxies: []string{"node-0"}, GRPC: c.listener, Checks: c.checks, Attestor: m.attestor,
 	})
 	if err != nil {
 		m.t.Fatal(err)

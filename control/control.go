@@ -41,6 +41,7 @@ type Config struct {
 	StateDir string
 	Registry Registry // required
 	Courier  Courier  // required
+	Attestor Attestor // default: none, only join tokens let programs join
 	// BusURLs is what peers are told of the own bus, e.g. "tls://203.0.113.7:4222".
 	BusURLs []string
 	// ClusterSetCIDR is where the addresses of imports come from. Default 241.0.0.0/8.

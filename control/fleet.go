@@ -175,6 +175,16 @@ func (f *fleet) report(s *configstream.Session, r *configv1.Report) {
 	f.reports[name] = reports
 	f.mu.Unlock()
 	f.wake()
+	err := f.change(func(next *roster) error {
+		if g, ok := next.Gateways[name]; ok {
+			g.Draining = r.GetDraining()
+			next.Gateways[name] = g
+		}
+		return nil
+	})
+	if err != nil {
+		f.log.Error("roster not written", "receiver", s.Receiver, "error", err)
+	}
 }
 
 // retain forgets what programs that no longer exist said of themselves. Gateways and node proxies are the roster's business.

@@ -10,6 +10,7 @@ import (
 	"log/slog"
 
 	"github.com/spiffe/go-spiffe/v2/spiffeid"
+	"golang.org/x/time/rate"
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
 
@@ -20,7 +21,7 @@ import (
 // maxCSR bounds a certificate request: one of a P-256 key has some 300 bytes.
 const maxCSR = 8 << 10
 
-// identityServer gives programs their SVIDs: the first for a join token, the next for the one before.
+// identityServer gives programs their SVIDs: the first for a token, the next for the one before.
 type identityServer struct {
 	identityv1.UnimplementedIdentityServer
 
@@ -29,17 +30,19 @@ type identityServer struct {
 	authority *trust.Authority
 	peer      func(context.Context) (trust.Peer, error) // who is at the other end, verified and not over
 	log       *slog.Logger
+
+	attestor     Attestor // nil: only join tokens count
+	attestations *rate.Limiter
 }
 
-// Join trades a join token for the first SVID. What is wrong with the request leaves the token good.
+// Join trades a join token, or one of the platform's, for the first SVID. What is wrong with the request leaves the token good.
 func (s *identityServer) Join(ctx context.Context, r *identityv1.JoinRequest) (*identityv1.Certificate, error) {
 	if err := checkRequest(r.GetCsr()); err != nil {
 		return nil, status.Error(codes.InvalidArgument, err.Error())
 	}
-	g, undo, err := s.tokens.redeem(r.GetToken())
+	g, undo, err := s.prove(ctx, r.GetToken())
 	if err != nil {
-		s.log.WarnContext(ctx, "join refused", "error", err)
-		return nil, status.Error(codes.Unauthenticated, err.Error())
+		return nil, err
 	}
 	id, err := s.directory.identity(g.program, g.name)
 	if err != nil {

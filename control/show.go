@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"maps"
 	"slices"
+	"time"
 
 	"github.com/isthmus-mesh/isthmus/api/admin"
 	"github.com/isthmus-mesh/isthmus/federation"
@@ -116,10 +117,15 @@ func (p *present) peers() []admin.Peer {
 func (p *present) links() []admin.Link {
 	out := []admin.Link{}
 	for _, l := range p.fleet.reports {
-		out = append(out, admin.Link{
+		a := admin.Link{
 			Gateway: l.gateway, Cluster: l.cluster.String(), State: string(l.state), Connections: l.connections,
 			RTT: l.rtt, Detail: l.detail, Reported: l.at,
-		})
+		}
+		if !l.connected { // what it said last says nothing of now
+			a.Detail = fmt.Sprintf("the gateway is not connected; it said %s at %s", a.State, l.at.UTC().Format(time.TimeOnly))
+			a.State, a.Connections, a.RTT = "unknown", 0, 0
+		}
+		out = append(out, a)
 	}
 	return out
 }

@@ -9,6 +9,8 @@ import (
 	"slices"
 	"sync"
 	"time"
+
+	identityv1 "github.com/isthmus-mesh/isthmus/api/identity/v1"
 )
 
 // Limits of join tokens.
@@ -52,7 +54,7 @@ func (t *tokens) issue(program, name string) (token string, expires time.Time, e
 	if _, err := rand.Read(raw); err != nil {
 		return "", time.Time{}, err
 	}
-	token = "isthmus-join-" + base64.RawURLEncoding.EncodeToString(raw)
+	token = identityv1.JoinTokenPrefix + base64.RawURLEncoding.EncodeToString(raw)
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	t.expire()

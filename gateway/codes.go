@@ -23,6 +23,7 @@ const (
 	resetBroken    quic.StreamErrorCode = 1 + iota // the other side of the relay broke, or was cut
 	resetRefused                                   // a refusal was sent; nobody reads what else comes
 	resetCancelled                                 // another gateway answered first, or the caller went away
+	resetWithdrawn                                 // the export that the stream was opened for was taken back
 )
 
 // Why something of ours ended.

@@ -38,6 +38,9 @@ func (g *Gateway) serveExport(ctx context.Context, stream *quic.Stream, peer tru
 		return
 	}
 
+	ctx, forget := g.carried.add(ctx, source, p)
+	defer forget()
+	v = g.view() // whatever changes from here on, carried sees
 	export, refusal := permit(v, source, p)
 	if export != nil {
 		who.service = g.metrics.service(p.Service)

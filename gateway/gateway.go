@@ -26,6 +26,7 @@ type Gateway struct {
 	socket    *socket
 	windows   windows
 	endpoints *endpoints
+	carried   carried
 	drain     drain.Drain
 	checks    atomic.Pointer[ready.Checks]
 
@@ -110,6 +111,7 @@ func (g *Gateway) end(ctx context.Context) {
 	}
 	g.log.InfoContext(ctx, "draining", "streams", g.drain.InFlight(), "grace", g.cfg.DrainGrace)
 	g.drain.Start()
+	g.linkChanged() // so that it is reported
 	_ = g.cfg.Streams.Close()
 	grace, cancel := context.WithTimeout(ctx, g.cfg.DrainGrace)
 	defer cancel()
@@ -192,11 +194,10 @@ func (g *Gateway) keepLinks(ctx context.Context) {
 		g.links.Store(&byName)
 		g.linkChanged()
 		g.endpoints.forget(v.snapshot)
+		g.carried.judge(g.view)
 		g.cfg.Guard.Recheck() // who may speak depends on who is a peer
 		if c := g.checks.Load(); c != nil {
-			select {
-			case <-g.drain.Draining():
-			default:
+			if !g.draining() {
 				c.Done("gateway")
 			}
 		}

@@ -53,7 +53,13 @@ func (s *linkStream) CloseWrite() error {
 }
 
 // Abort resets both halves. A FIN that was sent already stands only if the peer has got it.
-func (s *linkStream) Abort(error) { s.reset(resetBroken) }
+func (s *linkStream) Abort(err error) {
+	if errors.Is(err, errWithdrawn) {
+		s.reset(resetWithdrawn)
+		return
+	}
+	s.reset(resetBroken)
+}
 
 func (s *linkStream) reset(code quic.StreamErrorCode) {
 	s.mu.Lock()

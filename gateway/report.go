@@ -25,12 +25,23 @@ func (g *Gateway) report(ctx context.Context) {
 		case <-ctx.Done():
 			return
 		}
-		g.cfg.Report(&configv1.Report{Links: g.linkReports()})
+		g.cfg.Report(&configv1.Report{Links: g.linkReports(), Draining: g.draining()})
 		select {
 		case <-time.After(reportPause):
 		case <-ctx.Done():
 			return
 		}
+	}
+}
+
+// draining reports whether the gateway takes nothing new. The sidecars, here and in other clusters, learn of it through control, and
+// move their sessions to other gateways while these still carry them.
+func (g *Gateway) draining() bool {
+	select {
+	case <-g.drain.Draining():
+		return true
+	default:
+		return false
 	}
 }
 

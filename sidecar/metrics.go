@@ -28,6 +28,7 @@ type metrics struct {
 	dials       *prometheus.CounterVec
 	connections *prometheus.GaugeVec
 	bytes       *prometheus.CounterVec
+	passed      prometheus.Counter
 
 	mu      sync.RWMutex
 	callers map[string]struct{} // guarded by mu
@@ -57,9 +58,12 @@ func newMetrics(registry prometheus.Registerer) (*metrics, error) {
 		dials:       counter("isthmus_session_dials_total", "Attempts to open an inner session.", "destination_cluster", "destination_service", "result"),
 		connections: gauge("isthmus_connections", "Connections that are open: outbound from the own application, inbound from other workloads.", "direction"),
 		bytes:       counter("isthmus_tcp_bytes_total", "Bytes of opaque connections. sent: from the caller to the called.", "direction", "destination_cluster", "destination_service", "way"),
-		callers:     make(map[string]struct{}),
+		passed: prometheus.NewCounter(prometheus.CounterOpts{
+			Name: "isthmus_passed_connections_total", Help: "Captured connections that were passed on as they are, because no service of the mesh has their address.",
+		}),
+		callers: make(map[string]struct{}),
 	}
-	for _, c := range []prometheus.Collector{m.requests, m.duration, m.retries, m.overBudget, m.ejections, m.sessions, m.dials, m.connections, m.bytes} {
+	for _, c := range []prometheus.Collector{m.requests, m.duration, m.retries, m.overBudget, m.ejections, m.sessions, m.dials, m.connections, m.bytes, m.passed} {
 		if err := registry.Register(c); err != nil {
 			return nil, err
 		}

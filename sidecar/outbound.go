@@ -7,6 +7,7 @@ import (
 	"net"
 	"net/http"
 	"net/http/httputil"
+	"net/netip"
 	"strconv"
 	"strings"
 	"sync"
@@ -44,6 +45,11 @@ type Outbound struct {
 	requestLevel slog.Level
 	now          func() time.Time
 	self         func() topology.Self
+
+	// Of captured connections.
+	connectTo   func(ctx context.Context, address string) (net.Conn, error)
+	original    func(net.Conn) (netip.AddrPort, error)
+	passThrough bool
 
 	proxy   *httputil.ReverseProxy
 	servers []*http.Server // all of them, to be shut down
@@ -235,6 +241,7 @@ func (o *Outbound) rewrite(p *httputil.ProxyRequest) {
 func (o *Outbound) modifyResponse(resp *http.Response) error {
 	callOf(resp.Request.Context()).status = resp.StatusCode
 	stripOwn(resp.Header, headerError)
+	stripTrailers(resp)
 	if len(resp.Trailer) > 0 {
 		resp.Header.Del("Content-Length") // HTTP/2 has both, HTTP/1.1 trailers only without
 	}

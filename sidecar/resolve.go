@@ -3,7 +3,9 @@ package sidecar
 import (
 	"context"
 	"errors"
+	"maps"
 	"net/http"
+	"net/netip"
 	"strconv"
 	"strings"
 	"sync"
@@ -21,7 +23,8 @@ const (
 	subscribeTimeout = 1 * time.Second
 	// askAgain is how long a name that control could not be asked about is left alone.
 	askAgain = 1 * time.Second
-	// maxAsked bounds the names that are asked for: an application that makes names up must not grow us, nor control.
+	// maxAsked bounds the names that are remembered as asked for: an application that makes names up must not grow us. Past it,
+	// those that do not exist are forgotten. Services that exist are as many as control's client holds.
 	maxAsked = 4096
 	// maxPlans bounds the plans that are kept.
 	maxPlans = 4096
@@ -41,6 +44,7 @@ type plan struct {
 type resolver struct {
 	snapshots *live.Value[*topology.Snapshot]
 	subscribe func(context.Context, topology.ServiceName) error
+	resolve   func(context.Context, netip.Addr) (topology.ServiceName, bool, error) // may be nil
 	health    *balance.Health[topology.Target]
 	sessions  *session.Set
 	now       func() time.Time
@@ -50,6 +54,8 @@ type resolver struct {
 	ended bool                            // guarded by mu; nothing is added to asking any more
 	plans map[topology.Query]*plan        // guarded by mu
 	asked map[topology.ServiceName]answer // guarded by mu
+	// strangers are addresses that no service had when control was asked, and when that was.
+	strangers map[netip.Addr]time.Time // guarded by mu
 }
 
 // answer is how it stands with asking control for a service.
@@ -61,7 +67,7 @@ type answer struct {
 
 func newResolver(c Config, h *balance.Health[topology.Target], s *session.Set) *resolver {
 	return &resolver{
-		snapshots: c.Snapshots, subscribe: c.Subscribe, health: h, sessions: s, now: c.Now,
+		snapshots: c.Snapshots, subscribe: c.Subscribe, resolve: c.Resolve, strangers: make(map[netip.Addr]time.Time), health: h, sessions: s, now: c.Now,
 		plans: make(map[topology.Query]*plan), asked: make(map[topology.ServiceName]answer),
 	}
 }
@@ -139,13 +145,22 @@ func (r *resolver) settled(name topology.ServiceName, present bool) bool {
 	defer r.mu.Unlock()
 	a, seen := r.asked[name]
 	lately := seen && now.Sub(a.at) < askAgain
-	if a.known && present || lately && (present || a.known || a.failed) || !seen && !present && len(r.asked) >= maxAsked {
+	if a.known && present || lately && (present || a.known || a.failed) {
 		return true
+	}
+	if !seen && len(r.asked) >= maxAsked {
+		r.forgetAbsent()
 	}
 	if present {
 		r.asked[name] = answer{at: now} // one asks for all; the others need not wait
 	}
 	return false
+}
+
+// forgetAbsent forgets what was asked for and does not exist: it costs no more than asking again. Called with mu held.
+func (r *resolver) forgetAbsent() {
+	snapshot := r.snapshots.Load() // nothing is asked for before there is one
+	maps.DeleteFunc(r.asked, func(name topology.ServiceName, _ answer) bool { return snapshot.Service(name) == nil })
 }
 
 // plan returns where requests of that query go. The error is a *Failure.

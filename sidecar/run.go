@@ -112,16 +112,14 @@ func (s *Sidecar) startOutbound(ctx, work context.Context, start func(func() err
 		return &countedListener{Listener: ln, inc: open.Inc, dec: open.Dec}
 	}
 
+	var inside *conn.Handoff
+	if s.config.Proxy != nil || s.config.Captured != nil {
+		inside = s.startInside(ctx, base, start)
+	}
+	if captured := s.config.Captured; captured != nil {
+		s.startCaptured(ctx, work, counted(captured), inside, start)
+	}
 	if proxy := s.config.Proxy; proxy != nil {
-		inside := conn.NewHandoff(proxy.Addr())
-		tunnelled := o.newServer(o.handler(func(r *http.Request) (topology.Query, *Failure) {
-			q := r.Context().Value(queryKey{}).(topology.Query) // ConnContext puts it there
-			return fixed(q)(r)
-		}))
-		tunnelled.BaseContext = base
-		tunnelled.ConnContext = func(ctx context.Context, c net.Conn) context.Context {
-			return context.WithValue(ctx, queryKey{}, c.(*insideConn).query) // connect gives it nothing else
-		}
 		requests := o.handler(named)
 		server := o.newServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 			if r.Method == http.MethodConnect {
@@ -131,12 +129,27 @@ func (s *Sidecar) startOutbound(ctx, work context.Context, start func(func() err
 			requests.ServeHTTP(w, r)
 		}))
 		server.BaseContext = base
-		start(func() error { return serve(ctx, tunnelled, inside) })
 		start(func() error { return serve(ctx, server, &strictListener{counted(proxy)}) })
 	}
 	for _, l := range s.config.Listeners {
 		s.startListener(ctx, work, l, counted(l.Listener), start)
 	}
+}
+
+// startInside serves requests on connections each of which is to one destination, which was settled before: those are *insideConn.
+func (s *Sidecar) startInside(ctx context.Context, base func(net.Listener) context.Context, start func(func() error)) *conn.Handoff {
+	o := s.outbound
+	inside := conn.NewHandoff(&net.TCPAddr{})
+	server := o.newServer(o.handler(func(r *http.Request) (topology.Query, *Failure) {
+		q := r.Context().Value(queryKey{}).(topology.Query) // ConnContext puts it there
+		return fixed(q)(r)
+	}))
+	server.BaseContext = base
+	server.ConnContext = func(ctx context.Context, c net.Conn) context.Context {
+		return context.WithValue(ctx, queryKey{}, c.(*insideConn).query) // it is given nothing else
+	}
+	start(func() error { return serve(ctx, server, inside) })
+	return inside
 }
 
 // startListener serves one service: requests, or opaque connections, as its port says at the time.
@@ -156,19 +169,21 @@ func (s *Sidecar) startListener(ctx, work context.Context, l LocalListener, ln n
 			if c == nil {
 				return err
 			}
-			tunnels.Go(func() { o.local(work, q, c, requests) })
+			tunnels.Go(func() {
+				p, err := o.resolver.plan(work, q)
+				// A service that is not known is answered in HTTP: a reason in words is worth more than a reset.
+				if err != nil || p.Port.Protocol.IsHTTP() {
+					requests.Give(http1.Strict(c))
+					return
+				}
+				o.opaque(work, p, c)
+			})
 		}
 	})
 }
 
-// local serves one connection of a local listener.
-func (o *Outbound) local(ctx context.Context, q topology.Query, c net.Conn, requests *conn.Handoff) {
-	p, err := o.resolver.plan(ctx, q)
-	// A service that is not known is answered in HTTP: a reason in words is worth more than a reset.
-	if err != nil || p.Port.Protocol.IsHTTP() {
-		requests.Give(http1.Strict(c))
-		return
-	}
+// opaque carries one connection of opaque bytes.
+func (o *Outbound) opaque(ctx context.Context, p *plan, c net.Conn) {
 	o.tunnel(ctx, p, func(err error) (net.Conn, error) {
 		if err != nil {
 			conn.Reset(c)

@@ -118,6 +118,7 @@ func (in *Inbound) rewrite(p *httputil.ProxyRequest) {
 func (in *Inbound) modifyResponse(resp *http.Response) error {
 	visitOf(resp.Request.Context()).status = resp.StatusCode
 	stripOwn(resp.Header)
+	stripTrailers(resp)
 	stream(resp)
 	return nil
 }

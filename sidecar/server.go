@@ -59,14 +59,19 @@ func shutdown(ctx context.Context, s *http.Server) {
 	}
 }
 
-// quietWriter leaves 100 Continue to net/http: it says so when the body is first read, once. Other answers of that kind pass.
+// quietWriter leaves 100 Continue to net/http: it says so when the body is first read, once. Other interim answers pass, without
+// what only the mesh may say: they are the application's, and modifyResponse does not see them.
 type quietWriter struct{ http.ResponseWriter }
 
 // WriteHeader writes all but 100.
 func (w quietWriter) WriteHeader(status int) {
-	if status != http.StatusContinue {
-		w.ResponseWriter.WriteHeader(status)
+	if status == http.StatusContinue {
+		return
 	}
+	if status < http.StatusOK && status != http.StatusSwitchingProtocols {
+		stripOwn(w.Header())
+	}
+	w.ResponseWriter.WriteHeader(status)
 }
 
 // Unwrap is for http.ResponseController.

@@ -19,6 +19,7 @@ import (
 	"fmt"
 	"log/slog"
 	"net"
+	"net/netip"
 	"strconv"
 	"sync"
 	"time"
@@ -31,6 +32,7 @@ import (
 	"github.com/isthmus-mesh/isthmus/internal/live"
 	"github.com/isthmus-mesh/isthmus/internal/ready"
 	"github.com/isthmus-mesh/isthmus/sidecar/balance"
+	"github.com/isthmus-mesh/isthmus/sidecar/conn"
 	"github.com/isthmus-mesh/isthmus/sidecar/dns"
 	"github.com/isthmus-mesh/isthmus/sidecar/host"
 	"github.com/isthmus-mesh/isthmus/sidecar/session"
@@ -56,6 +58,15 @@ type Config struct {
 	Listeners []LocalListener // for single services
 	DNS       net.PacketConn  // nil: no DNS over UDP
 	DNSStream net.Listener    // nil: no DNS over TCP
+
+	// Captured takes connections that were opened to other addresses, and that the kernel brought here (package capture); nil: none.
+	Captured net.Listener
+	// Original returns where a captured connection was opened to. Default: what the kernel says.
+	Original func(net.Conn) (netip.AddrPort, error)
+	// Resolve asks control which service has an address; nil: only what the snapshot holds is known.
+	Resolve func(context.Context, netip.Addr) (service topology.ServiceName, ok bool, err error)
+	// PassThrough passes captured connections on as they are where no service of the mesh has the address; else they are reset.
+	PassThrough bool
 
 	// Connect opens TCP connections: to copies, to gateways, to the application. Default: net.Dialer.
 	Connect func(ctx context.Context, address string) (net.Conn, error)
@@ -87,6 +98,9 @@ func (c Config) withDefaults() (Config, error) {
 		c.Connect = func(ctx context.Context, address string) (net.Conn, error) {
 			return new(net.Dialer).DialContext(ctx, "tcp", address)
 		}
+	}
+	if c.Original == nil {
+		c.Original = conn.Original
 	}
 	c.Log = cmp.Or(c.Log, slog.New(slog.DiscardHandler))
 	if c.RequestLevel == nil {
@@ -136,6 +150,7 @@ func New(config Config) (*Sidecar, error) {
 	o := &Outbound{
 		health: health, metrics: counts, tracer: tracer, propagator: c.Propagator, log: c.Log,
 		requestLevel: c.RequestLevel.Level(), now: c.Now, self: s.self,
+		connectTo: c.Connect, original: c.Original, passThrough: c.PassThrough,
 	}
 	s.sessions = session.NewSet(session.Config{
 		Dialer: &session.Dialer{

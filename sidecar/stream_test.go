@@ -8,6 +8,7 @@ import (
 	"net"
 	"net/http"
 	"net/http/httptrace"
+	"net/netip"
 	"net/textproto"
 	"strings"
 	"sync/atomic"
@@ -23,7 +24,9 @@ import (
 	"google.golang.org/grpc/metadata"
 	"google.golang.org/grpc/status"
 
+	"github.com/isthmus-mesh/isthmus/internal/preamble"
 	"github.com/isthmus-mesh/isthmus/topology"
+	"github.com/isthmus-mesh/isthmus/trust"
 )
 
 // across is a caller in eu whose calls go to one server in us, and the gateway between.
@@ -426,5 +429,73 @@ func TestTruncation(t *testing.T) {
 	}
 	if n := c.counter("isthmus_requests_total", "code=0") + c.counter("isthmus_requests_total", "error="+string(CodeNoAnswer)); n != 9 {
 		t.Errorf("%v answers are counted as broken off, want 9", n)
+	}
+}
+
+// TestDrainingGateway: sessions that cross a gateway that drains are opened anew through another one, and the old ones end when
+// their requests have: the gateway need not wait out its grace, nor break anything.
+func TestDrainingGateway(t *testing.T) {
+	for what, draining := range map[string]func(*topology.SnapshotSpec){
+		"near": func(s *topology.SnapshotSpec) { s.Gateways[0].Draining = true },
+		"far": func(s *topology.SnapshotSpec) {
+			s.Clusters = []*topology.Cluster{{
+				Name: cluster("us"), Domain: us, Link: topology.LinkUp,
+				Gateways: []topology.Gateway{{ID: "gateway-0", Identity: must(trust.GatewayID(us, "gateway-0")), Draining: true}},
+			}}
+		},
+	} {
+		t.Run(what, func(t *testing.T) {
+			w := newWorld(t)
+			entered, leave := make(chan struct{}, 10), make(chan struct{})
+			_, there := serveApp(t, func(w http.ResponseWriter, r *http.Request) {
+				if r.URL.Path == "/slow" {
+					entered <- struct{}{}
+					<-leave
+				}
+				_, _ = io.WriteString(w, "us")
+			})
+			far := w.server(us, "checkout", topology.HTTP, there)
+			g := w.gateway("gateway-0", to(far))
+			c := w.caller(view{remotes: []topology.Remote{remote(1, far)}}, nil)
+			slow := make(chan string)
+			go func() {
+				resp, err := c.client().Post(checkoutURL+"slow", "text/plain", strings.NewReader("not to be sent twice"))
+				if err != nil {
+					slow <- err.Error()
+					return
+				}
+				defer func() { _ = resp.Body.Close() }()
+				body, _ := io.ReadAll(resp.Body)
+				slow <- string(body)
+			}()
+			<-entered
+			other := w.gateway("gateway-1", func(preamble.Preamble) (netip.AddrPort, *preamble.Refusal) { return far.inbound, nil })
+			other.far = "us/gateway-1"
+			spec := topology.SnapshotSpec{
+				Self: c.snapshots.Load().Self(), Clusters: c.snapshots.Load().Clusters(), Services: c.snapshots.Load().Services(),
+				Gateways: []topology.Gateway{
+					{ID: g.name, Address: g.ln.Addr().String(), Identity: g.id},
+					{ID: other.name, Address: other.ln.Addr().String(), Identity: other.id},
+				},
+			}
+			draining(&spec)
+			if what == "far" { // the gateway of the own cluster knows better than to go there
+				spec.Gateways = spec.Gateways[1:]
+			}
+			c.snapshots.Store(topology.NewSnapshot(spec))
+			waitFor(t, "another session is open", func() bool { return other.streams() > 0 })
+			if resp, body := get(t, c.client(), checkoutURL); resp.StatusCode != http.StatusOK || body != "us" {
+				t.Errorf("meanwhile: %s %q", resp.Status, body)
+			}
+			close(leave)
+			if got := <-slow; got != "us" {
+				t.Errorf("the request in flight: %s", got)
+			}
+			waitFor(t, "the old session has ended", func() bool {
+				g.mu.Lock()
+				defer g.mu.Unlock()
+				return len(g.open) == 0
+			})
+		})
 	}
 }

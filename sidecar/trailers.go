@@ -44,3 +44,29 @@ func (b *trailerBody) Read(p []byte) (int, error) {
 	}
 	return n, err
 }
+
+// stripTrailers takes from an answer's trailers what only the mesh may write. They come when the body has ended.
+func stripTrailers(resp *http.Response) {
+	stripOwn(resp.Trailer)
+	if resp.StatusCode == http.StatusSwitchingProtocols || resp.Body == http.NoBody {
+		return // no trailers can come, and the body is a connection
+	}
+	if _, held := resp.Body.(*heldBody); !held {
+		resp.Body = &strippedBody{ReadCloser: resp.Body, resp: resp}
+	}
+}
+
+// strippedBody strips the trailers of resp when the body has ended: net/http has set them by then.
+type strippedBody struct {
+	io.ReadCloser
+	resp *http.Response
+}
+
+// Read reads the body.
+func (b *strippedBody) Read(p []byte) (int, error) {
+	n, err := b.ReadCloser.Read(p)
+	if err == io.EOF { // io.Reader's contract is this very value
+		stripOwn(b.resp.Trailer)
+	}
+	return n, err
+}

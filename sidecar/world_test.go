@@ -331,6 +331,7 @@ type fakeGateway struct {
 	name string
 	id   spiffeid.ID
 	ln   net.Listener
+	far  string // the gateway of us that it says it went through
 
 	mu      sync.Mutex
 	open    map[*tls.Conn]netip.AddrPort // guarded by mu; where to
@@ -343,7 +344,7 @@ type fakeGateway struct {
 func (w *world) gateway(name string, decide func(preamble.Preamble) (netip.AddrPort, *preamble.Refusal)) *fakeGateway {
 	w.Helper()
 	g := &fakeGateway{
-		name: name, id: must(trust.GatewayID(eu, name)), ln: listenTCP(w),
+		name: name, id: must(trust.GatewayID(eu, name)), ln: listenTCP(w), far: "us/gateway-0",
 		open: make(map[*tls.Conn]netip.AddrPort), decide: decide,
 	}
 	config := trust.ServerConfig(trust.TLS{
@@ -400,10 +401,10 @@ func (g *fakeGateway) serve(c *tls.Conn) {
 	g.mu.Unlock()
 	far, err := net.Dial("tcp", target.String())
 	if err != nil {
-		_, _ = c.Write(preamble.AppendRefusal(nil, &preamble.Refusal{Code: 8, Path: []string{"eu/" + g.name, "us/gateway-0"}}))
+		_, _ = c.Write(preamble.AppendRefusal(nil, &preamble.Refusal{Code: 8, Path: []string{"eu/" + g.name, g.far}}))
 		return
 	}
-	if _, err := c.Write(preamble.AppendReply(nil, preamble.Reply{Path: []string{"eu/" + g.name, "us/gateway-0"}})); err != nil {
+	if _, err := c.Write(preamble.AppendReply(nil, preamble.Reply{Path: []string{"eu/" + g.name, g.far}})); err != nil {
 		_ = far.Close()
 		return
 	}

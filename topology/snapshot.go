@@ -98,7 +98,7 @@ type Cluster struct {
 	Region   string
 	Link     LinkState
 	RTT      time.Duration // between gateways, rounded by who measured; 0 = unknown
-	Gateways []Gateway     // only in a gateway's snapshot
+	Gateways []Gateway     // all, in a gateway's snapshot; elsewhere only those that drain, without their addresses
 }
 
 // Gateway is an east-west gateway.
@@ -151,6 +151,13 @@ type Snapshot struct {
 	exports  map[ServiceName]*Export
 	inbounds map[ServiceName]*Inbound
 	gateways []Gateway
+	at       map[netip.Addr]place
+}
+
+// place is what an address stands for.
+type place struct {
+	service *Service
+	scope   Scope
 }
 
 // SnapshotSpec is what a Snapshot is made from. NewSnapshot keeps the slices and what they point to: they must not change after.
@@ -172,9 +179,16 @@ func NewSnapshot(spec SnapshotSpec) *Snapshot {
 		exports:  make(map[ServiceName]*Export, len(spec.Exports)),
 		inbounds: make(map[ServiceName]*Inbound, len(spec.Inbounds)),
 		gateways: spec.Gateways,
+		at:       make(map[netip.Addr]place, len(spec.Services)),
 	}
 	for _, v := range spec.Services {
 		s.services[v.Name] = v
+		for _, a := range v.ClusterIPs {
+			s.at[a] = place{v, ClusterLocal}
+		}
+		for _, a := range v.ClusterSetIPs {
+			s.at[a] = place{v, ClusterSet}
+		}
 	}
 	for _, c := range spec.Clusters {
 		s.clusters[c.Name] = c
@@ -193,6 +207,13 @@ func (s *Snapshot) Self() Self { return s.self }
 
 // Service returns the named service, or nil.
 func (s *Snapshot) Service(n ServiceName) *Service { return s.services[n] }
+
+// At returns the service that has an address, and which of its copies the address speaks of: those of the own cluster (a cluster
+// IP), or those of the clusterset. ok is false when none of the services that the snapshot holds has it.
+func (s *Snapshot) At(a netip.Addr) (service *Service, scope Scope, ok bool) {
+	p, ok := s.at[a.Unmap()]
+	return p.service, p.scope, ok
+}
 
 // Cluster returns the named peer cluster, or nil.
 func (s *Snapshot) Cluster(n ClusterName) *Cluster { return s.clusters[n] }

@@ -70,7 +70,7 @@ type Peer struct {
 type Link struct {
 	Gateway     string        `json:"gateway"` // the local one
 	Cluster     string        `json:"cluster"`
-	State       string        `json:"state"` // up, down
+	State       string        `json:"state"` // up, down; unknown: the gateway is not connected
 	Connections int           `json:"connections"`
 	RTT         time.Duration `json:"rtt_ns"`
 	Detail      string        `json:"detail,omitempty"`

@@ -28,10 +28,11 @@ type config struct {
 	JoinTokenFile   string `json:"joinTokenFile"`
 	TrustBundleFile string `json:"trustBundleFile"`
 	Listen          struct {
-		Inbound string `json:"inbound"`
-		Proxy   string `json:"proxy"`
-		DNS     string `json:"dns"`
-		Admin   string `json:"admin"`
+		Inbound  string `json:"inbound"`
+		Proxy    string `json:"proxy"`
+		Captured string `json:"captured"`
+		DNS      string `json:"dns"`
+		Admin    string `json:"admin"`
 	} `json:"listen"`
 	Advertise struct {
 		Inbound string `json:"inbound"`
@@ -99,6 +100,7 @@ func (c *config) check(d *strictyaml.Document) error {
 	address("control", c.Control)
 	address("listen.inbound", c.Listen.Inbound)
 	address("listen.proxy", c.Listen.Proxy)
+	address("listen.captured", c.Listen.Captured)
 	address("listen.dns", c.Listen.DNS)
 	address("listen.admin", c.Listen.Admin)
 	address("advertise.inbound", c.Advertise.Inbound)

@@ -25,6 +25,9 @@ relative to the working directory, addresses are host:port.
     inbound: 10.0.0.7:15008         TCP, for calls from other workloads. Needs what the Workload's
                                     spec.sidecar.inboundPort says. Default: none is taken.
     proxy: 127.0.0.1:15001          TCP, HTTP proxy for the application (http_proxy). Default: none.
+    captured: 127.0.0.1:15006       TCP, for connections that isthmus-capture has the kernel bring here.
+                                    Those to no service of the mesh are passed on as they are; a node
+                                    proxy resets them. Default: none.
     dns: 127.0.0.1:15053            UDP and TCP, DNS for clusterset.local and cluster.local. Default: none.
     admin: 127.0.0.1:15020          TCP, plain HTTP: /metrics, /livez, /readyz, /explain. Default: none.
   advertise:
@@ -41,7 +44,7 @@ relative to the working directory, addresses are host:port.
     format: text                    text or json. Default text.
     requests: debug                 Level at which each request is logged. Default debug.
 
-proxy, dns, admin and listeners without a host (":15001") are on 127.0.0.1: whoever reaches
+proxy, captured, dns, admin and listeners without a host (":15001") are on 127.0.0.1: whoever reaches
 them speaks with the workload's identity. An address that others can reach is taken when it is
 written out, and warned of.
 

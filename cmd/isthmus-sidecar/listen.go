@@ -11,9 +11,9 @@ import (
 
 // listeners are the addresses that are bound.
 type listeners struct {
-	inbound, proxy, admin, dnsStream net.Listener
-	dnsPackets                       net.PacketConn
-	services                         []sidecar.LocalListener
+	inbound, proxy, captured, admin, dnsStream net.Listener
+	dnsPackets                                 net.PacketConn
+	services                                   []sidecar.LocalListener
 
 	names []string // "proxy 127.0.0.1:15001", in order
 	open  []interface{ Close() error }
@@ -37,6 +37,7 @@ func listen(c *config) (*listeners, error) {
 	}{
 		{"inbound", c.Listen.Inbound, &l.inbound},
 		{"proxy", loopback(c.Listen.Proxy), &l.proxy},
+		{"captured", loopback(c.Listen.Captured), &l.captured},
 		{"admin", loopback(c.Listen.Admin), &l.admin},
 	} {
 		if b.address == "" {
@@ -72,7 +73,7 @@ func listen(c *config) (*listeners, error) {
 func (l *listeners) bound(name string, address net.Addr, c interface{ Close() error }) {
 	l.names = append(l.names, name+" "+address.String())
 	l.open = append(l.open, c)
-	if name != "inbound" && name != "admin" {
+	if name != "inbound" && name != "captured" && name != "admin" { // what was not captured is reset
 		l.local = append(l.local, address)
 	}
 }

@@ -76,7 +76,7 @@ var healthy = admin.Status{
 
 func TestStatus(t *testing.T) {
 	alone(t)
-	out, chatter, code := isthmus(t, "status", "--control", control(t, map[string]any{"/v1/status": healthy}))
+	out, chatter, code := isthmus(t, "status", "--control", control(t, map[string]any{"/v1/status": healthy, "/v1/exports": []admin.Export{}}))
 	if code != exitOK || chatter != "" {
 		t.Errorf("exit %d: %s", code, chatter)
 	}
@@ -100,18 +100,33 @@ func TestStatusFindings(t *testing.T) {
 	sick.Ready, sick.Missing = false, []string{"bus: not listening"}
 	sick.Manifests.Problems = []admin.Problem{{File: "pay.yaml", Line: 7, Object: "Service shop/pay", Reason: `unknown key "prots"`}}
 	sick.Peers = []admin.Peer{{Cluster: "us", State: "Stale", Reason: "no word for 70 s"}}
-	sick.Links = []admin.Link{{Gateway: "gateway-0", Cluster: "us", State: "down", Detail: "refused"}}
-	sick.Proxies = []admin.Proxy{{Program: "sidecar", Name: "shop/web"}}
-	out, chatter, code := isthmus(t, "status", "--control", control(t, map[string]any{"/v1/status": sick}))
-	if code != exitFinding || chatter != "isthmus: 5 finding(s)" {
+	sick.Links = []admin.Link{
+		{Gateway: "gateway-0", Cluster: "us", State: "down", Detail: "refused"},
+		{Gateway: "gateway-1", Cluster: "us", State: "unknown", Detail: "the gateway is not connected"},
+	}
+	sick.Proxies = []admin.Proxy{{Program: "sidecar", Name: "shop/web"}, {Program: "gateway", Name: "gateway-1"}}
+	exports := []admin.Export{
+		{Namespace: "shop", Name: "gone", Conditions: []admin.Condition{{Type: "Valid", Status: "False", Reason: "NoService", Message: "there is no Service shop/gone"}}},
+		{Namespace: "shop", Name: "torn", Conditions: []admin.Condition{
+			{Type: "Valid", Status: "True", Reason: "Valid"}, {Type: "Conflict", Status: "True", Reason: "PortConflict", Message: "us has other ports"},
+		}},
+		{Namespace: "shop", Name: "fine", Conditions: []admin.Condition{
+			{Type: "Valid", Status: "True", Reason: "Valid"}, {Type: "Conflict", Status: "False", Reason: "NoConflicts"},
+		}},
+	}
+	out, chatter, code := isthmus(t, "status", "--control", control(t, map[string]any{"/v1/status": sick, "/v1/exports": exports}))
+	if code != exitFinding || chatter != "isthmus: 8 finding(s)" {
 		t.Errorf("exit %d: %s", code, chatter)
 	}
 	_, found, _ := strings.Cut(out, "FINDINGS\n")
 	want := `eu: not ready: bus: not listening
 eu: pay.yaml:7: Service shop/pay: unknown key "prots"
+eu: export gone.shop: Valid=False, NoService: there is no Service shop/gone
+eu: export torn.shop: Conflict=True, PortConflict: us has other ports
 eu: peer us: Stale no word for 70 s
 eu: link gateway-0 to us: down refused
 eu: sidecar shop/web: not connected
+eu: gateway gateway-1: not connected
 `
 	if d := cmp.Diff(want, found); d != "" {
 		t.Errorf("findings (-want +got):\n%s", d)
@@ -121,7 +136,7 @@ eu: sidecar shop/web: not connected
 func TestStatusJSONOfOneAliveAndOneDead(t *testing.T) {
 	alone(t)
 	dead := filepath.Join(t.TempDir(), "nobody.sock")
-	t.Setenv(envControl, control(t, map[string]any{"/v1/status": healthy})+string(filepath.ListSeparator)+dead)
+	t.Setenv(envControl, control(t, map[string]any{"/v1/status": healthy, "/v1/exports": []admin.Export{}})+string(filepath.ListSeparator)+dead)
 	out, chatter, code := isthmus(t, "status", "-o", "json")
 	if code != exitUnreachable || !strings.Contains(chatter, dead) {
 		t.Errorf("exit %d: %s", code, chatter)

@@ -17,8 +17,14 @@ const (
 	envPlayground = "ISTHMUS_PLAYGROUND"
 )
 
-// clients returns a client for each control that the verb speaks of, by the order that the help of isthmus gives.
-func (g *global) clients() ([]*admin.Client, error) {
+// target is a control that a verb speaks of.
+type target struct {
+	*admin.Client
+	cluster string // by the playground that it is of; empty: it has not said yet
+}
+
+// targets returns each control that the verb speaks of, by the order that the help of isthmus gives.
+func (g *global) targets() ([]target, error) {
 	sockets := g.controls
 	if len(sockets) == 0 && g.playground == "" {
 		sockets = filepath.SplitList(os.Getenv(envControl))
@@ -33,13 +39,15 @@ func (g *global) clients() ([]*admin.Client, error) {
 			return nil, err
 		}
 		defer p.Close()
+		var out []target
 		for _, c := range p.Spec().Clusters {
-			sockets = append(sockets, p.SocketOf(c.Name))
+			out = append(out, target{admin.NewClient(p.SocketOf(c.Name)), c.Name})
 		}
+		return out, nil
 	}
-	var out []*admin.Client
+	var out []target
 	for _, s := range sockets {
-		out = append(out, admin.NewClient(s))
+		out = append(out, target{admin.NewClient(s), ""})
 	}
 	return out, nil
 }
@@ -66,7 +74,7 @@ func (g *global) open() (*lab.Playground, error) {
 
 // asked is what one control answered.
 type asked[T any] struct {
-	client *admin.Client
+	client target
 	status admin.Status
 	answer T
 	err    error
@@ -76,7 +84,7 @@ type asked[T any] struct {
 func askAll[T any](
 	ctx context.Context, g *global, ask func(*admin.Client, context.Context) (T, error),
 ) ([]asked[T], error) {
-	clients, err := g.clients()
+	clients, err := g.targets()
 	if err != nil {
 		return nil, err
 	}
@@ -88,7 +96,10 @@ func askAll[T any](
 		all.Go(func() {
 			out[i].client = c
 			if out[i].status, out[i].err = c.Status(ctx); out[i].err == nil {
-				out[i].answer, out[i].err = ask(c, ctx)
+				out[i].answer, out[i].err = ask(c.Client, ctx)
+			}
+			if out[i].err != nil && c.cluster != "" {
+				out[i].err = fmt.Errorf("%s: %w", c.cluster, out[i].err)
 			}
 		})
 	}
@@ -107,12 +118,12 @@ func failures[T any](from []asked[T]) error {
 
 // one returns the only control that is meant, or that of the named cluster.
 func (g *global) one(ctx context.Context, cluster string) (*admin.Client, error) {
-	clients, err := g.clients()
+	clients, err := g.targets()
 	if err != nil {
 		return nil, err
 	}
 	if cluster == "" && len(clients) == 1 {
-		return clients[0], nil
+		return clients[0].Client, nil
 	}
 	if cluster == "" {
 		return nil, usage{fmt.Errorf("which of %d clusters? Name it with --cluster", len(clients))}
@@ -124,7 +135,7 @@ func (g *global) one(ctx context.Context, cluster string) (*admin.Client, error)
 	var names []string
 	for _, a := range all {
 		if a.err == nil && a.status.Cluster == cluster {
-			return a.client, nil
+			return a.client.Client, nil
 		}
 		if a.err == nil {
 			names = append(names, a.status.Cluster)

@@ -10,6 +10,9 @@ import (
 	"github.com/isthmus-mesh/isthmus/internal/lab/demo"
 )
 
+// maxRate is far more than this machine's loopback carries.
+const maxRate = 100_000
+
 func newPlaygroundRun(p *playground) *cobra.Command {
 	var report string
 	cfg := demo.Config{}
@@ -24,6 +27,9 @@ Its folder is a temporary one unless --dir names one.`,
 		Example: example("isthmus playground run", "isthmus playground run --report report.json --clusters 5"),
 		Args:    cobra.NoArgs,
 		RunE: func(c *cobra.Command, _ []string) error {
+			if !(cfg.Rate > 0 && cfg.Rate <= maxRate) {
+				return usage{fmt.Errorf("--rate %v: want more than 0 and at most %d requests a second", cfg.Rate, maxRate)}
+			}
 			cfg.Dir, cfg.Out, cfg.Lab = p.dir, c.OutOrStdout(), p.options()
 			cfg.Lab.DieWithParent = !cfg.Keep
 			r, err := demo.Run(c.Context(), cfg)

@@ -64,7 +64,7 @@ already it starts what is dead, and says when there is nothing to do.`,
 func (p *playground) whatNext(w io.Writer, pg *lab.Playground) error {
 	_, err := fmt.Fprintf(w, `
 Try:
-  eval "$(isthmus playground env eu/web%s)"
+  eval "$(isthmus playground env eu/web%[1]s)"
       This shell calls as eu/web from now on, and the verbs below speak of this playground.
   curl -i http://checkout.shop.svc.clusterset.local/
       Another cluster answers; Served-By-Cluster says which.
@@ -74,7 +74,7 @@ Try:
       Kills the cluster us. Curl again. "heal us" brings it back.
   isthmus status
       Clusters, peers, links, and what is wrong with the manifests.
-  isthmus playground down
+  isthmus playground down%[1]s
       Ends it all.
 
 Each cluster is a folder of manifests; what you put there takes effect at once:

@@ -1,7 +1,7 @@
 package main
 
 import (
-	"context"
+	"cmp"
 	"fmt"
 	"io"
 	"slices"
@@ -17,9 +17,11 @@ import (
 
 // clusterStatus is one element of `isthmus status -o json`.
 type clusterStatus struct {
-	Socket        string `json:"socket"`
-	Error         string `json:"error,omitempty"` // the control did not answer
-	*admin.Status        // none then
+	Cluster       string   `json:"cluster,omitempty"`
+	Socket        string   `json:"socket"`
+	Error         string   `json:"error,omitempty"`    // the control did not answer
+	Findings      []string `json:"findings,omitempty"` // what is not as it should be, in words
+	*admin.Status          // none when there is an Error
 }
 
 func newStatus(g *global) *cobra.Command {
@@ -28,25 +30,27 @@ func newStatus(g *global) *cobra.Command {
 		Use:   "status",
 		Short: "Clusters, peers, links, proxies, and what is wrong with the manifests",
 		Long: `status asks each control plane how its cluster is: peers and how fresh their word is, the gateways' links, the proxies
-that are connected, and every manifest that is not in force, with file and line.
+that are connected, every export that is not valid or that conflicts with another cluster's, and every manifest that is not in force,
+with file and line.
 
 It exits with 1 when something is not as it should be, and with 3 when a control plane does not answer.`,
 		Example: example("isthmus status", "isthmus status -o json | jq '.[].peers'"),
 		Args:    cobra.NoArgs,
 		RunE: func(c *cobra.Command, _ []string) error {
-			asked, err := askAll(c.Context(), g, func(*admin.Client, context.Context) (struct{}, error) { return struct{}{}, nil })
+			asked, err := askAll(c.Context(), g, (*admin.Client).Exports)
 			if err != nil {
 				return err
 			}
 			var all []clusterStatus
 			findings := 0
 			for _, a := range asked {
-				cs := clusterStatus{Socket: a.client.Socket()}
+				cs := clusterStatus{Cluster: a.client.cluster, Socket: a.client.Socket()}
 				if a.err != nil {
 					cs.Error = a.err.Error()
 				} else {
-					cs.Status = &a.status
-					findings += len(findingsOf(a.status))
+					cs.Cluster, cs.Status = a.status.Cluster, &a.status
+					cs.Findings = findingsOf(a.status, a.answer)
+					findings += len(cs.Findings)
 				}
 				all = append(all, cs)
 			}
@@ -72,7 +76,7 @@ It exits with 1 when something is not as it should be, and with 3 when a control
 }
 
 // findingsOf lists, in words, what is not as it should be in a cluster.
-func findingsOf(s admin.Status) []string {
+func findingsOf(s admin.Status, exports []admin.Export) []string {
 	var out []string
 	for _, m := range s.Missing {
 		out = append(out, "not ready: "+m)
@@ -88,13 +92,20 @@ func findingsOf(s admin.Status) []string {
 		said := []string{where, p.Object, p.Reason}
 		out = append(out, strings.Join(slices.DeleteFunc(said, func(s string) bool { return s == "" }), ": "))
 	}
+	for _, e := range exports {
+		for _, c := range e.Conditions {
+			if c.Type == "Valid" && c.Status != "True" || c.Type == "Conflict" && c.Status == "True" {
+				out = append(out, fmt.Sprintf("export %s.%s: %s=%s, %s: %s", e.Name, e.Namespace, c.Type, c.Status, c.Reason, c.Message))
+			}
+		}
+	}
 	for _, p := range s.Peers {
 		if p.State != "Fresh" {
 			out = append(out, strings.TrimSpace(fmt.Sprintf("peer %s: %s %s", p.Cluster, p.State, p.Reason)))
 		}
 	}
 	for _, l := range s.Links {
-		if l.State != "up" {
+		if l.State == "down" { // unknown is no more than that the gateway is not connected, which is said below
 			out = append(out, strings.TrimSpace(fmt.Sprintf("link %s to %s: %s %s", l.Gateway, l.Cluster, l.State, l.Detail)))
 		}
 	}
@@ -123,7 +134,7 @@ func printStatus(w io.Writer, format output.Format, all []clusterStatus) error {
 	var found []string
 	for _, cs := range all {
 		if cs.Status == nil {
-			clusters.Row("?", "no", "-", "-", "-", "-", "-", "-", "-", "-", "-", "-", "-", "-", cs.Socket)
+			clusters.Row(cmp.Or(cs.Cluster, "?"), "?", "-", "-", "-", "-", "-", "-", "-", "-", "-", "-", "-", "-", cs.Socket)
 			found = append(found, cs.Error)
 			continue
 		}
@@ -140,7 +151,7 @@ func printStatus(w io.Writer, format output.Format, all []clusterStatus) error {
 		for _, l := range s.Links {
 			links.Row(s.Cluster, l.Gateway, l.Cluster, l.State, strconv.Itoa(l.Connections), l.RTT.Round(time.Microsecond).String(), l.Detail)
 		}
-		for _, f := range findingsOf(*s) {
+		for _, f := range cs.Findings {
 			found = append(found, s.Cluster+": "+f)
 		}
 	}

@@ -41,7 +41,8 @@ type Config struct {
 	TrustDomain spiffeid.TrustDomain
 	// StateDir keeps the SVID with its key and the configuration; made (0700) if need be. One program each.
 	StateDir string
-	// JoinTokenFile holds a single-use join token. It is read at every attempt to join, and needed only then.
+	// JoinTokenFile holds a single-use join token, or one by which the platform knows the program. It is read at every attempt to
+	// join, and needed only then.
 	JoinTokenFile string
 	// TrustBundleFile holds the trust domain's roots (PEM), to know control by. Needed until control has told of them once.
 	TrustBundleFile string

@@ -20,7 +20,7 @@ import (
 )
 
 const (
-	maxToken       = 4 << 10 // bytes of a join token file
+	maxToken       = 8 << 10 // bytes of a token file
 	maxChain       = 8       // certificates of an SVID
 	maxCertificate = 16 << 10
 )
@@ -76,7 +76,7 @@ func (a *Agent) renewOrJoin(ctx context.Context, csr []byte) ([]*x509.Certificat
 	if err == nil {
 		return chain, nil
 	}
-	if token, e := readToken(a.cfg.JoinTokenFile); e != nil || sha256.Sum256([]byte(token)) == a.spent {
+	if token, e := readToken(a.cfg.JoinTokenFile); e != nil || a.isSpent(token) {
 		return nil, err
 	}
 	if chain, e := a.join(ctx, csr); e == nil {
@@ -134,6 +134,11 @@ func (a *Agent) join(ctx context.Context, csr []byte) ([]*x509.Certificate, erro
 	default:
 		return nil, fmt.Errorf("agent: join: %w", err)
 	}
+}
+
+// isSpent reports whether a token was tried already and is good but once. One of the platform's is good as long as it lasts.
+func (a *Agent) isSpent(token string) bool {
+	return strings.HasPrefix(token, identityv1.JoinTokenPrefix) && sha256.Sum256([]byte(token)) == a.spent
 }
 
 // accept parses what control issued and checks that it is a member of the trust domain whom peers will let in.

@@ -9,6 +9,7 @@ import (
 	"math/rand/v2"
 	"slices"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"google.golang.org/grpc"
@@ -66,6 +67,7 @@ type Client struct {
 
 	store *store // owned by Run, once it runs
 	saver *saver
+	conn  atomic.Pointer[Conn] // of the present stream; nil while there is none
 
 	mu       sync.Mutex
 	services map[topology.ServiceName]*subscription // guarded by mu

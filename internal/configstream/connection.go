@@ -20,6 +20,8 @@ func (c *Client) connect(ctx context.Context) (applied bool, err error) {
 		return false, err
 	}
 	defer func() { err = errors.Join(err, conn.Close()) }()
+	c.conn.Store(&conn)
+	defer c.conn.Store(nil)
 
 	ctx, cancel := context.WithCancelCause(ctx)
 	var children sync.WaitGroup

@@ -370,3 +370,44 @@ func rawStream(tb testing.TB, p *plane) grpc.BidiStreamingClient[configv1.Reques
 	}
 	return stream
 }
+
+// TestResolve: whose address it is, of services in the own cluster and in the clusterset.
+func TestResolve(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		p := newPlane(t, nil)
+		c := startClient(t, p, nil)
+		own, set := netip.MustParseAddr("10.0.0.7"), netip.MustParseAddr("241.0.0.7")
+		world := func(a ...netip.Addr) *configstream.World {
+			name, err := topology.ParseServiceName("checkout.shop")
+			if err != nil {
+				t.Fatal(err)
+			}
+			s := &topology.Service{Name: name, Ports: []topology.Port{{Number: 80, Protocol: topology.HTTP}}, ClusterIPs: []netip.Addr{own}, ClusterSetIPs: a, Imported: true}
+			return configstream.NewWorld([]*configv1.Resource{configstream.EncodeService(s)})
+		}
+		if _, _, err := c.Resolve(t.Context(), own); !errors.Is(err, configstream.ErrUnavailable) {
+			t.Errorf("before there is a connection: %v", err)
+		}
+		time.Sleep(moment)
+		if _, _, err := c.Resolve(t.Context(), own); !errors.Is(err, configstream.ErrUnavailable) {
+			t.Errorf("before there is a world: %v", err)
+		}
+		p.server.Set(world(set))
+		time.Sleep(moment)
+		for a, want := range map[netip.Addr]bool{own: true, set: true, netip.MustParseAddr("::ffff:10.0.0.7"): true, netip.MustParseAddr("10.0.0.8"): false} {
+			name, ok, err := c.Resolve(t.Context(), a)
+			if err != nil || ok != want || ok && name.String() != "checkout.shop" {
+				t.Errorf("%s: %s, %v, %v", a, name, ok, err)
+			}
+		}
+		p.server.Set(world())
+		if _, ok, err := c.Resolve(t.Context(), set); ok || err != nil {
+			t.Errorf("an address that the service has no more: %v, %v", ok, err)
+		}
+		p.stop()
+		time.Sleep(moment)
+		if _, _, err := c.Resolve(t.Context(), own); !errors.Is(err, configstream.ErrUnavailable) {
+			t.Errorf("while control is away: %v", err)
+		}
+	})
+}

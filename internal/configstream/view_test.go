@@ -79,25 +79,36 @@ func TestWhatIsWithheldIsNotTakenAway(t *testing.T) {
 	}
 }
 
-func TestGatewaysOfPeersAreForGatewaysOnly(t *testing.T) {
-	peer := &topology.Cluster{Name: cluster(t, "us"), Domain: spiffeid.RequireTrustDomainFromString("us.example")}
-	peer.Gateways = []topology.Gateway{{ID: "g", QUIC: "192.0.2.1:443", Identity: spiffeid.RequireFromString("spiffe://us.example/isthmus/gateway/g")}}
-	w := NewWorld([]*configv1.Resource{EncodeCluster(peer)})
-	for program, want := range map[string]int{ProgramGateway: 1, ProgramSidecar: 0, ProgramNode: 0} {
+// Where a peer's gateways are is for gateways only. That one drains is for all, because what crosses it has to leave it.
+func TestGatewaysOfPeers(t *testing.T) {
+	peerWith := func(address string, draining bool) *World {
+		return NewWorld([]*configv1.Resource{EncodeCluster(&topology.Cluster{
+			Name: cluster(t, "us"), Domain: spiffeid.RequireTrustDomainFromString("us.example"),
+			Gateways: []topology.Gateway{{
+				ID: "g", QUIC: address, Identity: spiffeid.RequireFromString("spiffe://us.example/isthmus/gateway/g"), Draining: draining,
+			}},
+		})})
+	}
+	const before, after = "192.0.2.1:443", "192.0.2.2:443"
+	for program, knows := range map[string]bool{ProgramGateway: true, ProgramSidecar: false, ProgramNode: false} {
 		v, err := newView(&configv1.Hello{Program: program}, program+"/x", everything)
 		if err != nil {
 			t.Fatal(err)
 		}
-		c := v.difference(w)
-		if got := len(c.upsert[0].resource.GetCluster().GetGateways()); got != want {
-			t.Errorf("%s: %d gateways of the peer, want %d", program, got, want)
+		gateways := func(c cut) []*configv1.Gateway { return c.upsert[0].resource.GetCluster().GetGateways() }
+		if got := len(gateways(v.difference(peerWith(before, false)))); (got == 1) != knows {
+			t.Errorf("%s: %d gateways of the peer", program, got)
 		}
-		peer.Gateways = slices.Clone(peer.Gateways)
-		peer.Gateways[0].Draining = !peer.Gateways[0].Draining
-		if c := v.difference(NewWorld([]*configv1.Resource{EncodeCluster(peer)})); c.changed != (want == 1) {
-			t.Errorf("%s: told of a change: %v", program, c.changed)
+		if c := v.difference(peerWith(after, false)); c.changed != knows {
+			t.Errorf("%s: told of a new address: %v", program, c.changed)
 		}
-		w = NewWorld([]*configv1.Resource{EncodeCluster(peer)})
+		got := gateways(v.difference(peerWith(after, true)))
+		if len(got) != 1 || !got[0].GetDraining() || (got[0].GetQuicAddress() != "") != knows {
+			t.Errorf("%s: of a gateway that drains: %v", program, got)
+		}
+		if c := v.difference(peerWith(after, false)); !c.changed {
+			t.Errorf("%s: not told that it drains no more", program)
+		}
 	}
 }
 

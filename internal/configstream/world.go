@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"maps"
+	"net/netip"
 	"slices"
 	"strings"
 
@@ -22,6 +23,8 @@ type World struct {
 	owned    map[string]map[string]*entry    // seen by one receiver alone: by receiver, by key
 	services map[topology.ServiceName]*entry // seen by those that subscribed
 	withheld map[string]error                // by key: why it is not sent, and left as it is where it was sent before
+
+	addresses map[netip.Addr]topology.ServiceName // of services: in the own cluster, and in the clusterset
 }
 
 // entry is one resource, ready to be sent.
@@ -46,6 +49,8 @@ func NewWorld(resources []*configv1.Resource) *World {
 		owned:    make(map[string]map[string]*entry),
 		services: make(map[topology.ServiceName]*entry),
 		withheld: make(map[string]error),
+
+		addresses: make(map[netip.Addr]topology.ServiceName),
 	}
 	taken := make(map[string]struct{}, len(resources))
 	for _, r := range resources {
@@ -77,6 +82,9 @@ func (w *World) add(r *configv1.Resource, taken map[string]struct{}) error {
 	switch kind {
 	case kindService:
 		w.services[d.service.Name] = e
+		for _, a := range slices.Concat(d.service.ClusterIPs, d.service.ClusterSetIPs) {
+			w.addresses[a] = d.service.Name
+		}
 	case kindSelf:
 		w.own(rest, key, e)
 	case kindInbound:
@@ -84,7 +92,7 @@ func (w *World) add(r *configv1.Resource, taken map[string]struct{}) error {
 	case kindCluster:
 		if len(d.cluster.Gateways) > 0 {
 			c := *d.cluster
-			c.Gateways = nil
+			c.Gateways = leaving(c.Gateways)
 			if e.reduced, err = newEntry(EncodeCluster(&c)); err != nil {
 				return err
 			}
@@ -94,6 +102,17 @@ func (w *World) add(r *configv1.Resource, taken map[string]struct{}) error {
 		w.shared[key] = e
 	}
 	return nil
+}
+
+// leaving returns, by name alone, the gateways that drain: all that a sidecar needs to know of another cluster's, to leave them in time.
+func leaving(gateways []topology.Gateway) []topology.Gateway {
+	var out []topology.Gateway
+	for _, g := range gateways {
+		if g.Draining {
+			out = append(out, topology.Gateway{ID: g.ID, Identity: g.Identity, Draining: true})
+		}
+	}
+	return out
 }
 
 func (w *World) own(receiver, key string, e *entry) {
@@ -111,6 +130,7 @@ func (w *World) drop(key string) {
 	}
 	if name, ok := serviceOf(key); ok {
 		delete(w.services, name)
+		maps.DeleteFunc(w.addresses, func(_ netip.Addr, of topology.ServiceName) bool { return of == name })
 	}
 }
 

@@ -10,6 +10,7 @@ import (
 	"os"
 	"os/signal"
 	"path/filepath"
+	"strings"
 	"syscall"
 	"testing"
 	"time"
@@ -69,6 +70,7 @@ type fakeConfig struct {
 	} `json:"admin"`
 	JoinTokenFile string `json:"joinTokenFile"`
 	State         string `json:"state"`
+	Manifests     string `json:"manifests"`
 }
 
 func fake(name string, args []string) error {
@@ -119,11 +121,29 @@ func fakeControl(ctx context.Context, cfg fakeConfig) error {
 		Cluster: cfg.Cluster, TrustDomain: cfg.TrustDomain, RootFingerprint: "sha256:" + cfg.Cluster, BusKey: "U" + cfg.Cluster,
 		BusURLs: []string{"tls://127.0.0.1:1"},
 	})
-	answer("/v1/status", admin.Status{Cluster: cfg.Cluster, Ready: true})
+	mux.HandleFunc("/v1/status", func(w http.ResponseWriter, _ *http.Request) { _ = json.NewEncoder(w).Encode(fakeStatus(cfg)) })
 	answer("/v1/imports", []admin.Import{})
+	answer("/v1/exports", []admin.Export{})
 	answer("/v1/tokens", admin.Token{Token: "secret", Expires: time.Now().Add(time.Minute)})
 	go func() { _ = http.Serve(l, mux) }()
 	return fakeServe(ctx, cfg.Admin.Listen, http.NewServeMux())
+}
+
+// fakeStatus says that all is well with whom the manifests let in.
+func fakeStatus(cfg fakeConfig) admin.Status {
+	s := admin.Status{Cluster: cfg.Cluster, Ready: true}
+	if os.Getenv("FAKE_UNREAD") != "" {
+		return s
+	}
+	files, _ := filepath.Glob(filepath.Join(cfg.Manifests, "peer-*.yaml"))
+	for _, f := range files {
+		peer := strings.TrimSuffix(strings.TrimPrefix(filepath.Base(f), "peer-"), ".yaml")
+		s.Peers = append(s.Peers, admin.Peer{Cluster: peer, State: "Fresh"})
+		for _, gateway := range []string{"gateway-0", "gateway-1"} {
+			s.Links = append(s.Links, admin.Link{Gateway: gateway, Cluster: peer, State: "up"})
+		}
+	}
+	return s
 }
 
 func fakeServe(ctx context.Context, address string, mux *http.ServeMux) error {

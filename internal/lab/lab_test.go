@@ -328,3 +328,20 @@ func TestManifestsAreYAML(t *testing.T) {
 		t.Errorf("%d objects, want %d", n, want)
 	}
 }
+
+// TestSettleWaitsForWhatWasNotHeard: that a control knows of no peer is no proof that there is none.
+func TestSettleWaitsForWhatWasNotHeard(t *testing.T) {
+	spec, err := Sample(2)
+	if err != nil {
+		t.Fatal(err)
+	}
+	opts := Options{Binaries: fakes(t), Patience: 3 * time.Second, Env: []string{"FAKE_UNREAD=1"}, DieWithParent: true}
+	p, _, err := Up(t.Context(), t.TempDir(), spec, opts)
+	if err == nil || !strings.Contains(err.Error(), "has not read peer-") {
+		t.Errorf("settled without a word of the peers: %v", err)
+	}
+	if p != nil {
+		_, _ = p.Stop(t.Context(), time.Second)
+		p.Close()
+	}
+}

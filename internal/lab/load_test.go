@@ -36,8 +36,12 @@ func (m *mesh) traffic(ts *testscript.TestScript, args []string) error {
 	}
 	verb, name := args[0], args[1]
 	if verb == "start" {
-		if len(args) != 4 {
+		if len(args) != 4 && len(args) != 5 {
 			return errUsage
+		}
+		var body string
+		if len(args) == 5 {
+			body = args[4]
 		}
 		proxy, err := m.pg.ProxyOf(args[2])
 		if err != nil {
@@ -47,7 +51,7 @@ func (m *mesh) traffic(ts *testscript.TestScript, args []string) error {
 		l := &load{end: cancel, done: make(chan error, 1)}
 		m.loads[name] = l
 		go func() {
-			l.done <- traffic.Load{URL: args[3], Proxy: proxy, Workers: 4, Rate: 100, Timeout: 30 * time.Second}.Run(ctx, l.tally.Add)
+			l.done <- traffic.Load{URL: args[3], Proxy: proxy, Body: body, Workers: 4, Rate: 100, Timeout: 30 * time.Second}.Run(ctx, l.tally.Add)
 		}()
 		return nil
 	}

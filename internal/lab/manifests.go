@@ -132,12 +132,15 @@ func (p *Playground) peerManifests(c Cluster, introductions map[string]admin.Int
 		if o.Name == c.Name || !ok {
 			continue
 		}
-		if err := p.render(c, "peer-"+o.Name+".yaml", peerManifest, intro); err != nil {
+		if err := p.render(c, peerFile(o), peerManifest, intro); err != nil {
 			return err
 		}
 	}
 	return nil
 }
+
+// peerFile is the name of the manifest that lets a cluster in.
+func peerFile(of Cluster) string { return "peer-" + of.Name + ".yaml" }
 
 // render writes one of our manifests into a cluster's folder. A file that we wrote before belongs to the user since: it is
 // brought up to date while it is as we left it; once changed or removed, it is left alone.

@@ -30,7 +30,7 @@ import (
 //	hold NAME FROM tcp://HOST:PORT      a connection that stays open
 //	holds NAME open|closed              echoes still, or waits until it is closed
 //	server CLUSTER NAME                 an HTTP server that knows nothing of the mesh; sets $NAME_address and $NAME_port
-//	traffic start NAME FROM URL         steady GETs: 4 callers, 100 a second
+//	traffic start NAME FROM URL [BODY]  steady GETs, or POSTs of that body: 4 callers, 100 a second
 //	traffic pass NAME N [CLUSTER]       waits until N more were answered, by that cluster
 //	traffic stop NAME
 //	expect NAME failed|total|CLUSTER OP N

@@ -239,6 +239,27 @@ func (d *Dialer) order() []topology.Gateway {
 	return out
 }
 
+// draining returns the gateways of all clusters that take nothing new, named as in Conn.Path.
+func (d *Dialer) draining() map[string]struct{} {
+	snapshot := d.Snapshots.Load()
+	if snapshot == nil {
+		return nil
+	}
+	out := make(map[string]struct{})
+	note := func(cluster topology.ClusterName, gateways []topology.Gateway) {
+		for _, g := range gateways {
+			if g.Draining {
+				out[cluster.String()+"/"+g.ID] = struct{}{}
+			}
+		}
+	}
+	note(snapshot.Self().Cluster, snapshot.Gateways())
+	for _, c := range snapshot.Clusters() {
+		note(c.Name, c.Gateways)
+	}
+	return out
+}
+
 // anotherGateway reports whether a refusal speaks of the gateway that was asked, and not of the other cluster.
 func anotherGateway(r *preamble.Refusal) bool {
 	if len(r.Path) > 1 {

@@ -136,9 +136,10 @@ func (p *Pool) usable(s *Requests) bool {
 	return !s.draining && !s.dead() && slices.Contains(p.to.servers(), s.Peer.ID) && p.set.now().Before(s.Expires)
 }
 
-// due reports whether s is to be replaced: it is old, or an SVID that it was opened with ends soon.
-func (r *Requests) due(now time.Time) bool {
-	return now.Sub(r.opened) >= maxAge+r.jitter || !now.Before(r.Expires.Add(-expiryMargin))
+// due reports whether s is to be replaced: it is old, an SVID that it was opened with ends soon, or it crosses a gateway that drains.
+func (r *Requests) due(now time.Time, draining map[string]struct{}) bool {
+	return now.Sub(r.opened) >= maxAge+r.jitter || !now.Before(r.Expires.Add(-expiryMargin)) ||
+		slices.ContainsFunc(r.Path, func(hop string) bool { _, leaves := draining[hop]; return leaves })
 }
 
 // grow opens another session when there is reason to; p.mu is held.
@@ -210,14 +211,15 @@ func (p *Pool) Condemn(s *Requests) {
 	s.draining = true
 }
 
-// tend drops what is dead, renews what is old and closes what is idle. It reports whether the pool itself can go.
-func (p *Pool) tend() (unused bool) {
+// tend drops what is dead, renews what is due and closes what is idle; draining are the gateways that want to be left. It reports
+// whether the pool itself can go.
+func (p *Pool) tend(draining map[string]struct{}) (unused bool) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	now := p.set.now()
 	fresh := 0
 	for _, s := range p.sessions {
-		if p.usable(s) && !s.due(now) {
+		if p.usable(s) && !s.due(now, draining) {
 			fresh++
 		}
 	}
@@ -228,7 +230,7 @@ func (p *Pool) tend() (unused bool) {
 			return true
 		case !p.usable(s):
 			s.draining = true
-		case s.due(now):
+		case s.due(now, draining):
 			s.draining = fresh > 0
 			renew = fresh == 0
 		}

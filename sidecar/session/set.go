@@ -81,10 +81,11 @@ func (s *Set) Run(ctx context.Context) error {
 }
 
 func (s *Set) tend() {
+	draining := s.config.Dialer.draining()
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	for k, p := range s.pools {
-		if p.tend() {
+		if p.tend(draining) {
 			p.retire(false)
 			delete(s.pools, k)
 		}

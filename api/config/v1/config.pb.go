@@ -24,6 +24,94 @@ const (
 	_ = protoimpl.EnforceVersion(protoimpl.MaxVersion - 20)
 )
 
+type ResolveRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Address       string                 `protobuf:"bytes,1,opt,name=address,proto3" json:"address,omitempty"` // an IP address
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ResolveRequest) Reset() {
+	*x = ResolveRequest{}
+	mi := &file_api_config_v1_config_proto_msgTypes[0]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ResolveRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ResolveRequest) ProtoMessage() {}
+
+func (x *ResolveRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_api_config_v1_config_proto_msgTypes[0]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ResolveRequest.ProtoReflect.Descriptor instead.
+func (*ResolveRequest) Descriptor() ([]byte, []int) {
+	return file_api_config_v1_config_proto_rawDescGZIP(), []int{0}
+}
+
+func (x *ResolveRequest) GetAddress() string {
+	if x != nil {
+		return x.Address
+	}
+	return ""
+}
+
+type ResolveResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Service       string                 `protobuf:"bytes,1,opt,name=service,proto3" json:"service,omitempty"` // "name.namespace"; empty: no service has it
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ResolveResponse) Reset() {
+	*x = ResolveResponse{}
+	mi := &file_api_config_v1_config_proto_msgTypes[1]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ResolveResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ResolveResponse) ProtoMessage() {}
+
+func (x *ResolveResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_api_config_v1_config_proto_msgTypes[1]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ResolveResponse.ProtoReflect.Descriptor instead.
+func (*ResolveResponse) Descriptor() ([]byte, []int) {
+	return file_api_config_v1_config_proto_rawDescGZIP(), []int{1}
+}
+
+func (x *ResolveResponse) GetService() string {
+	if x != nil {
+		return x.Service
+	}
+	return ""
+}
+
 type Request struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// Types that are valid to be assigned to Message:
@@ -38,7 +126,7 @@ type Request struct {
 
 func (x *Request) Reset() {
 	*x = Request{}
-	mi := &file_api_config_v1_config_proto_msgTypes[0]
+	mi := &file_api_config_v1_config_proto_msgTypes[2]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -50,7 +138,7 @@ func (x *Request) String() string {
 func (*Request) ProtoMessage() {}
 
 func (x *Request) ProtoReflect() protoreflect.Message {
-	mi := &file_api_config_v1_config_proto_msgTypes[0]
+	mi := &file_api_config_v1_config_proto_msgTypes[2]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -63,7 +151,7 @@ func (x *Request) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Request.ProtoReflect.Descriptor instead.
 func (*Request) Descriptor() ([]byte, []int) {
-	return file_api_config_v1_config_proto_rawDescGZIP(), []int{0}
+	return file_api_config_v1_config_proto_rawDescGZIP(), []int{2}
 }
 
 func (x *Request) GetMessage() isRequest_Message {
@@ -144,7 +232,7 @@ type Hello struct {
 
 func (x *Hello) Reset() {
 	*x = Hello{}
-	mi := &file_api_config_v1_config_proto_msgTypes[1]
+	mi := &file_api_config_v1_config_proto_msgTypes[3]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -156,7 +244,7 @@ func (x *Hello) String() string {
 func (*Hello) ProtoMessage() {}
 
 func (x *Hello) ProtoReflect() protoreflect.Message {
-	mi := &file_api_config_v1_config_proto_msgTypes[1]
+	mi := &file_api_config_v1_config_proto_msgTypes[3]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -169,7 +257,7 @@ func (x *Hello) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Hello.ProtoReflect.Descriptor instead.
 func (*Hello) Descriptor() ([]byte, []int) {
-	return file_api_config_v1_config_proto_rawDescGZIP(), []int{1}
+	return file_api_config_v1_config_proto_rawDescGZIP(), []int{3}
 }
 
 func (x *Hello) GetProgram() string {
@@ -238,7 +326,7 @@ type Have struct {
 
 func (x *Have) Reset() {
 	*x = Have{}
-	mi := &file_api_config_v1_config_proto_msgTypes[2]
+	mi := &file_api_config_v1_config_proto_msgTypes[4]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -250,7 +338,7 @@ func (x *Have) String() string {
 func (*Have) ProtoMessage() {}
 
 func (x *Have) ProtoReflect() protoreflect.Message {
-	mi := &file_api_config_v1_config_proto_msgTypes[2]
+	mi := &file_api_config_v1_config_proto_msgTypes[4]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -263,7 +351,7 @@ func (x *Have) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Have.ProtoReflect.Descriptor instead.
 func (*Have) Descriptor() ([]byte, []int) {
-	return file_api_config_v1_config_proto_rawDescGZIP(), []int{2}
+	return file_api_config_v1_config_proto_rawDescGZIP(), []int{4}
 }
 
 func (x *Have) GetKey() string {
@@ -291,7 +379,7 @@ type Subscribe struct {
 
 func (x *Subscribe) Reset() {
 	*x = Subscribe{}
-	mi := &file_api_config_v1_config_proto_msgTypes[3]
+	mi := &file_api_config_v1_config_proto_msgTypes[5]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -303,7 +391,7 @@ func (x *Subscribe) String() string {
 func (*Subscribe) ProtoMessage() {}
 
 func (x *Subscribe) ProtoReflect() protoreflect.Message {
-	mi := &file_api_config_v1_config_proto_msgTypes[3]
+	mi := &file_api_config_v1_config_proto_msgTypes[5]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -316,7 +404,7 @@ func (x *Subscribe) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Subscribe.ProtoReflect.Descriptor instead.
 func (*Subscribe) Descriptor() ([]byte, []int) {
-	return file_api_config_v1_config_proto_rawDescGZIP(), []int{3}
+	return file_api_config_v1_config_proto_rawDescGZIP(), []int{5}
 }
 
 func (x *Subscribe) GetAdd() []string {
@@ -335,15 +423,17 @@ func (x *Subscribe) GetRemove() []string {
 
 // Report is what a program saw, for status and for the next snapshot.
 type Report struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	Links         []*LinkReport          `protobuf:"bytes,1,rep,name=links,proto3" json:"links,omitempty"`
+	state protoimpl.MessageState `protogen:"open.v1"`
+	Links []*LinkReport          `protobuf:"bytes,1,rep,name=links,proto3" json:"links,omitempty"`
+	// The gateway takes nothing new and ends when what it carries has ended.
+	Draining      bool `protobuf:"varint,2,opt,name=draining,proto3" json:"draining,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *Report) Reset() {
 	*x = Report{}
-	mi := &file_api_config_v1_config_proto_msgTypes[4]
+	mi := &file_api_config_v1_config_proto_msgTypes[6]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -355,7 +445,7 @@ func (x *Report) String() string {
 func (*Report) ProtoMessage() {}
 
 func (x *Report) ProtoReflect() protoreflect.Message {
-	mi := &file_api_config_v1_config_proto_msgTypes[4]
+	mi := &file_api_config_v1_config_proto_msgTypes[6]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -368,7 +458,7 @@ func (x *Report) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Report.ProtoReflect.Descriptor instead.
 func (*Report) Descriptor() ([]byte, []int) {
-	return file_api_config_v1_config_proto_rawDescGZIP(), []int{4}
+	return file_api_config_v1_config_proto_rawDescGZIP(), []int{6}
 }
 
 func (x *Report) GetLinks() []*LinkReport {
@@ -376,6 +466,13 @@ func (x *Report) GetLinks() []*LinkReport {
 		return x.Links
 	}
 	return nil
+}
+
+func (x *Report) GetDraining() bool {
+	if x != nil {
+		return x.Draining
+	}
+	return false
 }
 
 type LinkReport struct {
@@ -393,7 +490,7 @@ type LinkReport struct {
 
 func (x *LinkReport) Reset() {
 	*x = LinkReport{}
-	mi := &file_api_config_v1_config_proto_msgTypes[5]
+	mi := &file_api_config_v1_config_proto_msgTypes[7]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -405,7 +502,7 @@ func (x *LinkReport) String() string {
 func (*LinkReport) ProtoMessage() {}
 
 func (x *LinkReport) ProtoReflect() protoreflect.Message {
-	mi := &file_api_config_v1_config_proto_msgTypes[5]
+	mi := &file_api_config_v1_config_proto_msgTypes[7]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -418,7 +515,7 @@ func (x *LinkReport) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use LinkReport.ProtoReflect.Descriptor instead.
 func (*LinkReport) Descriptor() ([]byte, []int) {
-	return file_api_config_v1_config_proto_rawDescGZIP(), []int{5}
+	return file_api_config_v1_config_proto_rawDescGZIP(), []int{7}
 }
 
 func (x *LinkReport) GetCluster() string {
@@ -475,7 +572,7 @@ type PeerGatewayReport struct {
 
 func (x *PeerGatewayReport) Reset() {
 	*x = PeerGatewayReport{}
-	mi := &file_api_config_v1_config_proto_msgTypes[6]
+	mi := &file_api_config_v1_config_proto_msgTypes[8]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -487,7 +584,7 @@ func (x *PeerGatewayReport) String() string {
 func (*PeerGatewayReport) ProtoMessage() {}
 
 func (x *PeerGatewayReport) ProtoReflect() protoreflect.Message {
-	mi := &file_api_config_v1_config_proto_msgTypes[6]
+	mi := &file_api_config_v1_config_proto_msgTypes[8]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -500,7 +597,7 @@ func (x *PeerGatewayReport) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PeerGatewayReport.ProtoReflect.Descriptor instead.
 func (*PeerGatewayReport) Descriptor() ([]byte, []int) {
-	return file_api_config_v1_config_proto_rawDescGZIP(), []int{6}
+	return file_api_config_v1_config_proto_rawDescGZIP(), []int{8}
 }
 
 func (x *PeerGatewayReport) GetId() string {
@@ -546,7 +643,7 @@ type Response struct {
 
 func (x *Response) Reset() {
 	*x = Response{}
-	mi := &file_api_config_v1_config_proto_msgTypes[7]
+	mi := &file_api_config_v1_config_proto_msgTypes[9]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -558,7 +655,7 @@ func (x *Response) String() string {
 func (*Response) ProtoMessage() {}
 
 func (x *Response) ProtoReflect() protoreflect.Message {
-	mi := &file_api_config_v1_config_proto_msgTypes[7]
+	mi := &file_api_config_v1_config_proto_msgTypes[9]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -571,7 +668,7 @@ func (x *Response) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Response.ProtoReflect.Descriptor instead.
 func (*Response) Descriptor() ([]byte, []int) {
-	return file_api_config_v1_config_proto_rawDescGZIP(), []int{7}
+	return file_api_config_v1_config_proto_rawDescGZIP(), []int{9}
 }
 
 func (x *Response) GetRevision() uint64 {
@@ -634,7 +731,7 @@ type Resource struct {
 
 func (x *Resource) Reset() {
 	*x = Resource{}
-	mi := &file_api_config_v1_config_proto_msgTypes[8]
+	mi := &file_api_config_v1_config_proto_msgTypes[10]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -646,7 +743,7 @@ func (x *Resource) String() string {
 func (*Resource) ProtoMessage() {}
 
 func (x *Resource) ProtoReflect() protoreflect.Message {
-	mi := &file_api_config_v1_config_proto_msgTypes[8]
+	mi := &file_api_config_v1_config_proto_msgTypes[10]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -659,7 +756,7 @@ func (x *Resource) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Resource.ProtoReflect.Descriptor instead.
 func (*Resource) Descriptor() ([]byte, []int) {
-	return file_api_config_v1_config_proto_rawDescGZIP(), []int{8}
+	return file_api_config_v1_config_proto_rawDescGZIP(), []int{10}
 }
 
 func (x *Resource) GetKey() string {
@@ -807,7 +904,7 @@ type Self struct {
 
 func (x *Self) Reset() {
 	*x = Self{}
-	mi := &file_api_config_v1_config_proto_msgTypes[9]
+	mi := &file_api_config_v1_config_proto_msgTypes[11]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -819,7 +916,7 @@ func (x *Self) String() string {
 func (*Self) ProtoMessage() {}
 
 func (x *Self) ProtoReflect() protoreflect.Message {
-	mi := &file_api_config_v1_config_proto_msgTypes[9]
+	mi := &file_api_config_v1_config_proto_msgTypes[11]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -832,7 +929,7 @@ func (x *Self) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Self.ProtoReflect.Descriptor instead.
 func (*Self) Descriptor() ([]byte, []int) {
-	return file_api_config_v1_config_proto_rawDescGZIP(), []int{9}
+	return file_api_config_v1_config_proto_rawDescGZIP(), []int{11}
 }
 
 func (x *Self) GetCluster() string {
@@ -890,7 +987,7 @@ type Bundle struct {
 
 func (x *Bundle) Reset() {
 	*x = Bundle{}
-	mi := &file_api_config_v1_config_proto_msgTypes[10]
+	mi := &file_api_config_v1_config_proto_msgTypes[12]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -902,7 +999,7 @@ func (x *Bundle) String() string {
 func (*Bundle) ProtoMessage() {}
 
 func (x *Bundle) ProtoReflect() protoreflect.Message {
-	mi := &file_api_config_v1_config_proto_msgTypes[10]
+	mi := &file_api_config_v1_config_proto_msgTypes[12]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -915,7 +1012,7 @@ func (x *Bundle) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Bundle.ProtoReflect.Descriptor instead.
 func (*Bundle) Descriptor() ([]byte, []int) {
-	return file_api_config_v1_config_proto_rawDescGZIP(), []int{10}
+	return file_api_config_v1_config_proto_rawDescGZIP(), []int{12}
 }
 
 func (x *Bundle) GetTrustDomain() string {
@@ -954,7 +1051,7 @@ type Gateway struct {
 
 func (x *Gateway) Reset() {
 	*x = Gateway{}
-	mi := &file_api_config_v1_config_proto_msgTypes[11]
+	mi := &file_api_config_v1_config_proto_msgTypes[13]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -966,7 +1063,7 @@ func (x *Gateway) String() string {
 func (*Gateway) ProtoMessage() {}
 
 func (x *Gateway) ProtoReflect() protoreflect.Message {
-	mi := &file_api_config_v1_config_proto_msgTypes[11]
+	mi := &file_api_config_v1_config_proto_msgTypes[13]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -979,7 +1076,7 @@ func (x *Gateway) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Gateway.ProtoReflect.Descriptor instead.
 func (*Gateway) Descriptor() ([]byte, []int) {
-	return file_api_config_v1_config_proto_rawDescGZIP(), []int{11}
+	return file_api_config_v1_config_proto_rawDescGZIP(), []int{13}
 }
 
 func (x *Gateway) GetId() string {
@@ -1040,7 +1137,7 @@ type Cluster struct {
 
 func (x *Cluster) Reset() {
 	*x = Cluster{}
-	mi := &file_api_config_v1_config_proto_msgTypes[12]
+	mi := &file_api_config_v1_config_proto_msgTypes[14]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1052,7 +1149,7 @@ func (x *Cluster) String() string {
 func (*Cluster) ProtoMessage() {}
 
 func (x *Cluster) ProtoReflect() protoreflect.Message {
-	mi := &file_api_config_v1_config_proto_msgTypes[12]
+	mi := &file_api_config_v1_config_proto_msgTypes[14]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1065,7 +1162,7 @@ func (x *Cluster) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Cluster.ProtoReflect.Descriptor instead.
 func (*Cluster) Descriptor() ([]byte, []int) {
-	return file_api_config_v1_config_proto_rawDescGZIP(), []int{12}
+	return file_api_config_v1_config_proto_rawDescGZIP(), []int{14}
 }
 
 func (x *Cluster) GetName() string {
@@ -1122,7 +1219,7 @@ type Port struct {
 
 func (x *Port) Reset() {
 	*x = Port{}
-	mi := &file_api_config_v1_config_proto_msgTypes[13]
+	mi := &file_api_config_v1_config_proto_msgTypes[15]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1134,7 +1231,7 @@ func (x *Port) String() string {
 func (*Port) ProtoMessage() {}
 
 func (x *Port) ProtoReflect() protoreflect.Message {
-	mi := &file_api_config_v1_config_proto_msgTypes[13]
+	mi := &file_api_config_v1_config_proto_msgTypes[15]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1147,7 +1244,7 @@ func (x *Port) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Port.ProtoReflect.Descriptor instead.
 func (*Port) Descriptor() ([]byte, []int) {
-	return file_api_config_v1_config_proto_rawDescGZIP(), []int{13}
+	return file_api_config_v1_config_proto_rawDescGZIP(), []int{15}
 }
 
 func (x *Port) GetName() string {
@@ -1191,7 +1288,7 @@ type Service struct {
 
 func (x *Service) Reset() {
 	*x = Service{}
-	mi := &file_api_config_v1_config_proto_msgTypes[14]
+	mi := &file_api_config_v1_config_proto_msgTypes[16]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1203,7 +1300,7 @@ func (x *Service) String() string {
 func (*Service) ProtoMessage() {}
 
 func (x *Service) ProtoReflect() protoreflect.Message {
-	mi := &file_api_config_v1_config_proto_msgTypes[14]
+	mi := &file_api_config_v1_config_proto_msgTypes[16]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1216,7 +1313,7 @@ func (x *Service) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Service.ProtoReflect.Descriptor instead.
 func (*Service) Descriptor() ([]byte, []int) {
-	return file_api_config_v1_config_proto_rawDescGZIP(), []int{14}
+	return file_api_config_v1_config_proto_rawDescGZIP(), []int{16}
 }
 
 func (x *Service) GetNamespace() string {
@@ -1315,7 +1412,7 @@ type Endpoint struct {
 
 func (x *Endpoint) Reset() {
 	*x = Endpoint{}
-	mi := &file_api_config_v1_config_proto_msgTypes[15]
+	mi := &file_api_config_v1_config_proto_msgTypes[17]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1327,7 +1424,7 @@ func (x *Endpoint) String() string {
 func (*Endpoint) ProtoMessage() {}
 
 func (x *Endpoint) ProtoReflect() protoreflect.Message {
-	mi := &file_api_config_v1_config_proto_msgTypes[15]
+	mi := &file_api_config_v1_config_proto_msgTypes[17]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1340,7 +1437,7 @@ func (x *Endpoint) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Endpoint.ProtoReflect.Descriptor instead.
 func (*Endpoint) Descriptor() ([]byte, []int) {
-	return file_api_config_v1_config_proto_rawDescGZIP(), []int{15}
+	return file_api_config_v1_config_proto_rawDescGZIP(), []int{17}
 }
 
 func (x *Endpoint) GetId() string {
@@ -1427,7 +1524,7 @@ type Remote struct {
 
 func (x *Remote) Reset() {
 	*x = Remote{}
-	mi := &file_api_config_v1_config_proto_msgTypes[16]
+	mi := &file_api_config_v1_config_proto_msgTypes[18]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1439,7 +1536,7 @@ func (x *Remote) String() string {
 func (*Remote) ProtoMessage() {}
 
 func (x *Remote) ProtoReflect() protoreflect.Message {
-	mi := &file_api_config_v1_config_proto_msgTypes[16]
+	mi := &file_api_config_v1_config_proto_msgTypes[18]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1452,7 +1549,7 @@ func (x *Remote) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Remote.ProtoReflect.Descriptor instead.
 func (*Remote) Descriptor() ([]byte, []int) {
-	return file_api_config_v1_config_proto_rawDescGZIP(), []int{16}
+	return file_api_config_v1_config_proto_rawDescGZIP(), []int{18}
 }
 
 func (x *Remote) GetCluster() string {
@@ -1508,7 +1605,7 @@ type FailoverPolicy struct {
 
 func (x *FailoverPolicy) Reset() {
 	*x = FailoverPolicy{}
-	mi := &file_api_config_v1_config_proto_msgTypes[17]
+	mi := &file_api_config_v1_config_proto_msgTypes[19]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1520,7 +1617,7 @@ func (x *FailoverPolicy) String() string {
 func (*FailoverPolicy) ProtoMessage() {}
 
 func (x *FailoverPolicy) ProtoReflect() protoreflect.Message {
-	mi := &file_api_config_v1_config_proto_msgTypes[17]
+	mi := &file_api_config_v1_config_proto_msgTypes[19]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1533,7 +1630,7 @@ func (x *FailoverPolicy) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use FailoverPolicy.ProtoReflect.Descriptor instead.
 func (*FailoverPolicy) Descriptor() ([]byte, []int) {
-	return file_api_config_v1_config_proto_rawDescGZIP(), []int{17}
+	return file_api_config_v1_config_proto_rawDescGZIP(), []int{19}
 }
 
 func (x *FailoverPolicy) GetName() string {
@@ -1568,7 +1665,7 @@ type Tier struct {
 
 func (x *Tier) Reset() {
 	*x = Tier{}
-	mi := &file_api_config_v1_config_proto_msgTypes[18]
+	mi := &file_api_config_v1_config_proto_msgTypes[20]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1580,7 +1677,7 @@ func (x *Tier) String() string {
 func (*Tier) ProtoMessage() {}
 
 func (x *Tier) ProtoReflect() protoreflect.Message {
-	mi := &file_api_config_v1_config_proto_msgTypes[18]
+	mi := &file_api_config_v1_config_proto_msgTypes[20]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1593,7 +1690,7 @@ func (x *Tier) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Tier.ProtoReflect.Descriptor instead.
 func (*Tier) Descriptor() ([]byte, []int) {
-	return file_api_config_v1_config_proto_rawDescGZIP(), []int{18}
+	return file_api_config_v1_config_proto_rawDescGZIP(), []int{20}
 }
 
 func (x *Tier) GetName() string {
@@ -1630,7 +1727,7 @@ type Selector struct {
 
 func (x *Selector) Reset() {
 	*x = Selector{}
-	mi := &file_api_config_v1_config_proto_msgTypes[19]
+	mi := &file_api_config_v1_config_proto_msgTypes[21]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1642,7 +1739,7 @@ func (x *Selector) String() string {
 func (*Selector) ProtoMessage() {}
 
 func (x *Selector) ProtoReflect() protoreflect.Message {
-	mi := &file_api_config_v1_config_proto_msgTypes[19]
+	mi := &file_api_config_v1_config_proto_msgTypes[21]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1655,7 +1752,7 @@ func (x *Selector) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Selector.ProtoReflect.Descriptor instead.
 func (*Selector) Descriptor() ([]byte, []int) {
-	return file_api_config_v1_config_proto_rawDescGZIP(), []int{19}
+	return file_api_config_v1_config_proto_rawDescGZIP(), []int{21}
 }
 
 func (x *Selector) GetCluster() string {
@@ -1700,7 +1797,7 @@ type Export struct {
 
 func (x *Export) Reset() {
 	*x = Export{}
-	mi := &file_api_config_v1_config_proto_msgTypes[20]
+	mi := &file_api_config_v1_config_proto_msgTypes[22]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1712,7 +1809,7 @@ func (x *Export) String() string {
 func (*Export) ProtoMessage() {}
 
 func (x *Export) ProtoReflect() protoreflect.Message {
-	mi := &file_api_config_v1_config_proto_msgTypes[20]
+	mi := &file_api_config_v1_config_proto_msgTypes[22]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1725,7 +1822,7 @@ func (x *Export) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Export.ProtoReflect.Descriptor instead.
 func (*Export) Descriptor() ([]byte, []int) {
-	return file_api_config_v1_config_proto_rawDescGZIP(), []int{20}
+	return file_api_config_v1_config_proto_rawDescGZIP(), []int{22}
 }
 
 func (x *Export) GetNamespace() string {
@@ -1778,7 +1875,7 @@ type Inbound struct {
 
 func (x *Inbound) Reset() {
 	*x = Inbound{}
-	mi := &file_api_config_v1_config_proto_msgTypes[21]
+	mi := &file_api_config_v1_config_proto_msgTypes[23]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1790,7 +1887,7 @@ func (x *Inbound) String() string {
 func (*Inbound) ProtoMessage() {}
 
 func (x *Inbound) ProtoReflect() protoreflect.Message {
-	mi := &file_api_config_v1_config_proto_msgTypes[21]
+	mi := &file_api_config_v1_config_proto_msgTypes[23]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1803,7 +1900,7 @@ func (x *Inbound) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Inbound.ProtoReflect.Descriptor instead.
 func (*Inbound) Descriptor() ([]byte, []int) {
-	return file_api_config_v1_config_proto_rawDescGZIP(), []int{21}
+	return file_api_config_v1_config_proto_rawDescGZIP(), []int{23}
 }
 
 func (x *Inbound) GetNamespace() string {
@@ -1852,7 +1949,7 @@ type InboundPort struct {
 
 func (x *InboundPort) Reset() {
 	*x = InboundPort{}
-	mi := &file_api_config_v1_config_proto_msgTypes[22]
+	mi := &file_api_config_v1_config_proto_msgTypes[24]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1864,7 +1961,7 @@ func (x *InboundPort) String() string {
 func (*InboundPort) ProtoMessage() {}
 
 func (x *InboundPort) ProtoReflect() protoreflect.Message {
-	mi := &file_api_config_v1_config_proto_msgTypes[22]
+	mi := &file_api_config_v1_config_proto_msgTypes[24]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1877,7 +1974,7 @@ func (x *InboundPort) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use InboundPort.ProtoReflect.Descriptor instead.
 func (*InboundPort) Descriptor() ([]byte, []int) {
-	return file_api_config_v1_config_proto_rawDescGZIP(), []int{22}
+	return file_api_config_v1_config_proto_rawDescGZIP(), []int{24}
 }
 
 func (x *InboundPort) GetPort() uint32 {
@@ -1905,7 +2002,11 @@ var File_api_config_v1_config_proto protoreflect.FileDescriptor
 
 const file_api_config_v1_config_proto_rawDesc = "" +
 	"\n" +
-	"\x1aapi/config/v1/config.proto\x12\x11isthmus.config.v1\"\xb9\x01\n" +
+	"\x1aapi/config/v1/config.proto\x12\x11isthmus.config.v1\"*\n" +
+	"\x0eResolveRequest\x12\x18\n" +
+	"\aaddress\x18\x01 \x01(\tR\aaddress\"+\n" +
+	"\x0fResolveResponse\x12\x18\n" +
+	"\aservice\x18\x01 \x01(\tR\aservice\"\xb9\x01\n" +
 	"\aRequest\x120\n" +
 	"\x05hello\x18\x01 \x01(\v2\x18.isthmus.config.v1.HelloH\x00R\x05hello\x12<\n" +
 	"\tsubscribe\x18\x02 \x01(\v2\x1c.isthmus.config.v1.SubscribeH\x00R\tsubscribe\x123\n" +
@@ -1925,9 +2026,10 @@ const file_api_config_v1_config_proto_rawDesc = "" +
 	"\aversion\x18\x02 \x01(\fR\aversion\"5\n" +
 	"\tSubscribe\x12\x10\n" +
 	"\x03add\x18\x01 \x03(\tR\x03add\x12\x16\n" +
-	"\x06remove\x18\x02 \x03(\tR\x06remove\"=\n" +
+	"\x06remove\x18\x02 \x03(\tR\x06remove\"Y\n" +
 	"\x06Report\x123\n" +
-	"\x05links\x18\x01 \x03(\v2\x1d.isthmus.config.v1.LinkReportR\x05links\"\xd7\x01\n" +
+	"\x05links\x18\x01 \x03(\v2\x1d.isthmus.config.v1.LinkReportR\x05links\x12\x1a\n" +
+	"\bdraining\x18\x02 \x01(\bR\bdraining\"\xd7\x01\n" +
 	"\n" +
 	"LinkReport\x12\x18\n" +
 	"\acluster\x18\x01 \x01(\tR\acluster\x12\x14\n" +
@@ -2064,9 +2166,10 @@ const file_api_config_v1_config_proto_rawDesc = "" +
 	"\vInboundPort\x12\x12\n" +
 	"\x04port\x18\x01 \x01(\rR\x04port\x12\x1a\n" +
 	"\bprotocol\x18\x02 \x01(\tR\bprotocol\x12\x18\n" +
-	"\atargets\x18\x03 \x03(\tR\atargets2O\n" +
+	"\atargets\x18\x03 \x03(\tR\atargets2\xa1\x01\n" +
 	"\x06Config\x12E\n" +
-	"\x06Stream\x12\x1a.isthmus.config.v1.Request\x1a\x1b.isthmus.config.v1.Response(\x010\x01B8Z6github.com/isthmus-mesh/isthmus/api/config/v1;configv1b\x06proto3"
+	"\x06Stream\x12\x1a.isthmus.config.v1.Request\x1a\x1b.isthmus.config.v1.Response(\x010\x01\x12P\n" +
+	"\aResolve\x12!.isthmus.config.v1.ResolveRequest\x1a\".isthmus.config.v1.ResolveResponseB8Z6github.com/isthmus-mesh/isthmus/api/config/v1;configv1b\x06proto3"
 
 var (
 	file_api_config_v1_config_proto_rawDescOnce sync.Once
@@ -2080,70 +2183,74 @@ func file_api_config_v1_config_proto_rawDescGZIP() []byte {
 	return file_api_config_v1_config_proto_rawDescData
 }
 
-var file_api_config_v1_config_proto_msgTypes = make([]protoimpl.MessageInfo, 27)
+var file_api_config_v1_config_proto_msgTypes = make([]protoimpl.MessageInfo, 29)
 var file_api_config_v1_config_proto_goTypes = []any{
-	(*Request)(nil),           // 0: isthmus.config.v1.Request
-	(*Hello)(nil),             // 1: isthmus.config.v1.Hello
-	(*Have)(nil),              // 2: isthmus.config.v1.Have
-	(*Subscribe)(nil),         // 3: isthmus.config.v1.Subscribe
-	(*Report)(nil),            // 4: isthmus.config.v1.Report
-	(*LinkReport)(nil),        // 5: isthmus.config.v1.LinkReport
-	(*PeerGatewayReport)(nil), // 6: isthmus.config.v1.PeerGatewayReport
-	(*Response)(nil),          // 7: isthmus.config.v1.Response
-	(*Resource)(nil),          // 8: isthmus.config.v1.Resource
-	(*Self)(nil),              // 9: isthmus.config.v1.Self
-	(*Bundle)(nil),            // 10: isthmus.config.v1.Bundle
-	(*Gateway)(nil),           // 11: isthmus.config.v1.Gateway
-	(*Cluster)(nil),           // 12: isthmus.config.v1.Cluster
-	(*Port)(nil),              // 13: isthmus.config.v1.Port
-	(*Service)(nil),           // 14: isthmus.config.v1.Service
-	(*Endpoint)(nil),          // 15: isthmus.config.v1.Endpoint
-	(*Remote)(nil),            // 16: isthmus.config.v1.Remote
-	(*FailoverPolicy)(nil),    // 17: isthmus.config.v1.FailoverPolicy
-	(*Tier)(nil),              // 18: isthmus.config.v1.Tier
-	(*Selector)(nil),          // 19: isthmus.config.v1.Selector
-	(*Export)(nil),            // 20: isthmus.config.v1.Export
-	(*Inbound)(nil),           // 21: isthmus.config.v1.Inbound
-	(*InboundPort)(nil),       // 22: isthmus.config.v1.InboundPort
-	nil,                       // 23: isthmus.config.v1.Endpoint.LabelsEntry
-	nil,                       // 24: isthmus.config.v1.Remote.LabelsEntry
-	nil,                       // 25: isthmus.config.v1.Tier.WeightsEntry
-	nil,                       // 26: isthmus.config.v1.Selector.LabelsEntry
+	(*ResolveRequest)(nil),    // 0: isthmus.config.v1.ResolveRequest
+	(*ResolveResponse)(nil),   // 1: isthmus.config.v1.ResolveResponse
+	(*Request)(nil),           // 2: isthmus.config.v1.Request
+	(*Hello)(nil),             // 3: isthmus.config.v1.Hello
+	(*Have)(nil),              // 4: isthmus.config.v1.Have
+	(*Subscribe)(nil),         // 5: isthmus.config.v1.Subscribe
+	(*Report)(nil),            // 6: isthmus.config.v1.Report
+	(*LinkReport)(nil),        // 7: isthmus.config.v1.LinkReport
+	(*PeerGatewayReport)(nil), // 8: isthmus.config.v1.PeerGatewayReport
+	(*Response)(nil),          // 9: isthmus.config.v1.Response
+	(*Resource)(nil),          // 10: isthmus.config.v1.Resource
+	(*Self)(nil),              // 11: isthmus.config.v1.Self
+	(*Bundle)(nil),            // 12: isthmus.config.v1.Bundle
+	(*Gateway)(nil),           // 13: isthmus.config.v1.Gateway
+	(*Cluster)(nil),           // 14: isthmus.config.v1.Cluster
+	(*Port)(nil),              // 15: isthmus.config.v1.Port
+	(*Service)(nil),           // 16: isthmus.config.v1.Service
+	(*Endpoint)(nil),          // 17: isthmus.config.v1.Endpoint
+	(*Remote)(nil),            // 18: isthmus.config.v1.Remote
+	(*FailoverPolicy)(nil),    // 19: isthmus.config.v1.FailoverPolicy
+	(*Tier)(nil),              // 20: isthmus.config.v1.Tier
+	(*Selector)(nil),          // 21: isthmus.config.v1.Selector
+	(*Export)(nil),            // 22: isthmus.config.v1.Export
+	(*Inbound)(nil),           // 23: isthmus.config.v1.Inbound
+	(*InboundPort)(nil),       // 24: isthmus.config.v1.InboundPort
+	nil,                       // 25: isthmus.config.v1.Endpoint.LabelsEntry
+	nil,                       // 26: isthmus.config.v1.Remote.LabelsEntry
+	nil,                       // 27: isthmus.config.v1.Tier.WeightsEntry
+	nil,                       // 28: isthmus.config.v1.Selector.LabelsEntry
 }
 var file_api_config_v1_config_proto_depIdxs = []int32{
-	1,  // 0: isthmus.config.v1.Request.hello:type_name -> isthmus.config.v1.Hello
-	3,  // 1: isthmus.config.v1.Request.subscribe:type_name -> isthmus.config.v1.Subscribe
-	4,  // 2: isthmus.config.v1.Request.report:type_name -> isthmus.config.v1.Report
-	2,  // 3: isthmus.config.v1.Hello.have:type_name -> isthmus.config.v1.Have
-	11, // 4: isthmus.config.v1.Hello.gateway:type_name -> isthmus.config.v1.Gateway
-	5,  // 5: isthmus.config.v1.Report.links:type_name -> isthmus.config.v1.LinkReport
-	6,  // 6: isthmus.config.v1.LinkReport.gateways:type_name -> isthmus.config.v1.PeerGatewayReport
-	8,  // 7: isthmus.config.v1.Response.upsert:type_name -> isthmus.config.v1.Resource
-	9,  // 8: isthmus.config.v1.Resource.self:type_name -> isthmus.config.v1.Self
-	10, // 9: isthmus.config.v1.Resource.bundle:type_name -> isthmus.config.v1.Bundle
-	11, // 10: isthmus.config.v1.Resource.gateway:type_name -> isthmus.config.v1.Gateway
-	12, // 11: isthmus.config.v1.Resource.cluster:type_name -> isthmus.config.v1.Cluster
-	14, // 12: isthmus.config.v1.Resource.service:type_name -> isthmus.config.v1.Service
-	20, // 13: isthmus.config.v1.Resource.export:type_name -> isthmus.config.v1.Export
-	21, // 14: isthmus.config.v1.Resource.inbound:type_name -> isthmus.config.v1.Inbound
-	11, // 15: isthmus.config.v1.Cluster.gateways:type_name -> isthmus.config.v1.Gateway
-	13, // 16: isthmus.config.v1.Service.ports:type_name -> isthmus.config.v1.Port
-	15, // 17: isthmus.config.v1.Service.endpoints:type_name -> isthmus.config.v1.Endpoint
-	16, // 18: isthmus.config.v1.Service.remotes:type_name -> isthmus.config.v1.Remote
-	17, // 19: isthmus.config.v1.Service.policy:type_name -> isthmus.config.v1.FailoverPolicy
-	23, // 20: isthmus.config.v1.Endpoint.labels:type_name -> isthmus.config.v1.Endpoint.LabelsEntry
-	24, // 21: isthmus.config.v1.Remote.labels:type_name -> isthmus.config.v1.Remote.LabelsEntry
-	18, // 22: isthmus.config.v1.FailoverPolicy.tiers:type_name -> isthmus.config.v1.Tier
-	19, // 23: isthmus.config.v1.FailoverPolicy.never:type_name -> isthmus.config.v1.Selector
-	19, // 24: isthmus.config.v1.Tier.match:type_name -> isthmus.config.v1.Selector
-	25, // 25: isthmus.config.v1.Tier.weights:type_name -> isthmus.config.v1.Tier.WeightsEntry
-	26, // 26: isthmus.config.v1.Selector.labels:type_name -> isthmus.config.v1.Selector.LabelsEntry
-	15, // 27: isthmus.config.v1.Export.endpoints:type_name -> isthmus.config.v1.Endpoint
-	22, // 28: isthmus.config.v1.Inbound.ports:type_name -> isthmus.config.v1.InboundPort
-	0,  // 29: isthmus.config.v1.Config.Stream:input_type -> isthmus.config.v1.Request
-	7,  // 30: isthmus.config.v1.Config.Stream:output_type -> isthmus.config.v1.Response
-	30, // [30:31] is the sub-list for method output_type
-	29, // [29:30] is the sub-list for method input_type
+	3,  // 0: isthmus.config.v1.Request.hello:type_name -> isthmus.config.v1.Hello
+	5,  // 1: isthmus.config.v1.Request.subscribe:type_name -> isthmus.config.v1.Subscribe
+	6,  // 2: isthmus.config.v1.Request.report:type_name -> isthmus.config.v1.Report
+	4,  // 3: isthmus.config.v1.Hello.have:type_name -> isthmus.config.v1.Have
+	13, // 4: isthmus.config.v1.Hello.gateway:type_name -> isthmus.config.v1.Gateway
+	7,  // 5: isthmus.config.v1.Report.links:type_name -> isthmus.config.v1.LinkReport
+	8,  // 6: isthmus.config.v1.LinkReport.gateways:type_name -> isthmus.config.v1.PeerGatewayReport
+	10, // 7: isthmus.config.v1.Response.upsert:type_name -> isthmus.config.v1.Resource
+	11, // 8: isthmus.config.v1.Resource.self:type_name -> isthmus.config.v1.Self
+	12, // 9: isthmus.config.v1.Resource.bundle:type_name -> isthmus.config.v1.Bundle
+	13, // 10: isthmus.config.v1.Resource.gateway:type_name -> isthmus.config.v1.Gateway
+	14, // 11: isthmus.config.v1.Resource.cluster:type_name -> isthmus.config.v1.Cluster
+	16, // 12: isthmus.config.v1.Resource.service:type_name -> isthmus.config.v1.Service
+	22, // 13: isthmus.config.v1.Resource.export:type_name -> isthmus.config.v1.Export
+	23, // 14: isthmus.config.v1.Resource.inbound:type_name -> isthmus.config.v1.Inbound
+	13, // 15: isthmus.config.v1.Cluster.gateways:type_name -> isthmus.config.v1.Gateway
+	15, // 16: isthmus.config.v1.Service.ports:type_name -> isthmus.config.v1.Port
+	17, // 17: isthmus.config.v1.Service.endpoints:type_name -> isthmus.config.v1.Endpoint
+	18, // 18: isthmus.config.v1.Service.remotes:type_name -> isthmus.config.v1.Remote
+	19, // 19: isthmus.config.v1.Service.policy:type_name -> isthmus.config.v1.FailoverPolicy
+	25, // 20: isthmus.config.v1.Endpoint.labels:type_name -> isthmus.config.v1.Endpoint.LabelsEntry
+	26, // 21: isthmus.config.v1.Remote.labels:type_name -> isthmus.config.v1.Remote.LabelsEntry
+	20, // 22: isthmus.config.v1.FailoverPolicy.tiers:type_name -> isthmus.config.v1.Tier
+	21, // 23: isthmus.config.v1.FailoverPolicy.never:type_name -> isthmus.config.v1.Selector
+	21, // 24: isthmus.config.v1.Tier.match:type_name -> isthmus.config.v1.Selector
+	27, // 25: isthmus.config.v1.Tier.weights:type_name -> isthmus.config.v1.Tier.WeightsEntry
+	28, // 26: isthmus.config.v1.Selector.labels:type_name -> isthmus.config.v1.Selector.LabelsEntry
+	17, // 27: isthmus.config.v1.Export.endpoints:type_name -> isthmus.config.v1.Endpoint
+	24, // 28: isthmus.config.v1.Inbound.ports:type_name -> isthmus.config.v1.InboundPort
+	2,  // 29: isthmus.config.v1.Config.Stream:input_type -> isthmus.config.v1.Request
+	0,  // 30: isthmus.config.v1.Config.Resolve:input_type -> isthmus.config.v1.ResolveRequest
+	9,  // 31: isthmus.config.v1.Config.Stream:output_type -> isthmus.config.v1.Response
+	1,  // 32: isthmus.config.v1.Config.Resolve:output_type -> isthmus.config.v1.ResolveResponse
+	31, // [31:33] is the sub-list for method output_type
+	29, // [29:31] is the sub-list for method input_type
 	29, // [29:29] is the sub-list for extension type_name
 	29, // [29:29] is the sub-list for extension extendee
 	0,  // [0:29] is the sub-list for field type_name
@@ -2154,12 +2261,12 @@ func file_api_config_v1_config_proto_init() {
 	if File_api_config_v1_config_proto != nil {
 		return
 	}
-	file_api_config_v1_config_proto_msgTypes[0].OneofWrappers = []any{
+	file_api_config_v1_config_proto_msgTypes[2].OneofWrappers = []any{
 		(*Request_Hello)(nil),
 		(*Request_Subscribe)(nil),
 		(*Request_Report)(nil),
 	}
-	file_api_config_v1_config_proto_msgTypes[8].OneofWrappers = []any{
+	file_api_config_v1_config_proto_msgTypes[10].OneofWrappers = []any{
 		(*Resource_Self)(nil),
 		(*Resource_Bundle)(nil),
 		(*Resource_Gateway)(nil),
@@ -2174,7 +2281,7 @@ func file_api_config_v1_config_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_api_config_v1_config_proto_rawDesc), len(file_api_config_v1_config_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   27,
+			NumMessages:   29,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

@@ -24,9 +24,11 @@ const (
 )
 
 type JoinRequest struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	Token         string                 `protobuf:"bytes,1,opt,name=token,proto3" json:"token,omitempty"`
-	Csr           []byte                 `protobuf:"bytes,2,opt,name=csr,proto3" json:"csr,omitempty"` // PKCS #10, DER; only its public key counts
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// A single-use join token ("isthmus-join-…"), or one by which the platform knows the caller: in Kubernetes, a service account
+	// token that is bound to its pod and has control as its audience.
+	Token         string `protobuf:"bytes,1,opt,name=token,proto3" json:"token,omitempty"`
+	Csr           []byte `protobuf:"bytes,2,opt,name=csr,proto3" json:"csr,omitempty"` // PKCS #10, DER; only its public key counts
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }

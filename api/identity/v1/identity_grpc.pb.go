@@ -29,7 +29,7 @@ const (
 //
 // For semantics around ctx use and closing/ending streaming RPCs, please refer to https://pkg.go.dev/google.golang.org/grpc/?tab=doc#ClientConn.NewStream.
 type IdentityClient interface {
-	// Join trades a single-use join token for the first SVID. The caller has no certificate yet.
+	// Join trades a token for the first SVID. The caller has no certificate yet.
 	Join(ctx context.Context, in *JoinRequest, opts ...grpc.CallOption) (*Certificate, error)
 	// Renew trades the SVID that the connection is authenticated with for a fresh one of the same ID.
 	Renew(ctx context.Context, in *RenewRequest, opts ...grpc.CallOption) (*Certificate, error)
@@ -67,7 +67,7 @@ func (c *identityClient) Renew(ctx context.Context, in *RenewRequest, opts ...gr
 // All implementations must embed UnimplementedIdentityServer
 // for forward compatibility.
 type IdentityServer interface {
-	// Join trades a single-use join token for the first SVID. The caller has no certificate yet.
+	// Join trades a token for the first SVID. The caller has no certificate yet.
 	Join(context.Context, *JoinRequest) (*Certificate, error)
 	// Renew trades the SVID that the connection is authenticated with for a fresh one of the same ID.
 	Renew(context.Context, *RenewRequest) (*Certificate, error)

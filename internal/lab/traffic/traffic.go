@@ -9,6 +9,7 @@ import (
 	"io"
 	"net/http"
 	"net/url"
+	"strings"
 	"sync"
 	"time"
 
@@ -18,10 +19,12 @@ import (
 // maxBody bounds what is read of an answer.
 const maxBody = 1 << 20
 
-// Load is steady GET traffic. GET may be retried by whoever carries it, so not one of them has an excuse to fail.
+// Load is steady traffic. A GET may be retried by whoever carries it, so not one of them has an excuse to fail; a POST may not, and
+// has one only where its server died.
 type Load struct {
 	URL     string        // e.g. "http://checkout.shop.svc.clusterset.local/"
 	Proxy   string        // host:port of the HTTP proxy that carries it; empty: none
+	Body    string        // POST it; empty: GET
 	Workers int           // callers, each with connections of its own. Default 8.
 	Rate    float64       // requests a second, of all workers together, as long as answers come. Default 200.
 	Timeout time.Duration // of one request. Default 10 s.
@@ -122,7 +125,11 @@ func (w worker) ask(ctx context.Context) (a Answer) {
 	defer cancel()
 	a = Answer{Worker: w.id, Sent: time.Now()}
 	defer func() { a.Took = time.Since(a.Sent) }()
-	req, err := http.NewRequestWithContext(ctx, http.MethodGet, w.load.URL, http.NoBody)
+	method := http.MethodGet
+	if w.load.Body != "" {
+		method = http.MethodPost
+	}
+	req, err := http.NewRequestWithContext(ctx, method, w.load.URL, strings.NewReader(w.load.Body))
 	if err != nil {
 		a.Err = err
 		return a

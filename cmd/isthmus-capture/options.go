@@ -1,0 +1,108 @@
+package main
+
+import (
+	"errors"
+	"flag"
+	"fmt"
+	"io"
+	"math"
+	"net/netip"
+	"strings"
+
+	"github.com/isthmus-mesh/isthmus/internal/version"
+	"github.com/isthmus-mesh/isthmus/sidecar/capture"
+)
+
+const help = `isthmus-capture makes the kernel bring connections to services of the mesh to the sidecar, and ends.
+
+Usage:
+  isthmus-capture --to PREFIX[,PREFIX…] [--port N] [--skip-user UID | --node IP]
+  isthmus-capture --remove
+  isthmus-capture --help | --version
+
+  --to 241.0.0.0/8        Which destinations: the addresses of services. Connections to others are never
+                          touched. Required.
+  --port 15006            Where the sidecar takes them (listen.captured in its configuration).
+                          Default 15006.
+  --skip-user 15000       User ID of the sidecar, whose own connections are left alone. Without it,
+                          those would come back to it for ever: needed in a pod.
+  --node 192.0.2.7        On a node: the address on which the node proxy takes them. What the node's pods
+                          open is captured, and what its own processes open, but for --skip-user's.
+  --remove                Takes the rules out again.
+
+The rules are the nftables table "inet isthmus" of the network namespace that it runs in; they are
+replaced as a whole. Look at them with: nft list table inet isthmus. It needs CAP_NET_ADMIN.
+
+Exit codes: 0 done, 1 failed, 2 usage.
+`
+
+// options are what the command line says.
+type options struct {
+	help, version, remove bool
+	rules                 capture.Rules
+}
+
+func parse(args []string) (options, error) {
+	var o options
+	var to, node string
+	var port uint
+	flags := flag.NewFlagSet("isthmus-capture", flag.ContinueOnError)
+	flags.SetOutput(io.Discard) // errors are returned, help goes to standard output
+	flags.StringVar(&to, "to", "", "")
+	flags.UintVar(&port, "port", 15006, "")
+	flags.Int64Var(&o.rules.SkipUser, "skip-user", -1, "")
+	flags.StringVar(&node, "node", "", "")
+	flags.BoolVar(&o.remove, "remove", false, "")
+	flags.BoolVar(&o.version, "version", false, "")
+	switch err := flags.Parse(args); {
+	case errors.Is(err, flag.ErrHelp):
+		o.help = true
+		return o, nil
+	case err != nil:
+		return o, &usageError{err}
+	case flags.NArg() > 0:
+		return o, &usageError{fmt.Errorf("unexpected argument %q", flags.Arg(0))}
+	case o.version || o.remove:
+		return o, nil
+	case port > math.MaxUint16:
+		return o, &usageError{fmt.Errorf("--port %d: want 1 to 65535", port)}
+	case o.rules.SkipUser > math.MaxUint32:
+		return o, &usageError{fmt.Errorf("--skip-user %d: want a user ID", o.rules.SkipUser)}
+	case node == "" && o.rules.SkipUser < 0:
+		return o, &usageError{errors.New("--skip-user or --node is missing: the sidecar's own connections would come back to it")}
+	}
+	o.rules.Port = uint16(port)
+	for part := range strings.SplitSeq(to, ",") {
+		if part = strings.TrimSpace(part); part == "" {
+			continue
+		}
+		p, err := netip.ParsePrefix(part)
+		if err != nil {
+			return o, &usageError{fmt.Errorf("--to %q: want prefixes such as 241.0.0.0/8", part)}
+		}
+		o.rules.To = append(o.rules.To, p)
+	}
+	if node != "" {
+		var err error
+		if o.rules.Node, err = netip.ParseAddr(node); err != nil || o.rules.Node.IsUnspecified() {
+			return o, &usageError{fmt.Errorf("--node %q: want an address of this machine", node)}
+		}
+	}
+	if err := o.rules.Check(); err != nil {
+		return o, &usageError{err}
+	}
+	return o, nil
+}
+
+// do carries out what the command line says.
+func (o options) do(stdout io.Writer) error {
+	switch {
+	case o.version:
+		_, err := fmt.Fprintln(stdout, "isthmus-capture", version.Long())
+		return err
+	case o.remove:
+		return capture.Remove()
+	default:
+		return capture.Install(o.rules)
+	}
+}
