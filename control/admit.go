@@ -22,8 +22,16 @@ type directory struct {
 	domain   spiffeid.TrustDomain
 	registry Registry
 	fleet    *fleet
-	nodes    []string // node proxies that may join
+	nodes    nodeNames
 }
+
+// nodeNames says which node proxies may join, and stand in for copies without a sidecar.
+type nodeNames struct {
+	listed   []string // in control's configuration
+	attested bool     // and whoever the platform says is one
+}
+
+func (n nodeNames) may(name string) bool { return n.attested || slices.Contains(n.listed, name) }
 
 // workload returns the workload of that name, "namespace/name".
 func (d *directory) workload(id string) (*Workload, error) {
@@ -54,7 +62,7 @@ func (d *directory) identity(program, name string) (spiffeid.ID, error) {
 		}
 		return trust.GatewayID(d.domain, name)
 	case configstream.ProgramNode:
-		if !slices.Contains(d.nodes, name) {
+		if !d.nodes.may(name) {
 			return spiffeid.ID{}, fmt.Errorf("there is no node proxy %q: control's configuration (nodeProxies) names them", name)
 		}
 		return trust.NodeID(d.domain, name)
@@ -73,7 +81,7 @@ func (d *directory) renewable(id spiffeid.ID) (program, name string, err error) 
 		return configstream.ProgramGateway, name, d.joined(configstream.ProgramGateway, name)
 	}
 	if name, ok := trust.ParseNode(id); ok {
-		if !slices.Contains(d.nodes, name) {
+		if !d.nodes.may(name) {
 			return "", "", fmt.Errorf("there is no node proxy %q any more", name)
 		}
 		return configstream.ProgramNode, name, d.joined(configstream.ProgramNode, name)

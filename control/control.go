@@ -46,7 +46,8 @@ type Config struct {
 	BusURLs []string
 	// ClusterSetCIDR is where the addresses of imports come from. Default 241.0.0.0/8.
 	ClusterSetCIDR netip.Prefix
-	// NodeProxies are the names of the node proxies that may join and stand in for copies without a sidecar.
+	// NodeProxies are the names of the node proxies that may join and stand in for copies without a sidecar; with an Attestor, so
+	// may those that it says are some.
 	NodeProxies []string
 
 	GRPC   net.Listener // required: config stream and identities, for the own cluster's programs

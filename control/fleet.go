@@ -230,12 +230,13 @@ func (f *fleet) programs() map[string]programVersion {
 type fleetState struct {
 	gateways  []topology.Gateway // that can be reached, ordered by ID
 	nodes     []node             // likewise, by name
+	known     []string           // node proxies that may join, or have; ordered
 	reports   []linkReport       // ordered
 	connected map[string]bool    // receivers
 }
 
-// state returns the fleet of now, after dropping who ended long ago. allowed are the node proxies that may stand in.
-func (f *fleet) state(allowed []string) fleetState {
+// state returns the fleet of now, after dropping who ended long ago. Of the node proxies, those that may stand in.
+func (f *fleet) state(allowed nodeNames) fleetState {
 	now := f.now()
 	f.mu.Lock()
 	connected := make(map[string]bool, len(f.sessions))
@@ -247,7 +248,7 @@ func (f *fleet) state(allowed []string) fleetState {
 		}
 	}
 	r := f.roster
-	pruned := r.pruned(gateways, now)
+	pruned := r.pruned(connected, gateways, allowed, now)
 	out := fleetState{connected: connected}
 	for gateway, reports := range f.reports {
 		for _, l := range reports {
@@ -258,7 +259,7 @@ func (f *fleet) state(allowed []string) fleetState {
 		}
 	}
 	f.mu.Unlock()
-	if len(pruned.Gateways) != len(r.Gateways) {
+	if len(pruned.Gateways) != len(r.Gateways) || len(pruned.Nodes) != len(r.Nodes) {
 		f.prune(pruned)
 	}
 	sortReports(out.reports)
@@ -272,9 +273,13 @@ func (f *fleet) state(allowed []string) fleetState {
 			ID: id, Address: g.Address, QUIC: g.QUIC, Identity: identity, Zone: g.Zone, Draining: g.Draining,
 		})
 	}
+	out.known = slices.Clone(allowed.listed)
 	for _, name := range slices.Sorted(maps.Keys(pruned.Nodes)) {
+		if allowed.may(name) && !slices.Contains(out.known, name) {
+			out.known = append(out.known, name)
+		}
 		server, err := trust.NodeID(f.domain, name)
-		if n := pruned.Nodes[name]; err == nil && n.Inbound.IsValid() && slices.Contains(allowed, name) {
+		if n := pruned.Nodes[name]; err == nil && n.Inbound.IsValid() && allowed.may(name) {
 			out.nodes = append(out.nodes, node{name: name, inbound: n.Inbound, server: server})
 		}
 	}
@@ -289,6 +294,7 @@ func (f *fleet) prune(to *roster) {
 			}
 		}
 		maps.DeleteFunc(r.Gateways, func(id string, _ rosterGateway) bool { _, stays := to.Gateways[id]; return !stays })
+		maps.DeleteFunc(r.Nodes, func(name string, _ rosterNode) bool { _, stays := to.Nodes[name]; return !stays })
 		return nil
 	})
 	if err != nil {

@@ -93,7 +93,7 @@ func (l *loop) step(ctx context.Context) (again time.Duration) {
 	}
 	now := c.cfg.Now()
 	c.fleet.retain(objects.Workloads)
-	fleet := c.fleet.state(c.cfg.NodeProxies)
+	fleet := c.fleet.state(c.directory.nodes)
 	again = l.links.update(fleet.reports, now)
 	peers, _ := acceptedPeers(c.self, objects.Peers) // build tells of the others
 	l.setPeers(ctx, peers)
@@ -106,7 +106,7 @@ func (l *loop) step(ctx context.Context) (again time.Duration) {
 	words, l.frozen = l.frozen.apply(views.All())
 	w := build(inputs{
 		self: c.self, objects: objects, roots: c.authority.Roots(), views: words,
-		gateways: fleet.gateways, nodes: fleet.nodes, known: c.cfg.NodeProxies,
+		gateways: fleet.gateways, nodes: fleet.nodes, known: fleet.known,
 		links: l.links.snapshot(), addresses: l.addresses, cidr: c.cfg.ClusterSetCIDR, complete: complete,
 	})
 	l.setAddresses(ctx, w.addresses)

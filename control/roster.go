@@ -7,10 +7,12 @@ import (
 	"io/fs"
 	"maps"
 	"net/netip"
+	"slices"
 	"strings"
 	"time"
 
 	"github.com/isthmus-mesh/isthmus/internal/atomicfile"
+	"github.com/isthmus-mesh/isthmus/internal/configstream"
 )
 
 // maxRoster bounds who may join: far more than a cluster has.
@@ -20,7 +22,7 @@ const (
 	maxRosterFile     = 4 << 20
 )
 
-// forgetAfter is how long after the end of its SVID a gateway that isn't heard of is kept. It can't serve any more from that end on.
+// forgetAfter is how long after the end of its SVID a gateway, or a node proxy that no configuration lists, is kept when it isn't heard of. It can't serve any more from that end on.
 const forgetAfter = 24 * time.Hour
 
 var errRosterFull = errors.New("the roster is full")
@@ -57,15 +59,18 @@ func (r *roster) clone() *roster {
 	return out
 }
 
-// pruned returns r without the gateways that ended long ago and aren't there. While none at all is connected it is r: that nobody
+// pruned returns r without those that ended long ago and aren't there. While no gateway at all is connected it is r: that nobody
 // speaks says more about control than about them, and an empty set would tell the peers that there is no way in.
-func (r *roster) pruned(connected map[string]bool, now time.Time) *roster {
+func (r *roster) pruned(receivers, gateways map[string]bool, nodes nodeNames, now time.Time) *roster {
 	out := r.clone()
-	if len(connected) == 0 {
+	if len(gateways) == 0 {
 		return out
 	}
 	maps.DeleteFunc(out.Gateways, func(id string, g rosterGateway) bool {
-		return !connected[id] && now.Sub(g.SVIDEnds) > forgetAfter
+		return !gateways[id] && now.Sub(g.SVIDEnds) > forgetAfter
+	})
+	maps.DeleteFunc(out.Nodes, func(name string, n rosterNode) bool {
+		return !slices.Contains(nodes.listed, name) && !receivers[configstream.ProgramNode+"/"+name] && now.Sub(n.SVIDEnds) > forgetAfter
 	})
 	return out
 }

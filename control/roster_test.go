@@ -59,12 +59,12 @@ func TestRosterForgetsNobodyTooEarly(t *testing.T) {
 		}
 		return out
 	}
-	got := names(r.pruned(map[string]bool{"d-here": true}, now))
+	got := names(r.pruned(nil, map[string]bool{"d-here": true}, nodeNames{}, now))
 	if diff := cmp.Diff([]string{"c-away", "d-here"}, got); diff != "" {
 		t.Error(diff)
 	}
 	// All silent for a week: that control heard nothing is no reason to tell the peers that there is no way in.
-	if got := names(r.pruned(nil, now.Add(7*24*time.Hour))); len(got) != 4 {
+	if got := names(r.pruned(nil, nil, nodeNames{}, now.Add(7*24*time.Hour))); len(got) != 4 {
 		t.Errorf("%v are left; want all", got)
 	}
 	if len(r.Gateways) != 4 {

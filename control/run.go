@@ -97,7 +97,7 @@ func New(cfg Config) (*Control, error) {
 	if c.fleet, err = openFleet(c.path(rosterFile), cfg.Domain, cfg.Now, cfg.Log, c.poke); err != nil {
 		return nil, err
 	}
-	c.directory = &directory{domain: cfg.Domain, registry: cfg.Registry, fleet: c.fleet, nodes: cfg.NodeProxies}
+	c.directory = &directory{domain: cfg.Domain, registry: cfg.Registry, fleet: c.fleet, nodes: nodeNames{cfg.NodeProxies, cfg.Attestor != nil}}
 	c.stream = configstream.NewServer(configstream.ServerConfig{
 		Log: cfg.Log, Peer: c.peerID, Admit: c.directory.admit,
 		OnConnect:    c.fleet.connect,

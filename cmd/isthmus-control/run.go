@@ -17,6 +17,7 @@ import (
 	"github.com/isthmus-mesh/isthmus/internal/ready"
 	"github.com/isthmus-mesh/isthmus/internal/telemetry"
 	"github.com/isthmus-mesh/isthmus/internal/version"
+	"github.com/isthmus-mesh/isthmus/trust"
 )
 
 const program = "isthmus-control"
@@ -80,9 +81,10 @@ func serve(ctx context.Context, c *config, t *telemetry.Telemetry) error {
 		return err
 	}
 	defer l.close()
+	attestor, _ := registry.(control.Attestor) // a folder vouches for nobody
 	plane, err := control.New(control.Config{
 		Cluster: c.cluster, Domain: c.domain, Region: c.Region, Zone: c.Zone,
-		StateDir: c.State, Registry: registry, Courier: &courier{listen: c.Bus.Listen, log: t.Log}, BusURLs: c.Bus.Advertise,
+		StateDir: c.State, Registry: registry, Courier: &courier{listen: c.Bus.Listen, log: t.Log}, BusURLs: c.Bus.Advertise, Attestor: attestor,
 		ClusterSetCIDR: c.cidr, NodeProxies: c.NodeProxies,
 		GRPC: l.grpc, Socket: l.socket, Admin: l.admin,
 		Checks: checks, Metrics: t.Metrics, Log: t.Log, Version: version.String(),
@@ -104,8 +106,12 @@ type registry interface {
 // openRegistry makes the one that the configuration names.
 func openRegistry(c *config, checks *ready.Checks, t *telemetry.Telemetry) (registry, error) {
 	if k := c.Kubernetes; k != nil {
+		id, err := trust.ControlID(c.domain)
+		if err != nil {
+			return nil, err
+		}
 		return kube.New(kube.Config{
-			Kubeconfig: k.Kubeconfig, Context: k.Context, Checks: checks, Metrics: t.Metrics, Log: t.Log,
+			Kubeconfig: k.Kubeconfig, Context: k.Context, Audience: id.String(), Checks: checks, Metrics: t.Metrics, Log: t.Log,
 		})
 	}
 	return folder.New(folder.Config{Dir: c.Manifests, StateDir: filepath.Join(c.State, manifestState), Log: t.Log})

@@ -10,6 +10,7 @@ import (
 	"sync"
 	"time"
 
+	authenticationv1 "k8s.io/api/authentication/v1"
 	corev1 "k8s.io/api/core/v1"
 	discoveryv1 "k8s.io/api/discovery/v1"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
@@ -67,7 +68,7 @@ var (
 func newScheme() *runtime.Scheme {
 	s := runtime.NewScheme()
 	for _, add := range []func(*runtime.Scheme) error{
-		corev1.AddToScheme, discoveryv1.AddToScheme, mcsv1beta1.Install, meshv1alpha1.AddToScheme, metav1.AddMetaToScheme,
+		corev1.AddToScheme, discoveryv1.AddToScheme, authenticationv1.AddToScheme, mcsv1beta1.Install, meshv1alpha1.AddToScheme, metav1.AddMetaToScheme,
 	} {
 		utilruntime.Must(add(s)) // fails only where two kinds have one name
 	}
@@ -90,6 +91,7 @@ func newMapper() meta.RESTMapper {
 		{core, "Pod", "pods", meta.RESTScopeNamespace},
 		{core, "Node", "nodes", meta.RESTScopeRoot},
 		{core, "Namespace", "namespaces", meta.RESTScopeRoot},
+		{authenticationv1.SchemeGroupVersion, "TokenReview", "tokenreviews", meta.RESTScopeRoot},
 		{discoveryv1.SchemeGroupVersion, "EndpointSlice", "endpointslices", meta.RESTScopeNamespace},
 		{mcs, "ServiceExport", "serviceexports", meta.RESTScopeNamespace},
 		{mcs, "ServiceImport", "serviceimports", meta.RESTScopeNamespace},

@@ -4,6 +4,8 @@ import (
 	"fmt"
 	"log/slog"
 	"net/http"
+	"os"
+	"strings"
 	"sync"
 	"time"
 
@@ -46,6 +48,20 @@ func restConfig(cfg Config) (*rest.Config, error) {
 	api.UserAgent = "isthmus-control/" + version.String()
 	api.QPS, api.Burst = clientQPS, clientBurst
 	return api, nil
+}
+
+const (
+	// namespaceFile is where the kubelet says in which namespace a Pod is.
+	namespaceFile    = "/var/run/secrets/kubernetes.io/serviceaccount/namespace"
+	defaultNamespace = "isthmus-system"
+)
+
+func podNamespace() string {
+	b, err := os.ReadFile(namespaceFile)
+	if name := strings.TrimSpace(string(b)); err == nil && name != "" {
+		return name
+	}
+	return defaultNamespace
 }
 
 // reach knows whether the API server answers. It sees every request and every answer, those of the watches too, and tells of changes

@@ -66,6 +66,10 @@ type Config struct {
 	Kubeconfig string
 	// Context of Kubeconfig. Empty: its current one.
 	Context string
+	// Audience is who service account tokens must be made out to, for Attest. Empty: none is good.
+	Audience string
+	// Namespace is where control and the mesh's own programs are. Default: that of the Pod, else isthmus-system.
+	Namespace string
 	Settle  time.Duration        // how long events are gathered; default 50 ms
 	Checks  *ready.Checks        // default: none
 	Metrics *prometheus.Registry // default: none
@@ -74,6 +78,9 @@ type Config struct {
 }
 
 func (c Config) withDefaults() Config {
+	if c.Namespace == "" {
+		c.Namespace = podNamespace()
+	}
 	if c.Settle <= 0 {
 		c.Settle = defaultSettle
 	}
@@ -102,11 +109,15 @@ type Kube struct {
 	http    *http.Client
 	watches *watches
 
-	reader *reader
-	writer *writer
+	reader   *reader
+	writer   *writer
+	attestor *attestor
 }
 
-var _ control.Registry = (*Kube)(nil)
+var (
+	_ control.Registry = (*Kube)(nil)
+	_ control.Attestor = (*Kube)(nil)
+)
 
 // New reads the credentials. The API server is first asked by Run; it need not be there yet.
 func New(cfg Config) (*Kube, error) {
@@ -147,6 +158,7 @@ func (k *Kube) assemble(reads client.Reader, writes client.Client) {
 		cfg: k.cfg, source: k.source, reads: reads, objects: k.objects,
 		wake: make(chan struct{}, 1), problems: control.ProblemLog{Log: k.cfg.Log},
 	}
+	k.attestor = &attestor{live: writes, audience: k.cfg.Audience, namespace: k.cfg.Namespace}
 	k.writer = newWriter(k.cfg, reads, writes, k.status, k.reader.trouble)
 }
 
