@@ -62,6 +62,7 @@ func build(in inputs) *world {
 		w.reportStranded(r)
 	}
 	valid := w.ownRecords()
+	w.doubt(valid)
 	exports := map[topology.ClusterName][]federation.Export{in.self.Cluster: w.own.Exports}
 	for _, v := range w.usable {
 		for _, e := range v.Exports {

@@ -106,4 +106,3 @@ func TestAttest(t *testing.T) {
 		t.Errorf("while the API server is away: %v, want an error that refuses nobody", err)
 	}
 }
-

@@ -70,11 +70,11 @@ type Config struct {
 	Audience string
 	// Namespace is where control and the mesh's own programs are. Default: that of the Pod, else isthmus-system.
 	Namespace string
-	Settle  time.Duration        // how long events are gathered; default 50 ms
-	Checks  *ready.Checks        // default: none
-	Metrics *prometheus.Registry // default: none
-	Log     *slog.Logger         // default: none. The libraries' own log lines go there too
-	Now     func() time.Time     // default time.Now
+	Settle    time.Duration        // how long events are gathered; default 50 ms
+	Checks    *ready.Checks        // default: none
+	Metrics   *prometheus.Registry // default: none
+	Log       *slog.Logger         // default: none. The libraries' own log lines go there too
+	Now       func() time.Time     // default time.Now
 }
 
 func (c Config) withDefaults() Config {

@@ -1,6 +1,7 @@
 package manifest
 
 import (
+	"maps"
 	"slices"
 	"strconv"
 	"strings"
@@ -12,6 +13,9 @@ import (
 	"github.com/isthmus-mesh/isthmus/control"
 	"github.com/isthmus-mesh/isthmus/topology"
 )
+
+// ownAnnotations is what the annotations begin with that mean something to us.
+const ownAnnotations = "isthmus.dev/"
 
 // maxAudience bounds the clusters that an export names.
 const maxAudience = 256
@@ -28,6 +32,12 @@ func serviceExport(c *checker, in *mcsv1beta1.ServiceExport) Object {
 	c.labels("spec.exportedLabels", in.Spec.ExportedLabels)
 	for k := range in.Spec.ExportedAnnotations {
 		c.all("spec.exportedAnnotations."+k, "key "+strconv.Quote(k), validation.IsQualifiedName(strings.ToLower(k)))
+	}
+	for _, k := range slices.Sorted(maps.Keys(in.Annotations)) {
+		// A misspelt word of ours would export to everybody what was meant for a few.
+		if strings.HasPrefix(k, ownAnnotations) && k != control.AudienceAnnotation {
+			c.addf("metadata.annotations", "%s is not known here; is it %s?", k, control.AudienceAnnotation)
+		}
 	}
 	if audience, ok := in.Annotations[control.AudienceAnnotation]; ok {
 		e.Audience = c.audience(audience)

@@ -122,3 +122,14 @@ func TestFileIsOneUnit(t *testing.T) {
 		t.Fatalf("good and bad: %+v", f)
 	}
 }
+
+// A misspelt word of ours must not read as none: without an audience everybody may call.
+func TestMisspeltAudience(t *testing.T) {
+	f := manifest.Parse("export.yaml", []byte(`apiVersion: multicluster.x-k8s.io/v1beta1
+kind: ServiceExport
+metadata: {namespace: shop, name: pay, annotations: {isthmus.dev/audiense: us, example.org/other: x}}
+`))
+	if len(f.Objects) != 0 || len(f.Problems) != 1 || !strings.Contains(f.Problems[0].Reason, "isthmus.dev/audiense is not known here; is it isthmus.dev/audience?") {
+		t.Errorf("objects %v, problems %v", f.Objects, f.Problems)
+	}
+}
