@@ -59,9 +59,11 @@ func build(in inputs) *world {
 	for i := range in.objects.Services {
 		r := resolver.resolve(&in.objects.Services[i])
 		w.services[r.service.ID] = r
-		w.reportStranded(r)
 	}
 	valid := w.ownRecords()
+	for name, r := range w.services {
+		w.reportStranded(r, valid[name] != nil)
+	}
 	w.doubt(valid)
 	exports := map[topology.ClusterName][]federation.Export{in.self.Cluster: w.own.Exports}
 	for _, v := range w.usable {
@@ -132,8 +134,10 @@ func silentPeers(views []*federation.View, peers []ClusterPeer) []topology.Clust
 	return out
 }
 
-func (w *world) reportStranded(r *resolved) {
-	if r.stranded == 0 {
+// reportStranded tells of copies that nobody can call. Most Services of a Kubernetes cluster are none of the mesh's: there it is of
+// note for those that are exported, or have copies in the mesh beside.
+func (w *world) reportStranded(r *resolved, exported bool) {
+	if r.stranded == 0 || r.service.File == "" && !exported && r.stranded == r.copies {
 		return
 	}
 	why := "no node proxy is configured (nodeProxies) to stand in for them"

@@ -18,10 +18,7 @@ func (s *scenario) makeNamespace(_ *testscript.TestScript, args []string) error 
 		return err
 	}
 	s.in = append(s.in, in...)
-	return onEach(in, func(c *member) error {
-		_, _, err := c.cluster.Kubectl(s.ctx, "", "create", "namespace", s.namespace)
-		return err
-	})
+	return onEach(in, func(c *member) error { return c.makeNamespace(s.ctx, s.namespace) })
 }
 
 func (s *scenario) apply(ts *testscript.TestScript, args []string) error {

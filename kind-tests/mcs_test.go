@@ -58,10 +58,7 @@ func runScenarios(t *testing.T, m *mesh, dir string, atOnce int) {
 			turns <- struct{}{}
 			release := sync.OnceFunc(func() { <-turns })
 			env.Defer(release)
-			s, err := newScenario(m)
-			if err != nil {
-				return err
-			}
+			s := newScenario(m)
 			env.Values[scenarioKey{}] = s
 			env.Setenv("ns", s.namespace)
 			fail := env.T().Fatal

@@ -41,14 +41,21 @@ func (c *member) startCluster(ctx context.Context, binaries apiserver.Binaries) 
 	if err != nil {
 		return err
 	}
-	kinds, err := crds()
-	if err != nil {
-		return err
-	}
-	if _, _, err = c.cluster.Kubectl(ctx, kinds, "create", "-f", "-"); err != nil {
-		return err
+	for _, what := range []func() (string, error){crds, role} {
+		var text string
+		if text, err = what(); err != nil {
+			return err
+		}
+		if _, _, err = c.cluster.Kubectl(ctx, text, "create", "-f", "-"); err != nil {
+			return err
+		}
 	}
 	_, _, err = c.cluster.Kubectl(ctx, "", "wait", "crd", "--all", "--for=condition=Established", "--timeout=60s")
+	return err
+}
+
+func (c *member) makeNamespace(ctx context.Context, name string) error {
+	_, _, err := c.cluster.Kubectl(ctx, "", "create", "namespace", name)
 	return err
 }
 
@@ -74,7 +81,14 @@ func (c *member) startControl(ctx context.Context) error {
 		return err
 	}
 	c.socket, c.join = filepath.Join(sockets, "control.sock"), addresses[0]
-	err = c.write("control.yaml", fmt.Sprintf(controlConfig, c.name, c.cluster.Kubeconfig(), filepath.Join(c.dir, "control"),
+	// It may do what deploy/rbac lets it, and no more.
+	const namespace = "isthmus-system"
+	account, err := c.cluster.KubeconfigAs("system:serviceaccount:"+namespace+":isthmus-control",
+		"system:serviceaccounts", "system:serviceaccounts:"+namespace, "system:authenticated")
+	if err != nil {
+		return err
+	}
+	err = c.write("control.yaml", fmt.Sprintf(controlConfig, c.name, account, filepath.Join(c.dir, "control"),
 		addresses[0], addresses[1], c.socket, addresses[2]))
 	if err != nil {
 		return err

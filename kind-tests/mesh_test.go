@@ -173,10 +173,19 @@ func (m *mesh) member(name string) (*member, error) {
 
 // crds are the kinds that a cluster of a mesh has beside its own: the MCS API's and ours.
 func crds() (string, error) {
-	all := []string{string(crd.ServiceExportCRD), string(crd.ServiceImportCRD)}
-	files, err := filepath.Glob("../deploy/crds/*.yaml")
+	return manifests([]string{string(crd.ServiceExportCRD), string(crd.ServiceImportCRD)}, "../deploy/crds")
+}
+
+// role is what control may do in a cluster.
+func role() (string, error) {
+	return manifests([]string{`{"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": "isthmus-system"}}`}, "../deploy/rbac")
+}
+
+// manifests adds those of a folder.
+func manifests(all []string, dir string) (string, error) {
+	files, err := filepath.Glob(filepath.Join(dir, "*.yaml"))
 	if err != nil || len(files) == 0 {
-		return "", fmt.Errorf("no CRDs in deploy/crds: %w", err)
+		return "", fmt.Errorf("no manifests in %s: %w", dir, errors.Join(err, os.ErrNotExist))
 	}
 	for _, f := range files {
 		data, err := os.ReadFile(f)

@@ -29,10 +29,10 @@ var scenarios atomic.Int64
 // scenarioTime bounds one scenario, so that what hangs is told from what is slow.
 const scenarioTime = 3 * time.Minute
 
-func newScenario(m *mesh) (*scenario, error) {
+func newScenario(m *mesh) *scenario {
 	s := &scenario{mesh: m, namespace: fmt.Sprintf("scenario-%d", scenarios.Add(1))}
 	s.ctx, s.cancel = context.WithTimeout(context.Background(), scenarioTime)
-	return s, nil
+	return s
 }
 
 // close removes the scenario's namespace everywhere. That it goes, with the imports in it, while control is there to put imports back,

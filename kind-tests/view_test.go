@@ -34,24 +34,31 @@ func (m *mesh) view(ctx context.Context, kind, namespace, name string) (string, 
 	if describe == nil {
 		return "", fmt.Errorf("no view of %q; there are exports and imports", kind)
 	}
+	return m.group(func(c *member) (string, error) {
+		path := "/apis/multicluster.x-k8s.io/v1beta1/namespaces/" + namespace + "/service" + kind + "/" + name
+		return c.describe(ctx, path, namespace, describe)
+	})
+}
+
+// group puts clusters together of which one and the same can be said.
+func (m *mesh) group(say func(*member) (string, error)) (string, error) {
 	var (
 		texts []string                // that differ, in the order of the first cluster that has each
-		seen  = map[string][]string{} // clusters by text
+		of    = map[string][]string{} // clusters by text
 	)
 	for _, c := range m.members {
-		path := "/apis/multicluster.x-k8s.io/v1beta1/namespaces/" + namespace + "/service" + kind + "/" + name
-		text, err := c.describe(ctx, path, namespace, describe)
+		text, err := say(c)
 		if err != nil {
 			return "", err
 		}
-		if seen[text] == nil {
+		if of[text] == nil {
 			texts = append(texts, text)
 		}
-		seen[text] = append(seen[text], c.name)
+		of[text] = append(of[text], c.name)
 	}
 	var out strings.Builder
 	for _, text := range texts {
-		fmt.Fprintf(&out, "%s:%s\n", strings.Join(seen[text], " "), text)
+		fmt.Fprintf(&out, "%s:%s\n", strings.Join(of[text], " "), text)
 	}
 	return out.String(), nil
 }

@@ -2,18 +2,13 @@ package kube
 
 import (
 	"context"
-	"fmt"
-	"log/slog"
 	"net/http"
 	"reflect"
 	"strings"
-	"sync"
-	"time"
 
 	authenticationv1 "k8s.io/api/authentication/v1"
 	corev1 "k8s.io/api/core/v1"
 	discoveryv1 "k8s.io/api/discovery/v1"
-	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	"k8s.io/apimachinery/pkg/api/meta"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/runtime"
@@ -26,7 +21,6 @@ import (
 	mcsv1beta1 "sigs.k8s.io/mcs-api/pkg/apis/v1beta1"
 
 	meshv1alpha1 "github.com/isthmus-mesh/isthmus/api/mesh/v1alpha1"
-	"github.com/isthmus-mesh/isthmus/internal/ready"
 )
 
 // loops that an event wakes.
@@ -150,61 +144,4 @@ func sameMetadata(before, after any) bool {
 	a, isMetadata := before.(*metav1.PartialObjectMetadata)
 	b, still := after.(*metav1.PartialObjectMetadata)
 	return isMetadata && still && a.UID == b.UID && reflect.DeepEqual(a.Labels, b.Labels) && a.DeletionTimestamp.Equal(b.DeletionTimestamp)
-}
-
-// sayAgain is after how long a kind that still can't be watched is told of again.
-const sayAgain = 5 * time.Minute
-
-// watches tells of kinds that the API server does not let us watch: a CRD that is not installed, a role that is missing. That the
-// server can't be reached at all is reach's to tell.
-type watches struct {
-	log    *slog.Logger
-	checks *ready.Checks
-	now    func() time.Time
-
-	mu   sync.Mutex
-	all  bool              // guarded by mu: every kind has been read once
-	said map[string]saying // guarded by mu; by kind
-}
-
-type saying struct {
-	reason string
-	at     time.Time
-}
-
-// failed is called with each end of a watch; it begins anew by itself, with a growing pause.
-func (w *watches) failed(ctx context.Context, r *toolscache.Reflector, err error) {
-	w.note(ctx, r.TypeDescription(), err)
-}
-
-func (w *watches) note(ctx context.Context, kind string, err error) {
-	if !answered(err) || apierrors.IsResourceExpired(err) || apierrors.IsGone(err) {
-		return // it ended in the ordinary way, or could not be made
-	}
-	_, kind = cutLast(kind, ".")
-	w.mu.Lock()
-	defer w.mu.Unlock()
-	if last := w.said[kind]; last.reason == err.Error() && w.now().Sub(last.at) < sayAgain {
-		return
-	}
-	w.said[kind] = saying{err.Error(), w.now()}
-	w.log.WarnContext(ctx, "kind can't be watched; trying again", "kind", kind, "error", err)
-	if !w.all {
-		w.checks.Waiting(checkKubernetes, fmt.Sprintf("%s can't be read: %v", kind, err))
-	}
-}
-
-// synced says that every kind has been read.
-func (w *watches) synced() {
-	w.mu.Lock()
-	defer w.mu.Unlock()
-	w.all = true
-	w.checks.Done(checkKubernetes)
-}
-
-func cutLast(s, sep string) (before, after string) {
-	if i := strings.LastIndex(s, sep); i >= 0 {
-		return s[:i], s[i+len(sep):]
-	}
-	return "", s
 }

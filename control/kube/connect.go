@@ -64,19 +64,25 @@ func podNamespace() string {
 	return defaultNamespace
 }
 
+// retryReads is how long a read waits for an API server that is away, between one try and the next. It is short because nothing else
+// happens then, and because the informers' own pauses grow to a minute, which a cluster would be behind once the server is back.
+const retryReads = time.Second
+
 // reach knows whether the API server answers. It sees every request and every answer, those of the watches too, and tells of changes
-// only: while the server is away, each watch tries again every few seconds.
+// only. While the server is away it holds on to the reads: a list or watch fails only by an answer.
 type reach struct {
-	log *slog.Logger
-	now func() time.Time
-	up  prometheus.Gauge
+	log   *slog.Logger
+	now   func() time.Time
+	up    prometheus.Gauge
+	gone  func(why string) // called when it is lost
+	every time.Duration
 
 	mu   sync.Mutex
 	lost time.Time // guarded by mu; zero: it answers
 }
 
-func newReach(cfg Config) (*reach, error) {
-	r := &reach{log: cfg.Log, now: cfg.Now, up: prometheus.NewGauge(prometheus.GaugeOpts{
+func newReach(cfg Config, gone func(why string)) (*reach, error) {
+	r := &reach{log: cfg.Log, now: cfg.Now, gone: gone, every: retryReads, up: prometheus.NewGauge(prometheus.GaugeOpts{
 		Name: "isthmus_control_api_server_answers",
 		Help: "Whether the Kubernetes API server answered last time (1) or could not be reached (0).",
 	})}
@@ -85,19 +91,37 @@ func newReach(cfg Config) (*reach, error) {
 
 func (r *reach) wrap(next http.RoundTripper) http.RoundTripper {
 	return roundTripper(func(request *http.Request) (*http.Response, error) {
-		response, err := next.RoundTrip(request)
-		switch {
-		case err != nil && request.Context().Err() != nil: // we gave up, and that says nothing
-		case err != nil:
-			r.failed(err.Error())
-		case response.StatusCode == http.StatusBadGateway || response.StatusCode == http.StatusServiceUnavailable ||
-			response.StatusCode == http.StatusGatewayTimeout: // a load balancer answers for it
-			r.failed(response.Status)
-		default:
-			r.answered()
+		for {
+			response, err := next.RoundTrip(request)
+			if request.Context().Err() != nil { // we gave up, and that says nothing
+				return response, err
+			}
+			why := absence(response, err)
+			if why == "" {
+				r.answered()
+				return response, err
+			}
+			r.failed(why)
+			if request.Method != http.MethodGet || !pause(request.Context(), r.every) {
+				return response, err
+			}
+			if response != nil {
+				_ = response.Body.Close()
+			}
 		}
-		return response, err
 	})
+}
+
+// absence says why an answer is none of the API server's; "" if it is. A load balancer may answer in its place.
+func absence(response *http.Response, err error) string {
+	if err != nil {
+		return err.Error()
+	}
+	switch response.StatusCode {
+	case http.StatusBadGateway, http.StatusServiceUnavailable, http.StatusGatewayTimeout:
+		return response.Status
+	}
+	return ""
 }
 
 func (r *reach) failed(why string) {
@@ -107,6 +131,7 @@ func (r *reach) failed(why string) {
 	if r.lost.IsZero() {
 		r.lost = r.now()
 		r.log.Warn("API server can't be reached; the last state stays in force", "error", why)
+		r.gone(why)
 	}
 }
 

@@ -127,16 +127,16 @@ func New(cfg Config) (*Kube, error) {
 	if err != nil {
 		return nil, fmt.Errorf("kube: %w", err)
 	}
-	reach, err := newReach(cfg)
-	if err != nil {
-		return nil, fmt.Errorf("kube: %w", err)
-	}
-	api.Wrap(reach.wrap)
 	k := &Kube{
 		cfg: cfg, source: api.Host,
 		objects: new(live.Value[*control.Objects]), status: new(live.Value[*control.Status]),
 		watches: &watches{log: cfg.Log, checks: cfg.Checks, now: cfg.Now, said: make(map[string]saying)},
 	}
+	reach, err := newReach(cfg, k.watches.unreachable)
+	if err != nil {
+		return nil, fmt.Errorf("kube: %w", err)
+	}
+	api.Wrap(reach.wrap)
 	if k.http, err = rest.HTTPClientFor(api); err != nil {
 		return nil, fmt.Errorf("kube: %w", err)
 	}

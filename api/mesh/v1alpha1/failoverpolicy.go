@@ -23,10 +23,10 @@ type FailoverPolicy struct {
 //
 // +kubebuilder:validation:XValidation:rule="self.tiers.all(t, !has(t.name) || self.tiers.exists_one(u, has(u.name) && u.name == t.name))",message="the name of a tier stands twice",fieldPath=".tiers"
 type FailoverPolicySpec struct {
-	// TargetRefs are the ServiceImports or Services that the policy is for, in its own namespace.
+	// TargetRefs are the ServiceImports or Services that the policy is for, in its own namespace. Both kinds of one name mean the same
+	// calls: each name stands once.
 	// +required
 	// +listType=map
-	// +listMapKey=kind
 	// +listMapKey=name
 	// +kubebuilder:validation:MinItems=1
 	// +kubebuilder:validation:MaxItems=256
