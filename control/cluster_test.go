@@ -118,7 +118,7 @@ type cluster struct {
 	dir      string
 	registry *registry
 	checks   *ready.Checks
-	listener *bufconn.Listener
+	listener *live.Value[*bufconn.Listener] // of the control that runs now
 	stop     func()
 }
 
@@ -128,7 +128,7 @@ func (m *mesh) start(name, dir string, r *registry) *cluster {
 	if r == nil {
 		r = &registry{objects: new(live.Value[*control.Objects])}
 	}
-	c := &cluster{mesh: m, name: name, dir: dir, registry: r, checks: ready.New(), listener: bufconn.Listen(64 << 10)}
+	c := &cluster{mesh: m, name: name, dir: dir, registry: r, checks: ready.New(), listener: live.NewValue(bufconn.Listen(64 << 10))}
 	clusterName, err := topology.ParseClusterName(name)
 	if err != nil {
 		m.t.Fatal(err)
@@ -136,7 +136,7 @@ func (m *mesh) start(name, dir string, r *registry) *cluster {
 	c.Control, err = control.New(control.Config{
 		Cluster: clusterName, Domain: spiffeid.RequireTrustDomainFromString(name + ".example"), Region: "region-" + name,
 		StateDir: dir, Registry: r, Courier: &courier{m, name}, BusURLs: []string{"tls://" + name + ":4222"},
-		NodeProxies: []string{"node-0"}, GRPC: c.listener, Checks: c.checks, Attestor: m.attestor,
+		NodeProxies: []string{"node-0"}, GRPC: c.listener.Load(), Checks: c.checks, Attestor: m.attestor,
 	})
 	if err != nil {
 		m.t.Fatal(err)
@@ -231,7 +231,7 @@ var errDown = errors.New("control is down")
 
 // dial connects to the control that runs now under the cluster's name.
 func (c *cluster) dial(ctx context.Context) (net.Conn, error) {
-	conn, err := c.listener.DialContext(ctx)
+	conn, err := c.listener.Load().DialContext(ctx)
 	if err != nil {
 		return nil, errors.Join(errDown, err)
 	}

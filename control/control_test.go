@@ -152,7 +152,7 @@ func TestTwoClusters(t *testing.T) {
 		time.Sleep(time.Minute)
 		before := len(eu.registry.statuses())
 		restarted := m.start("eu", eu.dir, eu.registry)
-		eu.listener = restarted.listener
+		eu.listener.Store(restarted.listener.Load())
 		eventually(t, 2*time.Minute, func() error {
 			if s := get[admin.Status](t, restarted, "/v1/status"); !s.Ready || len(s.Proxies) != 2 || !s.Proxies[0].Connected || !s.Proxies[1].Connected {
 				return fmt.Errorf("after a restart: %+v", s)
