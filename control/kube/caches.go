@@ -122,10 +122,19 @@ func (k *Kube) listen(ctx context.Context) error {
 			}
 		}
 		if _, err := informer.AddEventHandler(toolscache.ResourceEventHandlerFuncs{
-			AddFunc:    func(any) { wake() },
-			DeleteFunc: func(any) { wake() },
+			AddFunc: func(o any) {
+				if !isOutside(o) {
+					wake()
+				}
+			},
+			DeleteFunc: func(o any) {
+				if !isOutside(o) {
+					wake()
+				}
+			},
 			UpdateFunc: func(before, after any) {
-				if !sameMetadata(before, after) {
+				idle := sameMetadata(before, after) || isOutside(before) && isOutside(after)
+				if !idle {
 					wake()
 				}
 			},
@@ -142,4 +151,10 @@ func sameMetadata(before, after any) bool {
 	a, isMetadata := before.(*metav1.PartialObjectMetadata)
 	b, still := after.(*metav1.PartialObjectMetadata)
 	return isMetadata && still && a.UID == b.UID && reflect.DeepEqual(a.Labels, b.Labels) && a.DeletionTimestamp.Equal(b.DeletionTimestamp)
+}
+
+// isOutside reports whether an object is a Pod without a sidecar: most of what happens in a cluster happens to these.
+func isOutside(o any) bool {
+	p, isPod := o.(*corev1.Pod)
+	return isPod && p.Annotations == nil
 }
