@@ -84,6 +84,7 @@ func newMapper() meta.RESTMapper {
 		{core, "Pod", "pods", meta.RESTScopeNamespace},
 		{core, "Node", "nodes", meta.RESTScopeRoot},
 		{core, "Namespace", "namespaces", meta.RESTScopeRoot},
+		{core, "Event", "events", meta.RESTScopeNamespace}, // written, not watched
 		{discoveryv1.SchemeGroupVersion, "EndpointSlice", "endpointslices", meta.RESTScopeNamespace},
 		{mcs, "ServiceExport", "serviceexports", meta.RESTScopeNamespace},
 		{mcs, "ServiceImport", "serviceimports", meta.RESTScopeNamespace},
