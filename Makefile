@@ -13,7 +13,7 @@ VERSION        ?=
 LDFLAGS        := $(if $(VERSION),-ldflags "-X github.com/isthmus-mesh/isthmus/internal/version.release=$(VERSION)")
 
 .DEFAULT_GOAL := help
-.PHONY: help build demo test race lint generate check fuzz bench kube-binaries kube-test clean
+.PHONY: help build demo test race lint generate check fuzz bench kube-binaries kube-test kube-mutants clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  %-13s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -60,6 +60,10 @@ kube-binaries: ## etcd and Kubernetes' API server from Go modules, for kube-test
 # More at once than there are cores: a scenario mostly waits.
 kube-test: kube-binaries ## the MCS scenarios on three real API servers (ARGS='-run TestMCS/ports' for some of them)
 	ISTHMUS_KUBE_BINARIES="$$(kind-tests/kubernetes/build --where)" $(GO) test -count=1 -parallel 8 -timeout 20m ./kind-tests/... $(ARGS)
+
+# Breaks control on purpose, in each way that mutants_test.go lists: a scenario that does not notice is no check.
+kube-mutants: kube-binaries ## see each of those scenarios fail (about ten minutes)
+	ISTHMUS_KUBE_MUTANTS=1 $(MAKE) kube-test ARGS="-run TestMutants -v"
 
 clean: ## remove what the targets made
 	rm -rf $(BIN) .cache

@@ -203,6 +203,9 @@ func describeWorld(t *testing.T, b control.Built) string {
 			fmt.Fprintf(&out, "export %s %s=%s/%s %q\n", e.Export.Service, c.Type, c.Status, c.Reason, c.Message)
 		}
 	}
+	for _, c := range b.Silent {
+		fmt.Fprintf(&out, "silent %s\n", c)
+	}
 	for _, i := range b.Imports {
 		fmt.Fprintf(&out, "import %s %s %v %v from %v\n", i.Service(), i.Import.Type, i.IPs, i.Families(), i.Import.Clusters)
 		for _, c := range i.Conditions {

@@ -38,6 +38,7 @@ type Built struct {
 	Own       federation.Own
 	Exports   []ExportStatus
 	Imports   []ImportStatus
+	Silent    []topology.ClusterName
 	Problems  []Problem
 	Addresses map[topology.ServiceName]netip.Addr
 }
@@ -63,7 +64,7 @@ func Build(s Scene) (Built, error) {
 		in.links[c] = linkWord{state: l.State, rtt: rtt}
 	}
 	w := build(in)
-	return Built{w.resources, w.own, w.exports, w.imports, w.problems, w.addresses}, nil
+	return Built{w.resources, w.own, w.exports, w.imports, w.silent, w.problems, w.addresses}, nil
 }
 
 func sortedKeys(m map[string]netip.AddrPort) []string { return slices.Sorted(maps.Keys(m)) }

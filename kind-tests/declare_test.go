@@ -107,6 +107,24 @@ func (s *scenario) runKubectl(args []string) (stdout, stderr string, err error) 
 	return c.cluster.Kubectl(s.ctx, "", append([]string{"-n", s.namespace}, args[1:]...)...)
 }
 
+func (s *scenario) isthmus(ts *testscript.TestScript, args []string) error {
+	out, _, err := s.runIsthmus(args)
+	_, _ = ts.Stdout().Write([]byte(out))
+	return err
+}
+
+func (s *scenario) runIsthmus(args []string) (stdout, stderr string, err error) {
+	if len(args) < 2 {
+		return "", "", errUsage
+	}
+	c, err := s.mesh.member(args[0])
+	if err != nil {
+		return "", "", err
+	}
+	stdout, err = c.isthmus(s.ctx, args[1:]...)
+	return stdout, "", err
+}
+
 const mark = `{"apiVersion": "v1", "kind": "Service", "metadata": {"name": %[1]q}, "spec": {"ports": [{"port": 1}]}}
 ---
 {"apiVersion": "multicluster.x-k8s.io/v1beta1", "kind": "ServiceExport", "metadata": {"name": %[1]q}}
@@ -124,7 +142,7 @@ func (s *scenario) settle() error {
 	}); err != nil {
 		return err
 	}
-	return poll(s.ctx, deadline, func() error {
+	return poll(s.ctx, s.mesh.deadline, func() error {
 		var errs []error
 		for _, at := range s.in {
 			for _, of := range s.in {

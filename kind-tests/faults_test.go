@@ -1,9 +1,15 @@
 package kindtests
 
 import (
+	"context"
+	"errors"
 	"fmt"
+	"os"
+	"path/filepath"
 
 	"github.com/rogpeppe/go-internal/testscript"
+
+	"github.com/isthmus-mesh/isthmus/kind-tests/apiserver"
 )
 
 // Commands that break something; only the scenarios of testdata/faults may use them.
@@ -22,10 +28,18 @@ func (s *scenario) control(_ *testscript.TestScript, args []string) error {
 		}
 	case "start":
 		return c.runControl(s.ctx)
+	case "forget":
+		return c.forget()
 	default:
 		return errUsage
 	}
 	return nil
+}
+
+// forget takes away what control has on disk of its peers; who it is itself, it still knows.
+func (c *member) forget() error {
+	state := filepath.Join(c.dir, "control")
+	return errors.Join(os.RemoveAll(filepath.Join(state, "federation")), os.Remove(filepath.Join(state, "peers-heard.json")))
 }
 
 func (s *scenario) apiserver(_ *testscript.TestScript, args []string) error {
@@ -50,4 +64,29 @@ func (s *scenario) fault(args []string) (verb string, c *member, err error) {
 	}
 	c, err = s.mesh.member(args[1])
 	return args[0], c, err
+}
+
+// heal starts again what a scenario left dead, and gives back what it took, which it only does when it fails.
+func (m *mesh) heal(ctx context.Context) error {
+	return m.each(func(c *member) error {
+		if _, err := c.cluster.Get(ctx, "/readyz"); err != nil {
+			if err := c.cluster.StartServer(ctx); err != nil {
+				return err
+			}
+		}
+		_, err := c.cluster.Get(ctx, "/apis/rbac.authorization.k8s.io/v1/clusterrolebindings/isthmus-control")
+		if errors.Is(err, apiserver.ErrNotFound) {
+			text, err := role()
+			if err != nil {
+				return err
+			}
+			if _, _, err := c.cluster.Kubectl(ctx, text, "apply", "--server-side", "--force-conflicts", "-f", "-"); err != nil {
+				return err
+			}
+		}
+		if c.control.Err() == nil {
+			return nil
+		}
+		return c.runControl(ctx)
+	})
 }

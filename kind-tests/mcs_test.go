@@ -21,7 +21,8 @@ import (
 //	exports NAME FILE                    waits until the ServiceExports of that name are, in all clusters, as FILE says
 //	imports NAME FILE                    likewise the ServiceImports
 //	still exports|imports NAME FILE      waits until every cluster has heard, and written, all that was declared before; then it must be so
-//	eventually REGEXP kubectl ARGS...    repeats it until what it prints matches
+//	isthmus CLUSTER ARGS...              asks the cluster's control plane
+//	eventually REGEXP COMMAND...         repeats kubectl or isthmus until what it prints matches
 //	save NAME                            what was printed last, as $NAME
 //
 // Every wait ends after 20 s, as in the conformance suite of that API. In FILE, clusters that see the same stand together; a line for
@@ -29,12 +30,13 @@ import (
 func TestMCS(t *testing.T) {
 	m := theMesh(t)
 	// More at once than this would only be slower, and a wait is for the mesh, not for a turn.
-	runScenarios(t, m, "testdata/mcs", 4)
+	testscript.Run(t, m.scenarios("testdata/mcs", 4))
 }
 
 // The scenarios of testdata/faults stop what the others rely on, so they come one after the other. In addition they have:
 //
 //	control kill|stop|start CLUSTER      SIGKILL; SIGTERM; starts it with what it has on disk
+//	control forget CLUSTER               of one that is dead: what it has on disk of its peers is lost
 //	apiserver kill|start CLUSTER         SIGKILL; starts it, over the same etcd
 func TestFaults(t *testing.T) {
 	m := theMesh(t)
@@ -43,13 +45,12 @@ func TestFaults(t *testing.T) {
 			t.Errorf("the scenarios did not leave the mesh as it was: %v", err)
 		}
 	})
-	runScenarios(t, m, "testdata/faults", 1)
+	testscript.Run(t, m.scenarios("testdata/faults", 1))
 }
 
-func runScenarios(t *testing.T, m *mesh, dir string, atOnce int) {
-	t.Helper()
+func (m *mesh) scenarios(dir string, atOnce int) testscript.Params {
 	turns := make(chan struct{}, atOnce)
-	testscript.Run(t, testscript.Params{
+	return testscript.Params{
 		Dir:                 dir,
 		RequireExplicitExec: true,
 		RequireUniqueNames:  true,
@@ -59,6 +60,7 @@ func runScenarios(t *testing.T, m *mesh, dir string, atOnce int) {
 			release := sync.OnceFunc(func() { <-turns })
 			env.Defer(release)
 			s := newScenario(m)
+			s.alone = atOnce == 1
 			env.Values[scenarioKey{}] = s
 			env.Setenv("ns", s.namespace)
 			fail := env.T().Fatal
@@ -70,7 +72,7 @@ func runScenarios(t *testing.T, m *mesh, dir string, atOnce int) {
 			})
 			return nil
 		},
-	})
+	}
 }
 
 type scenarioKey struct{}

@@ -18,7 +18,8 @@ import (
 type member struct {
 	name     string
 	dir      string
-	programs string
+	programs string // folder of our own programs
+	mutant   string // takes the place of isthmus-control; none when empty
 	cluster  *apiserver.Cluster
 
 	control, gateway *child.Process
@@ -26,9 +27,11 @@ type member struct {
 	join             string // where gateways join control
 }
 
-// build builds our own programs.
-func build(ctx context.Context, dir string) error {
-	cmd := exec.CommandContext(ctx, "go", "build", "-o", dir+string(filepath.Separator), "./cmd/isthmus", "./cmd/isthmus-control", "./cmd/isthmus-gateway")
+const control = "isthmus-control"
+
+// build builds some of our own programs.
+func build(ctx context.Context, dir string, args ...string) error {
+	cmd := exec.CommandContext(ctx, "go", append([]string{"build", "-o", dir + string(filepath.Separator)}, args...)...)
 	cmd.Dir = ".."
 	if out, err := cmd.CombinedOutput(); err != nil {
 		return fmt.Errorf("build the programs: %w\n%s", err, out)
@@ -98,7 +101,7 @@ func (c *member) startControl(ctx context.Context) error {
 
 // runControl starts the control plane with what it has on disk.
 func (c *member) runControl(ctx context.Context) (err error) {
-	if c.control, err = c.run("isthmus-control", "control"); err != nil {
+	if c.control, err = c.run(control, "control"); err != nil {
 		return err
 	}
 	return poll(ctx, patience, func() error {
@@ -143,8 +146,12 @@ func (c *member) startGateway(ctx context.Context) error {
 }
 
 func (c *member) run(program, name string) (*child.Process, error) {
+	path := filepath.Join(c.programs, program)
+	if program == control && c.mutant != "" {
+		path = c.mutant
+	}
 	return child.Start(child.Config{
-		Path: filepath.Join(c.programs, program), Args: []string{"--config", filepath.Join(c.dir, name+".yaml")},
+		Path: path, Args: []string{"--config", filepath.Join(c.dir, name+".yaml")},
 		Log: filepath.Join(c.dir, name+".log"),
 	})
 }

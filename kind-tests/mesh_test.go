@@ -34,6 +34,7 @@ type mesh struct {
 	dir      string
 	members  []*member // as clusterNames
 	programs string    // folder of our own programs
+	deadline time.Duration
 }
 
 // shared is the mesh that all scenarios act on, started when the first needs it.
@@ -51,7 +52,7 @@ func theMesh(t *testing.T) *mesh {
 	defer shared.Unlock()
 	if shared.mesh == nil {
 		begun := time.Now()
-		shared.mesh = new(mesh)
+		shared.mesh = &mesh{deadline: deadline}
 		ctx, cancel := context.WithTimeout(context.Background(), patience) // it outlives this test
 		defer cancel()
 		shared.err = shared.mesh.start(ctx, binaries)
@@ -80,7 +81,7 @@ func (m *mesh) start(ctx context.Context, binaries apiserver.Binaries) (err erro
 		m.members = append(m.members, &member{name: name, dir: filepath.Join(m.dir, name), programs: m.programs})
 	}
 	// The cores are few: first what is built, then what is started.
-	if err = build(ctx, m.programs); err != nil {
+	if err = build(ctx, m.programs, "./cmd/isthmus", "./cmd/"+control, "./cmd/isthmus-gateway"); err != nil {
 		return err
 	}
 	if err = m.each(func(c *member) error { return c.startCluster(ctx, binaries) }); err != nil {

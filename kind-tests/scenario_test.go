@@ -22,6 +22,7 @@ type scenario struct {
 	namespace string
 	in        []*member // clusters that the namespace was made in
 	marks     int
+	alone     bool // no other runs beside it: it may break things
 }
 
 var scenarios atomic.Int64
@@ -39,6 +40,11 @@ func newScenario(m *mesh) *scenario {
 // is a check like any other.
 func (s *scenario) close() error {
 	defer s.cancel()
+	if s.alone {
+		if err := s.mesh.heal(s.ctx); err != nil {
+			return err
+		}
+	}
 	if keep() {
 		return nil
 	}
@@ -55,6 +61,7 @@ var commands = map[string]func(ts *testscript.TestScript, neg bool, args []strin
 	"together":   command((*scenario).together),
 	"tick":       command((*scenario).tick),
 	"kubectl":    command((*scenario).kubectl),
+	"isthmus":    command((*scenario).isthmus),
 	"exports":    command((*scenario).exports),
 	"imports":    command((*scenario).imports),
 	"still":      command((*scenario).still),
@@ -94,7 +101,7 @@ func (s *scenario) become(ts *testscript.TestScript, kind string, args []string)
 		return errUsage
 	}
 	want := ts.ReadFile(args[1])
-	return poll(s.ctx, deadline, func() error { return s.compare(kind, args[0], want) })
+	return poll(s.ctx, s.mesh.deadline, func() error { return s.compare(kind, args[0], want) })
 }
 
 func (s *scenario) compare(kind, name, want string) error {
@@ -117,9 +124,13 @@ func (s *scenario) still(ts *testscript.TestScript, args []string) error {
 	return s.compare(args[0], args[1], want)
 }
 
-// eventually repeats kubectl until its output matches.
+// eventually repeats a command until its output matches.
 func (s *scenario) eventually(ts *testscript.TestScript, args []string) error {
-	if len(args) < 3 || args[1] != "kubectl" {
+	if len(args) < 2 {
+		return errUsage
+	}
+	run := map[string]func([]string) (string, string, error){"kubectl": s.runKubectl, "isthmus": s.runIsthmus}[args[1]]
+	if run == nil {
 		return errUsage
 	}
 	want, err := regexp.Compile("(?m)" + args[0])
@@ -127,11 +138,13 @@ func (s *scenario) eventually(ts *testscript.TestScript, args []string) error {
 		return err
 	}
 	var out string
-	err = poll(s.ctx, deadline, func() (err error) {
-		if out, _, err = s.runKubectl(args[2:]); err == nil && !want.MatchString(out) {
-			err = fmt.Errorf("no match for %s in:\n%s", args[0], out)
+	err = poll(s.ctx, s.mesh.deadline, func() error {
+		var failed error
+		out, _, failed = run(args[2:])
+		if want.MatchString(out) {
+			return nil // isthmus status fails where it has something to tell
 		}
-		return err
+		return errors.Join(fmt.Errorf("no match for %s in:\n%s", args[0], out), failed)
 	})
 	_, _ = ts.Stdout().Write([]byte(out))
 	return err

@@ -127,7 +127,7 @@ func (c *config) check(d *strictyaml.Document) error {
 	}
 	switch k := c.Kubernetes; {
 	case k == nil && c.Manifests == "":
-		wrong("manifests", "is missing; for a Kubernetes cluster: kubernetes")
+		wrong("manifests", "is missing; for a Kubernetes cluster: kubernetes: {}")
 	case k != nil && c.Manifests != "":
 		wrong("kubernetes", "stands beside manifests: a cluster is read from one of them")
 	case k != nil && k.Context != "" && k.Kubeconfig == "":

@@ -92,7 +92,7 @@ bus: {listen: "127.0.0.1:4222"}
 		good + "nodeProxies: [a, a]\n":       "c.yaml:7: nodeProxies: ",
 		good + "admin: {listen: here}\n":     "c.yaml:7: admin.listen: want host:port",
 		good + "region: " + strings.Repeat("x", 64) + "\n":                   "c.yaml:7: region: ",
-		strings.Replace(good, "manifests: m\n", "", 1):                       "manifests: is missing; for a Kubernetes cluster: kubernetes",
+		strings.Replace(good, "manifests: m\n", "", 1):                       "manifests: is missing; for a Kubernetes cluster: kubernetes: {}",
 		good + "kubernetes: {}\n":                                            "c.yaml:7: kubernetes: stands beside manifests",
 		good + "kubernetes: {kubeConfig: x}\n":                               "c.yaml:7: kubernetes.kubeConfig: unknown field",
 		strings.Replace(good, "manifests: m", "kubernetes: {context: x}", 1): "c.yaml:3: kubernetes.context: is one of a kubeconfig's",

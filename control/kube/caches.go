@@ -85,7 +85,8 @@ func newMapper() meta.RESTMapper {
 		{core, "Pod", "pods", meta.RESTScopeNamespace},
 		{core, "Node", "nodes", meta.RESTScopeRoot},
 		{core, "Namespace", "namespaces", meta.RESTScopeRoot},
-		{authenticationv1.SchemeGroupVersion, "TokenReview", "tokenreviews", meta.RESTScopeRoot},
+		{authenticationv1.SchemeGroupVersion, "TokenReview", "tokenreviews", meta.RESTScopeRoot}, // created, not watched
+		{core, "Event", "events", meta.RESTScopeNamespace}, // written, not watched
 		{discoveryv1.SchemeGroupVersion, "EndpointSlice", "endpointslices", meta.RESTScopeNamespace},
 		{mcs, "ServiceExport", "serviceexports", meta.RESTScopeNamespace},
 		{mcs, "ServiceImport", "serviceimports", meta.RESTScopeNamespace},
@@ -124,10 +125,19 @@ func (k *Kube) listen(ctx context.Context) error {
 			}
 		}
 		if _, err := informer.AddEventHandler(toolscache.ResourceEventHandlerFuncs{
-			AddFunc:    func(any) { wake() },
-			DeleteFunc: func(any) { wake() },
+			AddFunc: func(o any) {
+				if !isOutside(o) {
+					wake()
+				}
+			},
+			DeleteFunc: func(o any) {
+				if !isOutside(o) {
+					wake()
+				}
+			},
 			UpdateFunc: func(before, after any) {
-				if !sameMetadata(before, after) {
+				idle := sameMetadata(before, after) || isOutside(before) && isOutside(after)
+				if !idle {
 					wake()
 				}
 			},
@@ -144,4 +154,10 @@ func sameMetadata(before, after any) bool {
 	a, isMetadata := before.(*metav1.PartialObjectMetadata)
 	b, still := after.(*metav1.PartialObjectMetadata)
 	return isMetadata && still && a.UID == b.UID && reflect.DeepEqual(a.Labels, b.Labels) && a.DeletionTimestamp.Equal(b.DeletionTimestamp)
+}
+
+// isOutside reports whether an object is a Pod without a sidecar: most of what happens in a cluster happens to these.
+func isOutside(o any) bool {
+	p, isPod := o.(*corev1.Pod)
+	return isPod && p.Annotations == nil
 }

@@ -79,6 +79,7 @@ type reach struct {
 
 	mu   sync.Mutex
 	lost time.Time // guarded by mu; zero: it answers
+	last time.Time // guarded by mu: of the last answer
 }
 
 func newReach(cfg Config, gone func(why string)) (*reach, error) {
@@ -92,6 +93,7 @@ func newReach(cfg Config, gone func(why string)) (*reach, error) {
 func (r *reach) wrap(next http.RoundTripper) http.RoundTripper {
 	return roundTripper(func(request *http.Request) (*http.Response, error) {
 		for {
+			began := r.now()
 			response, err := next.RoundTrip(request)
 			if request.Context().Err() != nil { // we gave up, and that says nothing
 				return response, err
@@ -101,7 +103,7 @@ func (r *reach) wrap(next http.RoundTripper) http.RoundTripper {
 				r.answered()
 				return response, err
 			}
-			r.failed(why)
+			r.failed(why, began)
 			if request.Method != http.MethodGet || !pause(request.Context(), r.every) {
 				return response, err
 			}
@@ -124,10 +126,14 @@ func absence(response *http.Response, err error) string {
 	return ""
 }
 
-func (r *reach) failed(why string) {
-	r.up.Set(0)
+// failed is told of a request that was not answered. One that began before the last answer says nothing of now.
+func (r *reach) failed(why string, began time.Time) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
+	if began.Before(r.last) {
+		return
+	}
+	r.up.Set(0)
 	if r.lost.IsZero() {
 		r.lost = r.now()
 		r.log.Warn("API server can't be reached; the last state stays in force", "error", why)
@@ -136,9 +142,10 @@ func (r *reach) failed(why string) {
 }
 
 func (r *reach) answered() {
-	r.up.Set(1)
 	r.mu.Lock()
 	defer r.mu.Unlock()
+	r.up.Set(1)
+	r.last = r.now()
 	if !r.lost.IsZero() {
 		r.log.Info("API server answers again", "after", r.now().Sub(r.lost).Round(time.Second).String())
 		r.lost = time.Time{}

@@ -2,16 +2,14 @@ package kube
 
 import (
 	"cmp"
-	"slices"
+	"sort"
 
-	discoveryv1 "k8s.io/api/discovery/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/types"
 	mcsv1beta1 "sigs.k8s.io/mcs-api/pkg/apis/v1beta1"
 
 	"github.com/isthmus-mesh/isthmus/control"
 	"github.com/isthmus-mesh/isthmus/control/manifest"
-	"github.com/isthmus-mesh/isthmus/topology"
 )
 
 // memory is the last conversion of each object: what has not changed since is not checked again, and of what is bad now the last
@@ -36,18 +34,10 @@ type conversion struct {
 func convert(now *reading, last memory) (*control.Objects, memory) {
 	c := &converter{last: last, next: make(memory, len(last)), out: new(control.Objects)}
 	meshed := c.meshedPods(now)
-	selected := make(map[topology.ServiceName]bool, len(now.services)) // Services whose selector picks their copies
-	each(c, "Service", now.services, func(v conversion) {
-		c.out.Services = append(c.out.Services, *v.value.Service)
-		selected[v.value.Service.ID] = len(v.value.Service.Selector) > 0
-	})
-	each(c, "EndpointSlice", ofServices(now.slices), func(v conversion) {
-		s := *v.value.Slice
-		if selected[s.Service] {
-			s.Endpoints = withoutSidecar(s.Endpoints, v.targets, s.Namespace, meshed)
-		}
-		c.out.Slices = append(c.out.Slices, s)
-	})
+	each(c, "Service", now.services, func(v conversion) { c.out.Services = append(c.out.Services, *v.value.Service) })
+	copies := newCopies(c.out.Services, meshed)
+	each(c, "EndpointSlice", ofServices(now.slices), copies.add)
+	c.out.Slices = copies.slices()
 	each(c, mcsv1beta1.ServiceExportKindName, present(now.exports), func(v conversion) { c.out.Exports = append(c.out.Exports, *v.value.Export) })
 	each(c, "ClusterPeer", present(now.peers), func(v conversion) { c.out.Peers = append(c.out.Peers, *v.value.Peer) })
 	each(c, "FailoverPolicy", present(now.policies), func(v conversion) { c.out.Policies = append(c.out.Policies, *v.value.Policy) })
@@ -109,37 +99,10 @@ func (c *converter) one(kind string, in metav1.Object) conversion {
 	return v
 }
 
-// targetsOf returns which Pod each endpoint of an EndpointSlice is.
-func targetsOf(in metav1.Object) []string {
-	slice, ok := in.(*discoveryv1.EndpointSlice)
-	if !ok {
-		return nil
-	}
-	out := make([]string, len(slice.Endpoints))
-	for i := range slice.Endpoints {
-		if ref := slice.Endpoints[i].TargetRef; ref != nil && ref.Kind == "Pod" {
-			out[i] = ref.Name
-		}
-	}
-	return out
-}
-
-// withoutSidecar leaves out the endpoints that are Pods with a sidecar: they are Workloads already, and the Service's selector picks
-// them there. Beside them they would count as copies without a sidecar, and be called in plain.
-func withoutSidecar(in []control.SliceEndpoint, targets []string, namespace string, meshed map[string]bool) []control.SliceEndpoint {
-	var out []control.SliceEndpoint
-	for i, e := range in {
-		if !meshed[namespace+"/"+targets[i]] {
-			out = append(out, e)
-		}
-	}
-	return out
-}
-
-// byName puts objects into the order that control.Objects has.
+// byName puts objects into the order that control.Objects has. It compares in place: they are large, and there are many.
 func byName[T any](in []T, meta func(*T) *control.Meta) {
-	slices.SortFunc(in, func(a, b T) int {
-		x, y := meta(&a), meta(&b)
-		return cmp.Or(cmp.Compare(x.Namespace, y.Namespace), cmp.Compare(x.Name, y.Name))
+	sort.Slice(in, func(i, j int) bool {
+		x, y := meta(&in[i]), meta(&in[j])
+		return cmp.Or(cmp.Compare(x.Namespace, y.Namespace), cmp.Compare(x.Name, y.Name)) < 0
 	})
 }

@@ -103,6 +103,29 @@ func TestSlicesLeaveOutWhatHasASidecar(t *testing.T) {
 	}
 }
 
+// A Service of two families has two slices, and each Pod is one copy.
+func TestTwoFamiliesAreOneCopy(t *testing.T) {
+	for first, want := range map[corev1.IPFamily]string{"": "10.0.0.1 10.0.0.3 fd00::2", corev1.IPv6Protocol: "10.0.0.3 fd00::1 fd00::2"} {
+		service := serviceOf("web", nil, 80)
+		if first != "" {
+			service.Spec.ClusterIP, service.Spec.IPFamilies = "fd00:96::1", []corev1.IPFamily{first, corev1.IPv4Protocol}
+		}
+		v4 := sliceOf("web", endpointOf("10.0.0.1", "old-0"), endpointOf("10.0.0.3", ""))
+		v6 := sliceOf("web", endpointOf("fd00::1", "old-0"), endpointOf("fd00::2", "six-0"))
+		v6.Name, v6.UID, v6.AddressType = "web-2", "other", discoveryv1.AddressTypeIPv6
+		out, _ := convert(&reading{services: []corev1.Service{service}, slices: []discoveryv1.EndpointSlice{v6, v4}}, nil)
+		var got []string
+		for _, s := range out.Slices {
+			for _, e := range s.Endpoints {
+				got = append(got, e.Address.String())
+			}
+		}
+		if slices.Sort(got); strings.Join(got, " ") != want || len(out.Problems) > 0 {
+			t.Errorf("first family %q: %v, want %s; problems %v", first, got, want, out.Problems)
+		}
+	}
+}
+
 func TestSlicesThatAreNoCopiesAreNotRead(t *testing.T) {
 	imported, ours, unnamed, portless := sliceOf("a"), sliceOf("b"), sliceOf("c"), sliceOf("d")
 	imported.Labels[mcsv1beta1.LabelSourceCluster] = "us"

@@ -186,6 +186,18 @@ func TestNewNeedsCredentials(t *testing.T) {
 	}
 }
 
+func TestLateFailureSaysNothing(t *testing.T) {
+	now := born.Time
+	r, err := newReach(Config{Now: func() time.Time { return now }}.withDefaults(), func(string) { t.Error("told that it is lost") })
+	if err != nil {
+		t.Fatal(err)
+	}
+	began := now
+	now = now.Add(time.Second)
+	r.answered()
+	r.failed("connection reset", began)
+}
+
 // Reads wait for an API server that is away, so that the informers are not slowed down by failures; writes fail at once.
 func TestReadsWait(t *testing.T) {
 	api := &standIn{away: true}

@@ -34,6 +34,8 @@ type write struct {
 	imported *mcsv1beta1.ServiceImport
 	// export holds the conditions that it shall have, and the resourceVersion that it had.
 	export *mcsv1beta1.ServiceExport
+	// news are those of its conditions that are told of by Events.
+	news []metav1.Condition
 }
 
 // target is the object that the write is for.
@@ -174,7 +176,7 @@ func exportWrites(want *control.Status, now *written) []write {
 		due = append(due, write{verb: applyExport, export: &mcsv1beta1.ServiceExport{
 			ObjectMeta: metav1.ObjectMeta{Namespace: e.Namespace, Name: e.Name, UID: have.UID, ResourceVersion: have.ResourceVersion},
 			Status:     mcsv1beta1.ServiceExportStatus{Conditions: ours},
-		}})
+		}, news: news(have.Status.Conditions, ours)})
 	}
 	return due
 }
@@ -188,7 +190,7 @@ func merged(have, want []metav1.Condition, generation int64) []metav1.Condition 
 	out := slices.Clone(have)
 	for _, w := range want {
 		w.ObservedGeneration = generation
-		w.Message = strings.ToValidUTF8(w.Message[:min(len(w.Message), maxMessage)], "")
+		w.Message = cut(w.Message, maxMessage)
 		i := slices.IndexFunc(out, func(c metav1.Condition) bool { return c.Type == w.Type })
 		if i < 0 {
 			out = append(out, w)
@@ -201,3 +203,6 @@ func merged(have, want []metav1.Condition, generation int64) []metav1.Condition 
 	}
 	return out
 }
+
+// cut shortens a text to so many bytes.
+func cut(s string, most int) string { return strings.ToValidUTF8(s[:min(len(s), most)], "") }

@@ -7,9 +7,7 @@ import (
 	"strconv"
 
 	corev1 "k8s.io/api/core/v1"
-	discoveryv1 "k8s.io/api/discovery/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
-	mcsv1beta1 "sigs.k8s.io/mcs-api/pkg/apis/v1beta1"
 
 	"github.com/isthmus-mesh/isthmus/control"
 )
@@ -23,21 +21,6 @@ func present[T any, P interface {
 	for i := range in {
 		if P(&in[i]).GetDeletionTimestamp() == nil {
 			out = append(out, in[i])
-		}
-	}
-	return out
-}
-
-// ofServices leaves out the slices that are no copies of a Service of this cluster: those of an import (KEP-1645, "EndpointSlice"), ours
-// among them, those that name no Service, and those without ports, as a headless Service without ports has them: there is nothing
-// to call.
-func ofServices(in []discoveryv1.EndpointSlice) []discoveryv1.EndpointSlice {
-	out := make([]discoveryv1.EndpointSlice, 0, len(in))
-	for i := range in {
-		s := &in[i]
-		_, imported := s.Labels[mcsv1beta1.LabelSourceCluster]
-		if !imported && s.Labels[discoveryv1.LabelManagedBy] != ManagedBy && s.Labels[discoveryv1.LabelServiceName] != "" && len(s.Ports) > 0 {
-			out = append(out, *s)
 		}
 	}
 	return out

@@ -55,7 +55,7 @@ func (w *watches) note(ctx context.Context, what string, err error) {
 	w.said[what] = saying{err.Error(), w.now()}
 	w.log.WarnContext(ctx, "kind can't be watched; trying again", "resource", what, "error", err)
 	if !w.all {
-		w.checks.Waiting(checkKubernetes, err.Error())
+		w.checks.Waiting(checkKubernetes, what+" can't be read: "+err.Error())
 	}
 }
 

@@ -156,6 +156,7 @@ func (w *writer) try(ctx context.Context, due *write, last attempt) attempt {
 	switch {
 	case err == nil:
 		w.cfg.Log.InfoContext(ctx, "written", "object", due.target().String(), "what", string(due.verb))
+		w.tell(bounded, due)
 		return attempt{base: base, until: now.Add(echoTimeout)}
 	case !answered(err): // it was not reached: neither would be the others
 		w.away.failures++

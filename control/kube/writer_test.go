@@ -204,6 +204,44 @@ func TestConditionsAreApplied(t *testing.T) {
 	}
 }
 
+func TestNewsAreTold(t *testing.T) {
+	condition := func(kind string, status metav1.ConditionStatus, reason string) metav1.Condition {
+		return metav1.Condition{Type: kind, Status: status, Reason: reason}
+	}
+	expected := []metav1.Condition{condition("Valid", "True", "Valid"), condition("Ready", "True", "Exported"), condition("Conflict", "False", "NoConflicts")}
+	bad := []metav1.Condition{condition("Valid", "False", "NoService"), condition("Ready", "False", "Pending"), condition("Conflict", "True", "PortConflict")}
+	worse := []metav1.Condition{bad[0], bad[1], condition("Conflict", "True", "PortConflict,TypeConflict")}
+	for title, c := range map[string]struct{ have, want, news []metav1.Condition }{
+		"at first, as expected": {nil, expected, expected[1:2]},
+		"at first, bad":         {nil, bad, bad},
+		"as before":             {bad, bad, nil},
+		"it went well again":    {bad, expected, expected},
+		"for another reason":    {bad, worse, worse[2:]},
+	} {
+		if diff := cmp.Diff(c.news, news(c.have, c.want)); diff != "" {
+			t.Errorf("%s (-want +got)\n%s", title, diff)
+		}
+	}
+
+	export := exportFor("web")
+	export.ResourceVersion = ""
+	b := newBench(t, &export)
+	ready := control.Condition{Type: "Ready", Status: control.False, Reason: "Pending", Message: strings.Repeat("é", maxEventMessage), Since: later}
+	b.writer.status.Store(&control.Status{Exports: []control.ExportStatus{exportStatusOf(t, "web", ready)}})
+	b.settle()
+	var events corev1.EventList
+	if err := b.api.List(t.Context(), &events); err != nil {
+		t.Fatal(err)
+	}
+	if len(events.Items) != 1 {
+		t.Fatalf("events %+v, want one", events.Items)
+	}
+	if e := events.Items[0]; e.Type != "Warning" || e.Reason != "Pending" || !strings.HasPrefix(e.Message, "Ready is False: é") ||
+		len(e.Message) > maxEventMessage || e.InvolvedObject.UID != export.UID {
+		t.Errorf("event %+v", e)
+	}
+}
+
 // What is refused is tried again, less and less often, said once, and not lost.
 func TestRefusedIsTriedAgain(t *testing.T) {
 	b := newBench(t, namespaceOf("shop"))

@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"net/netip"
 	"strconv"
+	"strings"
 	"time"
 
 	corev1 "k8s.io/api/core/v1"
@@ -45,7 +46,7 @@ func (c *checker) serviceType(s *control.Service, in *corev1.ServiceSpec) {
 		if in.ExternalName == "" {
 			c.addf("spec.externalName", "is missing: the type is ExternalName")
 		} else {
-			c.all("spec.externalName", strconv.Quote(in.ExternalName), validation.IsDNS1123Subdomain(in.ExternalName))
+			c.all("spec.externalName", strconv.Quote(in.ExternalName), validation.IsDNS1123Subdomain(strings.TrimSuffix(in.ExternalName, ".")))
 		}
 	default:
 		c.addf("spec.type", "%q is not known: want ClusterIP, NodePort, LoadBalancer or ExternalName", in.Type)
