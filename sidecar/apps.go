@@ -142,6 +142,9 @@ func (a *apps) keep(s *topology.Snapshot) {
 
 // RoundTrip sends a request to the first application that takes a connection. The error is a *Failure when none did.
 func (a *apps) RoundTrip(req *http.Request) (*http.Response, error) {
+	if req.Method == http.MethodConnect { // checkHead has refused it; net/http would send its body without a frame
+		return nil, errors.New("CONNECT is not carried to applications")
+	}
 	v := visitOf(req.Context())
 	transport := a.http1
 	if (v.to.Protocol == topology.HTTP2 || v.to.Protocol == topology.GRPC) && req.Header.Get("Upgrade") == "" {

@@ -11,6 +11,7 @@ import (
 	"net/http/httputil"
 	"slices"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/spiffe/go-spiffe/v2/spiffeid"
@@ -53,6 +54,8 @@ type Inbound struct {
 	server *http.Server
 	proxy  *httputil.ReverseProxy
 	work   drain.Drain // requests and opaque connections
+	// arrivals are those of sessions on their way to server, by their connection.
+	arrivals sync.Map
 }
 
 // init makes what is made of the other fields.
@@ -87,10 +90,7 @@ func (in *Inbound) init() {
 	in.server.IdleTimeout = inboundIdle
 	in.server.Protocols.SetHTTP2(true)
 	in.server.ConnContext = func(ctx context.Context, c net.Conn) context.Context {
-		a, err := in.arrivalOf(c.(*tls.Conn)) // run gives it nothing else
-		if err != nil {
-			_ = c.Close() // what passed the handshake fails here only when the snapshot changed in between
-		}
+		a, _ := in.arrivals.LoadAndDelete(c) // run puts it there
 		return context.WithValue(ctx, arrivalKey{}, a)
 	}
 }
@@ -150,11 +150,13 @@ type arrival struct {
 	peer    trust.Peer
 	service topology.ServiceName
 	port    uint16
+	// admitted: it could call its service at some time. From then on it is closed when it no longer may.
+	admitted atomic.Bool
 }
 
 type arrivalKey struct{}
 
-func (in *Inbound) arrivalOf(c *tls.Conn) (*arrival, error) {
+func arrivalOf(c *tls.Conn) (*arrival, error) {
 	state := c.ConnectionState()
 	peer, err := trust.PeerOf(state)
 	if err != nil {
@@ -224,14 +226,15 @@ func (in *Inbound) run(ctx, work context.Context, ln net.Listener) error {
 			continue
 		}
 		wg.Go(func() {
-			c, err := in.handshake(work, raw)
+			c, a, err := in.handshake(work, raw)
 			<-slots
 			switch {
 			case err != nil:
 				in.log.DebugContext(work, "session refused", slog.String("from", raw.RemoteAddr().String()), slog.Any("error", err))
 			case c.ConnectionState().NegotiatedProtocol == session.TCP:
-				in.tunnel(work, c, raw)
+				in.tunnel(work, c, raw, a)
 			default:
+				in.arrivals.Store(c, a)
 				requests.Give(c)
 			}
 		})
@@ -239,34 +242,49 @@ func (in *Inbound) run(ctx, work context.Context, ln net.Listener) error {
 }
 
 // handshake makes c of raw, which it closes on failure.
-func (in *Inbound) handshake(ctx context.Context, raw net.Conn) (*tls.Conn, error) {
+func (in *Inbound) handshake(ctx context.Context, raw net.Conn) (*tls.Conn, *arrival, error) {
 	ctx, cancel := context.WithTimeout(ctx, handshakeTimeout)
 	defer cancel()
 	open := in.metrics.connections.WithLabelValues(inbound)
 	open.Inc()
 	told := conn.Carry(raw, open.Dec)
 	c := tls.Server(told, in.config)
-	if err := c.HandshakeContext(ctx); err != nil {
-		_ = told.Close()
-		return nil, err
+	err := c.HandshakeContext(ctx)
+	var a *arrival
+	if err == nil {
+		a, err = arrivalOf(c)
 	}
-	told.OnClose(in.guard.Watch(c.ConnectionState(), in.lasting(c), func(error) { _ = told.Close() }))
-	return c, nil
+	if err != nil {
+		_ = told.Close()
+		return nil, nil, err
+	}
+	told.OnClose(in.guard.Watch(c.ConnectionState(), in.lasting(a), func(error) { _ = told.Close() }))
+	told.OnClose(func() { in.arrivals.Delete(c) })
+	return c, a, nil
 }
 
-// lasting is the policy that an open session has to go on meeting. One that may call its service loses that with the export, and
-// is closed, whatever runs in it. One that may not from the start is refused request by request, in words.
-func (in *Inbound) lasting(c *tls.Conn) trust.Policy {
-	a, err := in.arrivalOf(c)
-	if err != nil || in.authorize(a.peer.ID, a.service, a.port) != nil {
-		return in.policy
-	}
+// lasting is the policy that an open session has to go on meeting. Once it may call its service, it is closed when it no longer may,
+// whatever runs in it. As long as it may not, it is refused request by request, in words; an export that comes later lets it in, and then
+// binds it like any other. The guard asks whenever what decides may have changed.
+func (in *Inbound) lasting(a *arrival) trust.Policy {
 	return func(p trust.Peer) error {
 		if err := in.policy(p); err != nil {
 			return err
 		}
-		return in.authorize(p.ID, a.service, a.port)
+		if err := in.admit(a); err != nil && a.admitted.Load() {
+			return err
+		}
+		return nil
 	}
+}
+
+// admit says whether a session may call its service now, and remembers that it once could.
+func (in *Inbound) admit(a *arrival) error {
+	err := in.authorize(a.peer.ID, a.service, a.port)
+	if err == nil && !a.admitted.Swap(true) {
+		err = in.authorize(a.peer.ID, a.service, a.port) // it may have lost that before the guard could know of it
+	}
+	return err
 }
 
 // recheck has open sessions judged anew whenever what they are judged by may have changed.
