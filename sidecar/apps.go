@@ -26,8 +26,10 @@ const (
 	maxIdleToApp = 256
 	// An application that did not take a connection is asked after the others for so long.
 	appRest = 1 * time.Second
-	// What an application's answer may hold when the caller does not take it, in bytes, for each HTTP/2 stream.
-	appWindow = 512 << 10
+	// What an application's answer may hold when the caller does not take it, in bytes, for each HTTP/2 stream. The application is on this
+	// machine or this node, so that a small window costs no throughput; and there is none for the connection as a whole, because then
+	// one caller that takes nothing would stop the others. maxInFlight bounds the sum.
+	appWindow = 64 << 10
 )
 
 // apps are the applications behind this sidecar: one, or several behind a node proxy. It is the http.RoundTripper towards them.

@@ -29,8 +29,8 @@ import (
 
 const (
 	handshakeTimeout = 3 * time.Second
-	// maxHandshakes bounds those under way; past it, connections are reset.
-	maxHandshakes = 4096
+	// maxInFlight bounds the requests to the application, of all sessions together. Each may hold appWindow and some buffers.
+	maxInFlight = 10_000
 	// inboundIdle ends an inner session that carries nothing; the caller's side gives up long before.
 	inboundIdle = 10 * time.Minute
 )
@@ -49,11 +49,13 @@ type Inbound struct {
 	requestLevel slog.Level
 	now          func() time.Time
 
-	config *tls.Config
-	policy trust.Policy
-	server *http.Server
-	proxy  *httputil.ReverseProxy
-	work   drain.Drain // requests and opaque connections
+	config   *tls.Config
+	policy   trust.Policy
+	server   *http.Server
+	proxy    *httputil.ReverseProxy
+	work     drain.Drain // requests and opaque connections
+	door     door
+	inFlight atomic.Int64 // requests to the application
 	// arrivals are those of sessions on their way to server, by their connection.
 	arrivals sync.Map
 }
@@ -110,6 +112,7 @@ var (
 	errNoCaller    = errors.New("neither a workload nor a node proxy")
 	errNoPeer      = errors.New("its trust domain is no peer's")
 	errNotExported = errors.New("the service is not exported to its cluster")
+	errFull        = errors.New("too many sessions are open")
 )
 
 // authorize says whether a caller may call a service that is served here; an error refuses it. Those of the own trust domain may;
@@ -212,22 +215,15 @@ func (in *Inbound) run(ctx, work context.Context, ln net.Listener) error {
 	watching, stop := context.WithCancel(ctx)
 	defer stop()
 	wg.Go(func() { in.recheck(watching) })
-	slots := make(chan struct{}, maxHandshakes)
 	for {
 		raw, err := acceptFrom(ctx, ln)
 		if raw == nil {
 			return err
 		}
-		select {
-		case slots <- struct{}{}:
-		default: // shed: waiting would let those who say nothing shut everybody out
-			conn.Reset(raw)
-			_ = raw.Close()
-			continue
-		}
+		done := in.door.knock(raw)
 		wg.Go(func() {
 			c, a, err := in.handshake(work, raw)
-			<-slots
+			done()
 			switch {
 			case err != nil:
 				in.log.DebugContext(work, "session refused", slog.String("from", raw.RemoteAddr().String()), slog.Any("error", err))
@@ -254,10 +250,18 @@ func (in *Inbound) handshake(ctx context.Context, raw net.Conn) (*tls.Conn, *arr
 	if err == nil {
 		a, err = arrivalOf(c)
 	}
+	var leave func()
+	if err == nil {
+		ok := false
+		if leave, ok = in.door.enter(a.peer.ID); !ok {
+			err = errFull
+		}
+	}
 	if err != nil {
 		_ = told.Close()
 		return nil, nil, err
 	}
+	told.OnClose(leave)
 	told.OnClose(in.guard.Watch(c.ConnectionState(), in.lasting(a), func(error) { _ = told.Close() }))
 	told.OnClose(func() { in.arrivals.Delete(c) })
 	return c, a, nil

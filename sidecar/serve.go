@@ -56,7 +56,13 @@ func (in *Inbound) serve(w http.ResponseWriter, r *http.Request) {
 		}
 		in.end(r, v)
 	}()
-	if v.failure = in.check(r, v); v.failure != nil {
+	defer in.inFlight.Add(-1)
+	if in.inFlight.Add(1) > maxInFlight {
+		v.failure = fail(http.StatusServiceUnavailable, CodeOverloaded, "the sidecar of %s carries %d requests, as many as it may", a.service, maxInFlight)
+	} else {
+		v.failure = in.check(r, v)
+	}
+	if v.failure != nil {
 		in.refuse(w, r, v)
 	} else {
 		if r.ProtoMajor == 1 {
@@ -90,7 +96,7 @@ func (in *Inbound) refuse(w http.ResponseWriter, r *http.Request, v *visit) {
 	v.status = v.failure.Status
 	closeAfterConnect(w, r)
 	switch v.failure.Code {
-	case CodeNotServed, CodeAppDown:
+	case CodeNotServed, CodeAppDown, CodeOverloaded:
 		w.Header().Set(headerOutcome, outcomeUnsent)
 		v.failure.writePlain(w)
 	case CodeAppBroke:
