@@ -26,8 +26,10 @@ const (
 	maxIdleToApp = 256
 	// An application that did not take a connection is asked after the others for so long.
 	appRest = 1 * time.Second
-	// What an application's answer may hold when the caller does not take it, in bytes, for each HTTP/2 stream.
-	appWindow = 512 << 10
+	// What an application's answer may hold when the caller does not take it, in bytes, for each HTTP/2 stream. The application is on this
+	// machine or this node, so that a small window costs no throughput; and there is none for the connection as a whole, because then
+	// one caller that takes nothing would stop the others. maxInFlight bounds the sum.
+	appWindow = 64 << 10
 )
 
 // apps are the applications behind this sidecar: one, or several behind a node proxy. It is the http.RoundTripper towards them.
@@ -142,6 +144,9 @@ func (a *apps) keep(s *topology.Snapshot) {
 
 // RoundTrip sends a request to the first application that takes a connection. The error is a *Failure when none did.
 func (a *apps) RoundTrip(req *http.Request) (*http.Response, error) {
+	if req.Method == http.MethodConnect { // checkHead has refused it; net/http would send its body without a frame
+		return nil, errors.New("CONNECT is not carried to applications")
+	}
 	v := visitOf(req.Context())
 	transport := a.http1
 	if (v.to.Protocol == topology.HTTP2 || v.to.Protocol == topology.GRPC) && req.Header.Get("Upgrade") == "" {

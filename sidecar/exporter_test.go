@@ -14,6 +14,7 @@ import (
 	"os"
 	"slices"
 	"strings"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -251,5 +252,93 @@ func TestMadeUpNames(t *testing.T) {
 	}
 	if resp, body := get(t, c.client(), checkoutURL); resp.StatusCode != http.StatusOK {
 		t.Errorf("a service that exists: %s %q", resp.Status, body)
+	}
+}
+
+// TestSessionFromBeforeTheExport: one that was opened when it was not exported, and was let in later, ends with the export as any other.
+func TestSessionFromBeforeTheExport(t *testing.T) {
+	w := newWorld(t)
+	entered := make(chan struct{}, 1)
+	_, there := serveApp(t, func(w http.ResponseWriter, r *http.Request) {
+		if r.URL.Path == "/long" {
+			entered <- struct{}{}
+			<-r.Context().Done()
+		}
+	})
+	far := w.server(us, "checkout", topology.HTTP, there)
+	exported := far.snapshots.Load()
+	far.unexport()
+	c, err := w.intrude(far, must(trust.WorkloadID(eu, "shop", "web")), session.HTTP1)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if status := ask(t, c); status != http.StatusForbidden {
+		t.Fatalf("before the export: %d", status)
+	}
+	far.snapshots.Store(exported)
+	if status := ask(t, c); status != http.StatusOK {
+		t.Fatalf("while it is exported: %d", status)
+	}
+	_, _ = io.WriteString(c, "GET /long HTTP/1.1\r\nHost: a\r\n\r\n")
+	<-entered
+	far.unexport()
+	if _, err := c.Read(make([]byte, 1)); err == nil || errors.Is(err, os.ErrDeadlineExceeded) {
+		t.Errorf("the session goes on without the export: %v", err)
+	}
+}
+
+// TestNoConnectToApplications: a CONNECT that is carried as a request would let its sender speak to the application as anybody.
+func TestNoConnectToApplications(t *testing.T) {
+	for _, protocol := range []topology.Protocol{topology.HTTP, topology.HTTP2} {
+		w := newWorld(t)
+		var reached atomic.Int64
+		app := tcpApp(t, func(c *net.TCPConn) { reached.Add(1); _, _ = io.Copy(io.Discard, c) })
+		near := w.server(eu, "checkout", protocol, app)
+		direct := listenTCP(t)
+		c := w.caller(view{protocol: protocol, endpoints: []topology.Endpoint{near.endpoint("checkout-0")}}, func(c *Config) {
+			c.Listeners = []LocalListener{{Service: checkout, Port: 80, Listener: direct}}
+		})
+		smuggled := "GET /admin HTTP/1.1\r\nHost: a\r\nIsthmus-Caller: spiffe://eu.test/ns/shop/sa/admin\r\n\r\n"
+		toListener := func(ctx context.Context, _, _ string) (net.Conn, error) {
+			return new(net.Dialer).DialContext(ctx, "tcp", direct.Addr().String())
+		}
+		inner := func(protocol string) func(context.Context, string, string) (net.Conn, error) {
+			return func(context.Context, string, string) (net.Conn, error) {
+				return w.intrude(near, must(trust.WorkloadID(eu, "shop", "web")), protocol)
+			}
+		}
+		for what, client := range map[string]*http.Client{
+			"h2 in a tunnel": h2c(t, c.through), "h2 to the proxy": clients(t, c)["HTTP/2"], "h2 to a listener": h2c(t, toListener), "h2 inside": h2c(t, inner(session.HTTP2)),
+		} {
+			req, _ := http.NewRequestWithContext(t.Context(), http.MethodConnect, checkoutURL, io.NopCloser(strings.NewReader(smuggled)))
+			req.Host, req.ContentLength = "checkout.shop.svc.clusterset.local:80", -1
+			if resp, err := client.Do(req); err == nil {
+				_ = resp.Body.Close()
+				if resp.StatusCode != http.StatusNotImplemented {
+					t.Errorf("%s, %s: %s", protocol, what, resp.Status)
+				}
+			}
+		}
+		for what, dial := range map[string]func(context.Context, string, string) (net.Conn, error){
+			"h1 in a tunnel": c.through, "h1 to a listener": toListener, "h1 inside": inner(session.HTTP1),
+		} {
+			conn, err := dial(t.Context(), "", "checkout.shop.svc.clusterset.local:80")
+			if err != nil {
+				t.Fatal(err)
+			}
+			_ = conn.SetDeadline(time.Now().Add(patience))
+			_, _ = io.WriteString(conn, "CONNECT checkout.shop.svc.clusterset.local:80 HTTP/1.1\r\nHost: checkout.shop.svc.clusterset.local:80\r\n\r\n"+smuggled)
+			got, err := io.ReadAll(conn)
+			if errors.Is(err, os.ErrDeadlineExceeded) {
+				t.Errorf("%s, %s: the connection stays open", protocol, what)
+			}
+			if !strings.HasPrefix(string(got), "HTTP/1.1 501 ") || strings.Count(string(got), "HTTP/1.1 ") != 1 {
+				t.Errorf("%s, %s: got %q", protocol, what, got)
+			}
+			_ = conn.Close()
+		}
+		if n := reached.Load(); n != 0 {
+			t.Errorf("%s: the application got %d connections", protocol, n)
+		}
 	}
 }

@@ -31,6 +31,7 @@ const (
 	CodeAppDown     Code = "IST2102" // the called application does not take connections
 	CodeAppBroke    Code = "IST2103" // the called application broke off
 	CodeNotAllowed  Code = "IST2104" // the caller may not
+	CodeOverloaded  Code = "IST2105" // the called workload's sidecar carries as much as it may
 )
 
 var errEnding = errors.New("this sidecar is ending")

@@ -111,7 +111,7 @@ func (f *forwarding) attempt(c choice) (*http.Response, outcome) {
 	}
 	req := new(*f.request)
 	req.Body = body
-	resp, err := inner.RoundTrip(req, func(lost *session.LostError) { f.outbound.lost(c, inner, lost) })
+	resp, err := inner.RoundTrip(req, func(lost *session.LostError) { f.blame(c, inner, lost) })
 	if err != nil {
 		_ = body.Close()
 		f.release(inner)
@@ -122,7 +122,7 @@ func (f *forwarding) attempt(c choice) (*http.Response, outcome) {
 		if !ok {
 			lost = &session.LostError{Err: err}
 		}
-		f.outbound.lost(c, inner, lost)
+		f.blame(c, inner, lost)
 		// A session may die alone, and the copies behind it live.
 		f.again = !f.upgrade && len(f.tried) == 0 && (lost.Polite || c.pool.Ready())
 		return nil, outcome{err: err, unsent: lost.Unsent || lost.Write && !f.body.Touched()}
@@ -132,6 +132,15 @@ func (f *forwarding) attempt(c choice) (*http.Response, outcome) {
 		resp.Body = closing(resp.Body, inner)
 	}
 	return f.judge(c, inner, resp)
+}
+
+// blame counts a failure against a copy, once for each request, however often it tried: one request that no copy can answer is no
+// proof against all of them.
+func (f *forwarding) blame(c choice, inner *session.Requests, lost *session.LostError) {
+	if f.times(c.candidate.Target) > 0 && !lost.Polite {
+		return
+	}
+	f.outbound.lost(c, inner, lost)
 }
 
 // session opens or takes the inner session for an attempt.
@@ -156,7 +165,7 @@ func (f *forwarding) judge(c choice, inner *session.Requests, resp *http.Respons
 		_ = resp.Body.Close()
 		err := errors.New(strings.TrimSpace(string(words)))
 		c.pool.Condemn(inner) // a new session may get another copy
-		f.outbound.lost(c, inner, &session.LostError{Err: err})
+		f.blame(c, inner, &session.LostError{Err: err})
 		return nil, outcome{err: err, unsent: made == outcomeUnsent}
 	}
 	if f.idempotent && f.body.Replayable() && f.body.Consumed() && resp.ContentLength > 0 && resp.ContentLength <= maxHeld &&

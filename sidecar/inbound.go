@@ -11,6 +11,7 @@ import (
 	"net/http/httputil"
 	"slices"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/spiffe/go-spiffe/v2/spiffeid"
@@ -28,8 +29,8 @@ import (
 
 const (
 	handshakeTimeout = 3 * time.Second
-	// maxHandshakes bounds those under way; past it, connections are reset.
-	maxHandshakes = 4096
+	// maxInFlight bounds the requests to the application, of all sessions together. Each may hold appWindow and some buffers.
+	maxInFlight = 10_000
 	// inboundIdle ends an inner session that carries nothing; the caller's side gives up long before.
 	inboundIdle = 10 * time.Minute
 )
@@ -48,11 +49,15 @@ type Inbound struct {
 	requestLevel slog.Level
 	now          func() time.Time
 
-	config *tls.Config
-	policy trust.Policy
-	server *http.Server
-	proxy  *httputil.ReverseProxy
-	work   drain.Drain // requests and opaque connections
+	config   *tls.Config
+	policy   trust.Policy
+	server   *http.Server
+	proxy    *httputil.ReverseProxy
+	work     drain.Drain // requests and opaque connections
+	door     door
+	inFlight atomic.Int64 // requests to the application
+	// arrivals are those of sessions on their way to server, by their connection.
+	arrivals sync.Map
 }
 
 // init makes what is made of the other fields.
@@ -87,10 +92,7 @@ func (in *Inbound) init() {
 	in.server.IdleTimeout = inboundIdle
 	in.server.Protocols.SetHTTP2(true)
 	in.server.ConnContext = func(ctx context.Context, c net.Conn) context.Context {
-		a, err := in.arrivalOf(c.(*tls.Conn)) // run gives it nothing else
-		if err != nil {
-			_ = c.Close() // what passed the handshake fails here only when the snapshot changed in between
-		}
+		a, _ := in.arrivals.LoadAndDelete(c) // run puts it there
 		return context.WithValue(ctx, arrivalKey{}, a)
 	}
 }
@@ -110,6 +112,7 @@ var (
 	errNoCaller    = errors.New("neither a workload nor a node proxy")
 	errNoPeer      = errors.New("its trust domain is no peer's")
 	errNotExported = errors.New("the service is not exported to its cluster")
+	errFull        = errors.New("too many sessions are open")
 )
 
 // authorize says whether a caller may call a service that is served here; an error refuses it. Those of the own trust domain may;
@@ -150,11 +153,13 @@ type arrival struct {
 	peer    trust.Peer
 	service topology.ServiceName
 	port    uint16
+	// admitted: it could call its service at some time. From then on it is closed when it no longer may.
+	admitted atomic.Bool
 }
 
 type arrivalKey struct{}
 
-func (in *Inbound) arrivalOf(c *tls.Conn) (*arrival, error) {
+func arrivalOf(c *tls.Conn) (*arrival, error) {
 	state := c.ConnectionState()
 	peer, err := trust.PeerOf(state)
 	if err != nil {
@@ -210,28 +215,22 @@ func (in *Inbound) run(ctx, work context.Context, ln net.Listener) error {
 	watching, stop := context.WithCancel(ctx)
 	defer stop()
 	wg.Go(func() { in.recheck(watching) })
-	slots := make(chan struct{}, maxHandshakes)
 	for {
 		raw, err := acceptFrom(ctx, ln)
 		if raw == nil {
 			return err
 		}
-		select {
-		case slots <- struct{}{}:
-		default: // shed: waiting would let those who say nothing shut everybody out
-			conn.Reset(raw)
-			_ = raw.Close()
-			continue
-		}
+		done := in.door.knock(raw)
 		wg.Go(func() {
-			c, err := in.handshake(work, raw)
-			<-slots
+			c, a, err := in.handshake(work, raw)
+			done()
 			switch {
 			case err != nil:
 				in.log.DebugContext(work, "session refused", slog.String("from", raw.RemoteAddr().String()), slog.Any("error", err))
 			case c.ConnectionState().NegotiatedProtocol == session.TCP:
-				in.tunnel(work, c, raw)
+				in.tunnel(work, c, raw, a)
 			default:
+				in.arrivals.Store(c, a)
 				requests.Give(c)
 			}
 		})
@@ -239,34 +238,57 @@ func (in *Inbound) run(ctx, work context.Context, ln net.Listener) error {
 }
 
 // handshake makes c of raw, which it closes on failure.
-func (in *Inbound) handshake(ctx context.Context, raw net.Conn) (*tls.Conn, error) {
+func (in *Inbound) handshake(ctx context.Context, raw net.Conn) (*tls.Conn, *arrival, error) {
 	ctx, cancel := context.WithTimeout(ctx, handshakeTimeout)
 	defer cancel()
 	open := in.metrics.connections.WithLabelValues(inbound)
 	open.Inc()
 	told := conn.Carry(raw, open.Dec)
 	c := tls.Server(told, in.config)
-	if err := c.HandshakeContext(ctx); err != nil {
-		_ = told.Close()
-		return nil, err
+	err := c.HandshakeContext(ctx)
+	var a *arrival
+	if err == nil {
+		a, err = arrivalOf(c)
 	}
-	told.OnClose(in.guard.Watch(c.ConnectionState(), in.lasting(c), func(error) { _ = told.Close() }))
-	return c, nil
+	var leave func()
+	if err == nil {
+		ok := false
+		if leave, ok = in.door.enter(a.peer.ID); !ok {
+			err = errFull
+		}
+	}
+	if err != nil {
+		_ = told.Close()
+		return nil, nil, err
+	}
+	told.OnClose(leave)
+	told.OnClose(in.guard.Watch(c.ConnectionState(), in.lasting(a), func(error) { _ = told.Close() }))
+	told.OnClose(func() { in.arrivals.Delete(c) })
+	return c, a, nil
 }
 
-// lasting is the policy that an open session has to go on meeting. One that may call its service loses that with the export, and
-// is closed, whatever runs in it. One that may not from the start is refused request by request, in words.
-func (in *Inbound) lasting(c *tls.Conn) trust.Policy {
-	a, err := in.arrivalOf(c)
-	if err != nil || in.authorize(a.peer.ID, a.service, a.port) != nil {
-		return in.policy
-	}
+// lasting is the policy that an open session has to go on meeting. Once it may call its service, it is closed when it no longer may,
+// whatever runs in it. As long as it may not, it is refused request by request, in words; an export that comes later lets it in, and then
+// binds it like any other. The guard asks whenever what decides may have changed.
+func (in *Inbound) lasting(a *arrival) trust.Policy {
 	return func(p trust.Peer) error {
 		if err := in.policy(p); err != nil {
 			return err
 		}
-		return in.authorize(p.ID, a.service, a.port)
+		if err := in.admit(a); err != nil && a.admitted.Load() {
+			return err
+		}
+		return nil
 	}
+}
+
+// admit says whether a session may call its service now, and remembers that it once could.
+func (in *Inbound) admit(a *arrival) error {
+	err := in.authorize(a.peer.ID, a.service, a.port)
+	if err == nil && !a.admitted.Swap(true) {
+		err = in.authorize(a.peer.ID, a.service, a.port) // it may have lost that before the guard could know of it
+	}
+	return err
 }
 
 // recheck has open sessions judged anew whenever what they are judged by may have changed.

@@ -169,6 +169,7 @@ func (o *Outbound) serve(w http.ResponseWriter, r *http.Request, where destinati
 	}
 	if failure != nil {
 		c.failure, c.status = failure, failure.Status
+		closeAfterConnect(w, r)
 		failure.write(w, r)
 		whole = true
 		return
@@ -181,8 +182,17 @@ func (o *Outbound) serve(w http.ResponseWriter, r *http.Request, where destinati
 	whole = true
 }
 
-// checkHead refuses what no hop should carry further.
+// checkHead refuses what no hop should carry further, in either direction.
 func checkHead(r *http.Request) *Failure {
+	// A CONNECT that is carried as a request becomes a tunnel at the application, or, worse, does not: its body has no framing, and
+	// what is in it would be read as requests of whomever it likes. Tunnels are opened at the proxy, and end there (connect).
+	if r.Method == http.MethodConnect {
+		return fail(http.StatusNotImplemented, CodeUnsupported, "CONNECT is served by the sidecar's proxy, over HTTP/1.1, and is not carried to applications")
+	}
+	// HTTP/2 takes in a query what would end the request line of HTTP/1.1 (RFC 9112 section 3).
+	if strings.ContainsFunc(r.URL.RawQuery, func(c rune) bool { return c <= ' ' || c == 0x7f }) {
+		return fail(http.StatusBadRequest, CodeBadTarget, "the query holds a space or a control character: encode it")
+	}
 	n := 0
 	for _, values := range r.Header {
 		n += len(values)
@@ -194,6 +204,13 @@ func checkHead(r *http.Request) *Failure {
 		return fail(http.StatusLoopDetected, CodeLoop, "this request has passed %d sidecars: it goes in circles", maxHops)
 	}
 	return nil
+}
+
+// closeAfterConnect ends the connection of a CONNECT that is refused: what its sender lets follow is no request.
+func closeAfterConnect(w http.ResponseWriter, r *http.Request) {
+	if r.Method == http.MethodConnect {
+		w.Header().Set("Connection", "close")
+	}
 }
 
 // hops returns how many sidecars r has passed. One that can't be read has passed too many.
@@ -213,6 +230,7 @@ func hops(r *http.Request) int {
 // requests would travel that nobody on the way has seen.
 func dropForeignUpgrade(r *http.Request) {
 	for token := range strings.SplitSeq(strings.Join(r.Header.Values("Upgrade"), ","), ",") {
+		token, _, _ = strings.Cut(token, ";") // parameters have no meaning here, and must not hide the name
 		token = strings.ToLower(strings.TrimSpace(token))
 		if token == "h2c" || token == "h2" || strings.HasPrefix(token, "http/") || strings.HasPrefix(token, "tls/") {
 			r.Header.Del("Upgrade")

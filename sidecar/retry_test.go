@@ -304,7 +304,7 @@ func TestRefusalsOfGateways(t *testing.T) {
 			}
 			sure := slices.Contains([]streamv1.Code{
 				streamv1.Code_CODE_UNKNOWN_CLUSTER, streamv1.Code_CODE_LINK_DOWN, streamv1.Code_CODE_NOT_EXPORTED,
-				streamv1.Code_CODE_NOT_ALLOWED, streamv1.Code_CODE_NO_ENDPOINT,
+				streamv1.Code_CODE_NOT_ALLOWED, streamv1.Code_CODE_NO_ENDPOINT, streamv1.Code_CODE_ENDPOINT_UNREACHABLE,
 			}, code)
 			if slices.Contains(states, topology.LastResort) != sure {
 				t.Errorf("states %v", states)

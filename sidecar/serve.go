@@ -38,7 +38,7 @@ func visitOf(ctx context.Context) *visit {
 func (in *Inbound) serve(w http.ResponseWriter, r *http.Request) {
 	a, _ := r.Context().Value(arrivalKey{}).(*arrival)
 	if a == nil {
-		panic(http.ErrAbortHandler) // ConnContext closed the connection
+		panic(http.ErrAbortHandler) // run gives the server no other connections
 	}
 	done, ok := in.work.Add()
 	if !ok {
@@ -56,7 +56,13 @@ func (in *Inbound) serve(w http.ResponseWriter, r *http.Request) {
 		}
 		in.end(r, v)
 	}()
-	if v.failure = in.check(r, v); v.failure != nil {
+	defer in.inFlight.Add(-1)
+	if in.inFlight.Add(1) > maxInFlight {
+		v.failure = fail(http.StatusServiceUnavailable, CodeOverloaded, "the sidecar of %s carries %d requests, as many as it may", a.service, maxInFlight)
+	} else {
+		v.failure = in.check(r, v)
+	}
+	if v.failure != nil {
 		in.refuse(w, r, v)
 	} else {
 		if r.ProtoMajor == 1 {
@@ -79,7 +85,7 @@ func (in *Inbound) check(r *http.Request, v *visit) *Failure {
 	if f := checkHead(r); f != nil {
 		return f
 	}
-	if err := in.authorize(v.peer.ID, v.service, v.port); err != nil {
+	if err := in.admit(v.arrival); err != nil {
 		return &Failure{Status: http.StatusForbidden, Code: CodeNotAllowed, Err: err, Text: v.peer.ID.String() + " may not call " + v.service.String() + ": " + err.Error()}
 	}
 	return nil
@@ -88,8 +94,9 @@ func (in *Inbound) check(r *http.Request, v *visit) *Failure {
 // refuse answers in place of the application. What another copy may do better is marked for the caller's sidecar.
 func (in *Inbound) refuse(w http.ResponseWriter, r *http.Request, v *visit) {
 	v.status = v.failure.Status
+	closeAfterConnect(w, r)
 	switch v.failure.Code {
-	case CodeNotServed, CodeAppDown:
+	case CodeNotServed, CodeAppDown, CodeOverloaded:
 		w.Header().Set(headerOutcome, outcomeUnsent)
 		v.failure.writePlain(w)
 	case CodeAppBroke:

@@ -23,14 +23,9 @@ func (o *opaque) Abort(error) {
 }
 
 // tunnel relays one opaque connection to the application. The caller's sidecar hears first whether the application took it.
-func (in *Inbound) tunnel(ctx context.Context, c *tls.Conn, raw net.Conn) {
+func (in *Inbound) tunnel(ctx context.Context, c *tls.Conn, raw net.Conn, a *arrival) {
 	far := &opaque{c, raw}
 	began := in.now()
-	a, err := in.arrivalOf(c)
-	if err != nil {
-		far.Abort(err)
-		return
-	}
 	done, ok := in.work.Add()
 	if !ok {
 		far.Abort(errEnding)
@@ -58,7 +53,7 @@ func (in *Inbound) openApp(ctx context.Context, a *arrival, far *opaque) (net.Co
 	err := errNotServed
 	var near net.Conn
 	if to != nil && !to.Protocol.IsHTTP() {
-		if err = in.authorize(a.peer.ID, a.service, a.port); err == nil {
+		if err = in.admit(a); err == nil {
 			near, err = in.apps.open(ctx, to.Targets)
 		}
 	}

@@ -65,11 +65,14 @@ type quietWriter struct{ http.ResponseWriter }
 
 // WriteHeader writes all but 100.
 func (w quietWriter) WriteHeader(status int) {
+	h := w.Header()
 	if status == http.StatusContinue {
 		return
 	}
 	if status < http.StatusOK && status != http.StatusSwitchingProtocols {
-		stripOwn(w.Header())
+		stripOwn(h)
+	} else if _, said := h["Content-Type"]; !said {
+		h["Content-Type"] = nil // net/http would guess one, and the application had its reasons
 	}
 	w.ResponseWriter.WriteHeader(status)
 }

@@ -137,7 +137,7 @@ func (o *Outbound) connectPlan(r *http.Request) (*plan, *Failure) {
 // refuse answers a CONNECT that led nowhere.
 func (o *Outbound) refuse(w http.ResponseWriter, r *http.Request, f *Failure) {
 	o.metrics.requests.WithLabelValues(outbound, o.self().Cluster.String(), workload(o.self()), "", "unknown", "0", codeLabel(f.Status), string(f.Code)).Inc()
-	w.Header().Set("Connection", "close")
+	closeAfterConnect(w, r)
 	f.write(w, r)
 }
 

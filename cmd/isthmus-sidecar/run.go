@@ -9,6 +9,8 @@ import (
 	"io"
 	"net"
 	"net/http"
+	"net/netip"
+	"strings"
 	"sync"
 	"time"
 
@@ -106,6 +108,10 @@ func serve(ctx context.Context, c *config, t *telemetry.Telemetry) error {
 // explain answers GET /explain?to=NAME[&port=N].
 func explain(s *sidecar.Sidecar) http.Handler {
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		if !isAddress(r.Host) { // a page in a browser on this machine could have a name of its own resolve to it
+			http.Error(w, "ask by address: the Host header must be an IP address or localhost", http.StatusForbidden)
+			return
+		}
 		q, err := sidecar.ParseQuery(r.URL.Query().Get("to"), r.URL.Query().Get("port"))
 		if err != nil {
 			http.Error(w, err.Error(), http.StatusBadRequest)
@@ -114,6 +120,15 @@ func explain(s *sidecar.Sidecar) http.Handler {
 		w.Header().Set("Content-Type", "application/json")
 		_ = json.NewEncoder(w).Encode(s.Explain(r.Context(), q)) // the client went away
 	})
+}
+
+// isAddress reports whether a Host header names a machine by its address, with or without a port.
+func isAddress(host string) bool {
+	if h, _, err := net.SplitHostPort(host); err == nil {
+		host = h
+	}
+	_, err := netip.ParseAddr(strings.Trim(host, "[]"))
+	return err == nil || host == "localhost"
 }
 
 // together runs the sidecar, and for as long as it runs, drain included, what it needs.

@@ -1,6 +1,7 @@
 package folder
 
 import (
+	"cmp"
 	"context"
 	"fmt"
 	"os"
@@ -35,6 +36,10 @@ func (f *Folder) PutStatus(_ context.Context, s *control.Status) error {
 		}
 		if err := os.Mkdir(dir, 0o755); err != nil && !os.IsExist(err) { //nolint:gosec // G301: as readable as the manifests beside it
 			return fmt.Errorf("folder: status: %w", err)
+		}
+		// Whoever may write manifests must not have us write elsewhere.
+		if info, err := os.Lstat(dir); err != nil || !info.IsDir() {
+			return fmt.Errorf("folder: status: %s must be a folder, and no link: %w", dir, cmp.Or(err, os.ErrInvalid))
 		}
 		if err := atomicfile.Write(filepath.Join(dir, name), data, 0o644); err != nil {
 			return fmt.Errorf("folder: status: %w", err)

@@ -101,3 +101,21 @@ func TestStatusOfAFolderThatIsAway(t *testing.T) {
 		t.Fatal("status was written to a folder that is not there")
 	}
 }
+
+// TestStatusIsNoLink: whoever may write manifests must not have control write elsewhere.
+func TestStatusIsNoLink(t *testing.T) {
+	dir, elsewhere := t.TempDir(), t.TempDir()
+	if err := os.Symlink(elsewhere, filepath.Join(dir, ".status")); err != nil {
+		t.Fatal(err)
+	}
+	f, err := folder.New(folder.Config{Dir: dir})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := f.PutStatus(t.Context(), new(control.Status)); err == nil || !strings.Contains(err.Error(), "no link") {
+		t.Errorf("%v", err)
+	}
+	if entries, err := os.ReadDir(elsewhere); err != nil || len(entries) != 0 {
+		t.Errorf("%v were written elsewhere, %v", entries, err)
+	}
+}

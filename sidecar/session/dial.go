@@ -279,7 +279,7 @@ func verdict(r *preamble.Refusal) balance.Verdict {
 	}
 	switch r.Code {
 	case streamv1.Code_CODE_UNKNOWN_CLUSTER, streamv1.Code_CODE_LINK_DOWN, streamv1.Code_CODE_NO_ENDPOINT,
-		streamv1.Code_CODE_NOT_EXPORTED, streamv1.Code_CODE_NOT_ALLOWED:
+		streamv1.Code_CODE_ENDPOINT_UNREACHABLE, streamv1.Code_CODE_NOT_EXPORTED, streamv1.Code_CODE_NOT_ALLOWED:
 		return balance.Refused
 	default:
 		return balance.Broken
