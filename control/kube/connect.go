@@ -5,6 +5,7 @@ import (
 	"log/slog"
 	"net/http"
 	"os"
+	"path"
 	"strings"
 	"sync"
 	"time"
@@ -64,26 +65,27 @@ func podNamespace() string {
 	return defaultNamespace
 }
 
-// retryReads is how long a read waits for an API server that is away, between one try and the next. It is short because nothing else
-// happens then, and because the informers' own pauses grow to a minute, which a cluster would be behind once the server is back.
+// retryReads is how long a read waits for an API server that is away, or for a CRD or a role that is missing at the start, between one
+// try and the next. It is short because nothing else happens then, and because the informers' own pauses grow to a minute, which a
+// cluster would be behind once the server is back.
 const retryReads = time.Second
 
 // reach knows whether the API server answers. It sees every request and every answer, those of the watches too, and tells of changes
 // only. While the server is away it holds on to the reads: a list or watch fails only by an answer.
 type reach struct {
-	log   *slog.Logger
-	now   func() time.Time
-	up    prometheus.Gauge
-	gone  func(why string) // called when it is lost
-	every time.Duration
+	log     *slog.Logger
+	now     func() time.Time
+	up      prometheus.Gauge
+	watches *watches // are told when it is lost, and may hold on to reads that are refused
+	every   time.Duration
 
 	mu   sync.Mutex
 	lost time.Time // guarded by mu; zero: it answers
 	last time.Time // guarded by mu: of the last answer
 }
 
-func newReach(cfg Config, gone func(why string)) (*reach, error) {
-	r := &reach{log: cfg.Log, now: cfg.Now, gone: gone, every: retryReads, up: prometheus.NewGauge(prometheus.GaugeOpts{
+func newReach(cfg Config, w *watches) (*reach, error) {
+	r := &reach{log: cfg.Log, now: cfg.Now, watches: w, every: retryReads, up: prometheus.NewGauge(prometheus.GaugeOpts{
 		Name: "isthmus_control_api_server_answers",
 		Help: "Whether the Kubernetes API server answered last time (1) or could not be reached (0).",
 	})}
@@ -98,13 +100,14 @@ func (r *reach) wrap(next http.RoundTripper) http.RoundTripper {
 			if request.Context().Err() != nil { // we gave up, and that says nothing
 				return response, err
 			}
-			why := absence(response, err)
-			if why == "" {
+			hold := request.Method == http.MethodGet
+			if why := absence(response, err); why != "" {
+				r.failed(why, began)
+			} else {
 				r.answered()
-				return response, err
+				hold = hold && r.watches.refused(path.Base(request.URL.Path), response.StatusCode)
 			}
-			r.failed(why, began)
-			if request.Method != http.MethodGet || !pause(request.Context(), r.every) {
+			if !hold || !pause(request.Context(), r.every) {
 				return response, err
 			}
 			if response != nil {
@@ -137,7 +140,7 @@ func (r *reach) failed(why string, began time.Time) {
 	if r.lost.IsZero() {
 		r.lost = r.now()
 		r.log.Warn("API server can't be reached; the last state stays in force", "error", why)
-		r.gone(why)
+		r.watches.unreachable(why)
 	}
 }
 

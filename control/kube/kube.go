@@ -130,9 +130,9 @@ func New(cfg Config) (*Kube, error) {
 	k := &Kube{
 		cfg: cfg, source: api.Host,
 		objects: new(live.Value[*control.Objects]), status: new(live.Value[*control.Status]),
-		watches: &watches{log: cfg.Log, checks: cfg.Checks, now: cfg.Now, said: make(map[string]saying)},
+		watches: newWatches(cfg),
 	}
-	reach, err := newReach(cfg, k.watches.unreachable)
+	reach, err := newReach(cfg, k.watches)
 	if err != nil {
 		return nil, fmt.Errorf("kube: %w", err)
 	}

@@ -17,7 +17,6 @@ import (
 	"testing"
 	"time"
 
-	"github.com/prometheus/client_golang/prometheus"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	"k8s.io/apimachinery/pkg/runtime/schema"
 
@@ -187,8 +186,9 @@ func TestNewNeedsCredentials(t *testing.T) {
 }
 
 func TestLateFailureSaysNothing(t *testing.T) {
-	now := born.Time
-	r, err := newReach(Config{Now: func() time.Time { return now }}.withDefaults(), func(string) { t.Error("told that it is lost") })
+	now, said := born.Time, new(recorder)
+	cfg := Config{Now: func() time.Time { return now }, Log: slog.New(slog.NewTextHandler(said, nil))}.withDefaults()
+	r, err := newReach(cfg, newWatches(cfg))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -196,6 +196,9 @@ func TestLateFailureSaysNothing(t *testing.T) {
 	now = now.Add(time.Second)
 	r.answered()
 	r.failed("connection reset", began)
+	if said.count("msg") != 0 {
+		t.Errorf("told: %s", &said.b)
+	}
 }
 
 // Reads wait for an API server that is away, so that the informers are not slowed down by failures; writes fail at once.
@@ -203,8 +206,9 @@ func TestReadsWait(t *testing.T) {
 	api := &standIn{away: true}
 	server := httptest.NewServer(api)
 	defer server.Close()
-	lost := make(chan string, 10)
-	r, err := newReach(Config{Metrics: prometheus.NewRegistry()}.withDefaults(), func(why string) { lost <- why })
+	said := new(recorder)
+	cfg := Config{Log: slog.New(slog.NewTextHandler(said, nil))}.withDefaults()
+	r, err := newReach(cfg, newWatches(cfg))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -238,8 +242,8 @@ func TestReadsWait(t *testing.T) {
 	if got := <-read; got != "200 <nil>" {
 		t.Errorf("a read, once the server is back: %s", got)
 	}
-	if len(lost) != 1 {
-		t.Errorf("told %d times that it is lost", len(lost))
+	if n := said.count("can't be reached"); n != 1 {
+		t.Errorf("told %d times that it is lost", n)
 	}
 	api.set(func() { api.away = true })
 	ctx, cancel := context.WithTimeout(t.Context(), 20*time.Millisecond)
@@ -251,21 +255,25 @@ func TestReadsWait(t *testing.T) {
 
 func TestWatchesTellOnce(t *testing.T) {
 	now, said, checks := born.Time, new(recorder), ready.New()
-	w := &watches{log: slog.New(slog.NewTextHandler(said, nil)), checks: checks, now: func() time.Time { return now }, said: make(map[string]saying)}
-	refused := apierrors.NewForbidden(schema.GroupResource{Resource: "nodes"}, "", errors.New("no role"))
+	w := newWatches(Config{Log: slog.New(slog.NewTextHandler(said, nil)), Checks: checks, Now: func() time.Time { return now }})
+	broken := apierrors.NewInternalError(errors.New("etcd"))
+	broken.ErrStatus.Details.Kind = "nodes"
 	for range 3 {
-		w.note(t.Context(), "*v1.PartialObjectMetadata", refused)
-		w.note(t.Context(), "*v1.Pod", errors.New("EOF"))
-		w.note(t.Context(), "*v1.Pod", apierrors.NewResourceExpired("too old"))
+		w.ended("*v1.PartialObjectMetadata", broken)
+		w.ended("*v1.Pod", errors.New("EOF"))
+		w.ended("*v1.Pod", apierrors.NewResourceExpired("too old"))
+		if !w.refused("pods", http.StatusForbidden) || w.refused("pods", http.StatusOK) || w.refused("pods", http.StatusGone) {
+			t.Error("what is missing at the start is waited for, and nothing else is")
+		}
 	}
-	if n := said.count("resource=nodes"); n != 1 || said.count("msg=") != 1 {
-		t.Errorf("told %d times of nodes, %d in all; want once", n, said.count("msg="))
+	if n, all := said.count("resource=nodes"), said.count("msg="); n != 1 || all != 2 {
+		t.Errorf("told %d times of nodes, %d in all; want once, and once of pods", n, all)
 	}
-	if m := checks.Missing(); len(m) != 1 || !strings.Contains(m[0], "nodes is forbidden") {
-		t.Errorf("missing %v", m)
+	if m := checks.Missing(); len(m) != 1 || m[0] != "kubernetes: pods can't be read: it is forbidden: give control the role of deploy/rbac/control.yaml" {
+		t.Errorf("missing %q", m)
 	}
 	now = now.Add(sayAgain)
-	w.note(t.Context(), "*v1.PartialObjectMetadata", refused)
+	w.ended("*v1.PartialObjectMetadata", broken)
 	if n := said.count("resource=nodes"); n != 2 {
 		t.Errorf("told %d times; want again after %s", n, sayAgain)
 	}
@@ -273,6 +281,9 @@ func TestWatchesTellOnce(t *testing.T) {
 	w.unreachable("for a moment")
 	if m := checks.Missing(); len(m) != 0 {
 		t.Errorf("once all was read, missing %v", m)
+	}
+	if w.refused("pods", http.StatusNotFound) {
+		t.Error("later on, an answer is one")
 	}
 }
 

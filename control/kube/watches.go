@@ -5,6 +5,7 @@ import (
 	"context"
 	"errors"
 	"log/slog"
+	"net/http"
 	"sync"
 	"time"
 
@@ -34,28 +35,56 @@ type saying struct {
 	at     time.Time
 }
 
-// failed is called with each end of a watch; it begins anew by itself, with a growing pause.
-func (w *watches) failed(ctx context.Context, r *toolscache.Reflector, err error) {
-	w.note(ctx, r.TypeDescription(), err)
+func newWatches(cfg Config) *watches {
+	return &watches{log: cfg.Log, checks: cfg.Checks, now: cfg.Now, said: make(map[string]saying)}
 }
 
-func (w *watches) note(ctx context.Context, what string, err error) {
+// refused is told of each answer to a list or watch, and reports whether to ask again instead of taking it for one: before every kind was
+// read once, what is missing is waited for. Later on, a kind that is gone is none that was never there.
+func (w *watches) refused(resource string, code int) bool {
+	why := ""
+	switch code {
+	case http.StatusNotFound:
+		why = "there is no such resource: install its CRD"
+	case http.StatusForbidden:
+		why = "it is forbidden: give control the role of deploy/rbac/control.yaml"
+	}
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	if w.all || why == "" {
+		return false
+	}
+	w.say(resource, why)
+	return true
+}
+
+// failed is called with each end of a watch; it begins anew by itself, with a growing pause.
+func (w *watches) failed(_ context.Context, r *toolscache.Reflector, err error) {
+	w.ended(r.TypeDescription(), err)
+}
+
+func (w *watches) ended(what string, err error) {
 	var status apierrors.APIStatus
 	if !errors.As(err, &status) || apierrors.IsResourceExpired(err) || apierrors.IsGone(err) {
-		return // it ended in the ordinary way
+		return // in the ordinary way
 	}
 	if d := status.Status().Details; d != nil {
 		what = cmp.Or(d.Kind, what) // "serviceexports": of metadata alone, the Go type says nothing
 	}
 	w.mu.Lock()
 	defer w.mu.Unlock()
-	if last := w.said[what]; last.reason == err.Error() && w.now().Sub(last.at) < sayAgain {
+	w.say(what, err.Error())
+}
+
+// say tells why a resource can't be read, once in a while. The caller holds mu.
+func (w *watches) say(resource, why string) {
+	if last := w.said[resource]; last.reason == why && w.now().Sub(last.at) < sayAgain {
 		return
 	}
-	w.said[what] = saying{err.Error(), w.now()}
-	w.log.WarnContext(ctx, "kind can't be watched; trying again", "resource", what, "error", err)
+	w.said[resource] = saying{why, w.now()}
+	w.log.Warn("resource can't be read; trying again", "resource", resource, "error", why)
 	if !w.all {
-		w.checks.Waiting(checkKubernetes, what+" can't be read: "+err.Error())
+		w.checks.Waiting(checkKubernetes, resource+" can't be read: "+why)
 	}
 }
 
