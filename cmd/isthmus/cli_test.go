@@ -2,7 +2,9 @@ package main
 
 import (
 	"bytes"
+	"context"
 	"encoding/json"
+	"fmt"
 	"net"
 	"net/http"
 	"net/http/httptest"
@@ -298,12 +300,24 @@ func TestExitCodesAndWords(t *testing.T) {
 		{"playground break", exitUsage, "name at least one target"},
 		{"playground up --clusters 1 --dir " + empty, exitUsage, "2 to 16 clusters"},
 		{"playground status --dir " + empty, exitUnreachable, "isthmus playground up --dir " + empty},
+		{"playground up --env FOO --dir " + empty, exitUsage, "want KEY=VALUE"},
 		{"playground down --dir " + empty, exitOK, "nothing to do"},
 	} {
 		out, chatter, code := isthmus(t, strings.Fields(c.args)...)
 		if code != c.code || !strings.Contains(chatter, c.want) || out != "" {
 			t.Errorf("isthmus %s: exit %d, want %d; stdout %q, stderr %q", c.args, code, c.code, out, chatter)
 		}
+	}
+}
+
+// Who interrupts a verb is told all the same what to do next.
+func TestInterruptedKeepsTheAdvice(t *testing.T) {
+	err := fmt.Errorf("up: %w", context.Canceled)
+	if got := complaint(err); got != "isthmus: interrupted" {
+		t.Errorf("%q", got)
+	}
+	if got := complaint(advised{err, "End it with: isthmus playground down"}); got != "isthmus: interrupted\nEnd it with: isthmus playground down" {
+		t.Errorf("%q", got)
 	}
 }
 

@@ -91,7 +91,7 @@ and "isthmus playground up" starts from them again.`,
 			defer pg.Close()
 			if keep {
 				ended, err := pg.Stop(c.Context(), grace)
-				_, _ = fmt.Fprintf(c.ErrOrStderr(), "ended %d processes; the files are in %s\n", len(ended), pg.Dir())
+				_, _ = fmt.Fprintf(c.ErrOrStderr(), "ended %s; the files are in %s\n", count(len(ended), "process"), pg.Dir())
 				return err
 			}
 			if err := pg.Down(c.Context(), grace, isDefault); err != nil {
