@@ -104,7 +104,7 @@ func TestStatusFindings(t *testing.T) {
 	sick.Peers = []admin.Peer{{Cluster: "us", State: "Stale", Reason: "no word for 70 s"}}
 	sick.Links = []admin.Link{
 		{Gateway: "gateway-0", Cluster: "us", State: "down", Detail: "refused"},
-		{Gateway: "gateway-1", Cluster: "us", State: "unknown", Detail: "the gateway is not connected"},
+		{Gateway: "gateway-1", Cluster: "us", State: "unknown", RTT: time.Millisecond, Detail: "the gateway is not connected"},
 	}
 	sick.Proxies = []admin.Proxy{{Program: "sidecar", Name: "shop/web"}, {Program: "gateway", Name: "gateway-1"}}
 	exports := []admin.Export{
@@ -119,6 +119,9 @@ func TestStatusFindings(t *testing.T) {
 	out, chatter, code := isthmus(t, "status", "--control", control(t, map[string]any{"/v1/status": sick, "/v1/exports": exports}))
 	if code != exitFinding || chatter != "isthmus: 8 finding(s)" {
 		t.Errorf("exit %d: %s", code, chatter)
+	}
+	if strings.Contains(out, "0s") || strings.Contains(out, "1ms") {
+		t.Errorf("a link that isn't up has a round-trip time:\n%s", out)
 	}
 	_, found, _ := strings.Cut(out, "FINDINGS\n")
 	want := `eu: not ready: bus: not listening
@@ -223,8 +226,8 @@ RANK   TIER   TARGET          SHARE   READY   STATE         WHY
 	}
 
 	answer.Rows, answer.Error = nil, &topology.Failure{Code: "no_candidates", Message: "no copy may be used"}
-	if out, _, code := isthmus(t, "explain", "eu/shop/web", "checkout.shop", "--control", socket); code != exitFinding || !strings.Contains(out, "Nowhere to go: no copy may be used") {
-		t.Errorf("nowhere to go: exit %d:\n%s", code, out)
+	if out, chatter, code := isthmus(t, "explain", "eu/shop/web", "checkout.shop", "--control", socket); code != exitFinding || !strings.Contains(out, "Nowhere to go: no copy may be used") || strings.Contains(chatter, "no copy may be used") {
+		t.Errorf("nowhere to go: exit %d:\n%s%s", code, out, chatter)
 	}
 	for args, want := range map[string]string{
 		"eu/nobody checkout.shop": "it knows: eu/shop/web",
@@ -236,6 +239,48 @@ RANK   TIER   TARGET          SHARE   READY   STATE         WHY
 		if code != exitUsage || !strings.Contains(chatter, want) {
 			t.Errorf("explain %s: exit %d: %s", args, code, chatter)
 		}
+	}
+}
+
+// A control that hangs leaves the sidecar, which is healthy, time to answer: the playground knows where that is.
+func TestExplainWithAControlThatHangs(t *testing.T) {
+	alone(t)
+	sidecar := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
+		_ = json.NewEncoder(w).Encode(topology.Explanation{Service: name(t, "checkout.shop"), From: topology.Caller{Cluster: cluster(t, "eu")}})
+	}))
+	defer sidecar.Close()
+	_, port, _ := net.SplitHostPort(sidecar.Listener.Addr().String())
+	dir, err := os.MkdirTemp("", "isthmus-") //nolint:usetesting // t.TempDir is too long for a Unix socket on some systems
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() { _ = os.RemoveAll(dir) }()
+	hangs, err := net.Listen("unix", filepath.Join(dir, "eu.sock"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() { _ = hangs.Close() }()
+	state := fmt.Sprintf(`{"version": 1, "sockets": %q, "ports": {"eu/web-sidecar/admin": %s},
+		"spec": {"clusters": [{"name": "eu", "workloads": [{"namespace": "shop", "name": "web", "app": "web"}]}, {"name": "us"}]}}`, dir, port)
+	if err := os.WriteFile(filepath.Join(dir, "playground.json"), []byte(state), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	_, chatter, code := isthmus(t, "explain", "eu/web", "checkout.shop", "--playground", dir, "--timeout", "1s")
+	if code != exitOK || !strings.Contains(chatter, "the control of eu does not answer") {
+		t.Errorf("exit %d: %s", code, chatter)
+	}
+	_, chatter, code = isthmus(t, "join-token", "--node", "node-0", "--cluster", "xx", "--playground", dir, "--timeout", "50ms")
+	if code != exitUsage || !strings.Contains(chatter, `no cluster "xx"; there are: eu, us`) {
+		t.Errorf("no such cluster: exit %d: %s", code, chatter)
+	}
+	_, chatter, code = isthmus(t, "join-token", "--node", "node-0", "--cluster", "xx",
+		"--control", control(t, map[string]any{"/v1/status": healthy}), "--control", filepath.Join(dir, "nobody.sock"))
+	if code != exitUnreachable || !strings.Contains(chatter, `no cluster "xx" among those that answer (eu)`) {
+		t.Errorf("no such cluster among those that answer: exit %d: %s", code, chatter)
+	}
+	out, _, code := isthmus(t, "__complete", "playground", "env", "--dir", dir, "")
+	if code != exitOK || !strings.HasPrefix(out, "eu/web\n") {
+		t.Errorf("completion of env: exit %d: %s", code, out)
 	}
 }
 
@@ -295,7 +340,25 @@ func TestExitCodesAndWords(t *testing.T) {
 		{"get services --control /nowhere.sock", exitUnreachable, "control at /nowhere.sock: unreachable"},
 		{"get frobs", exitUsage, "is none of services, endpoints"},
 		{"get services -o xml", exitUsage, "want one of table, wide, json, yaml"},
-		{"status extra", exitUsage, "unknown command"},
+		{"status extra", exitUsage, `unexpected argument "extra"`},
+		{"playground up extra", exitUsage, `unexpected argument "extra"`},
+		{"get services extra", exitUsage, `unexpected argument "extra"`},
+		{"join-token extra --node node-0", exitUsage, `unexpected argument "extra"`},
+		{"completion extra", exitUsage, "unknown command"},
+		{"help extra", exitUsage, "no such verb: extra"},
+		{"help playground extra", exitUsage, "no such verb: playground extra"},
+		{"explain", exitUsage, "explain what?"},
+		{"explain eu/web", exitUsage, "which service?"},
+		{"explain IST0105", exitUsage, "no such code, IST0105; the codes are in docs/reference/sidecar.md: IST2001,"},
+		{"status --control=", exitUsage, "--control is empty"},
+		{"status --playground=", exitUsage, "--playground is empty"},
+		{"playground down --dir=", exitUsage, "--dir is empty"},
+		{"status --timeout 0", exitUsage, "--timeout 0s: want more than 0"},
+		{"status --timeout -1s", exitUsage, "--timeout -1s: want more than 0"},
+		{"playground up --patience 0", exitUsage, "--patience 0s: want more than 0"},
+		{"playground logs -n -1", exitUsage, "--lines -1: want 0 or more"},
+		{"playground run --clusters 2", exitUsage, "--clusters 2: want at least 3"},
+		{"playground run --report /nowhere/report.json", exitFinding, "report: open /nowhere/report.json"},
 		{"frobnicate", exitUsage, "unknown command"},
 		{"playground break", exitUsage, "name at least one target"},
 		{"playground up --clusters 1 --dir " + empty, exitUsage, "2 to 16 clusters"},
@@ -340,6 +403,34 @@ func TestCompletion(t *testing.T) {
 		if out, _, code := isthmus(t, "completion", shell); code != exitOK || len(out) == 0 {
 			t.Errorf("completion %s: exit %d, %d bytes", shell, code, len(out))
 		}
+	}
+}
+
+func TestCompletionOffers(t *testing.T) {
+	alone(t)
+	socket := control(t, map[string]any{
+		"/v1/status": healthy, "/v1/proxies": []admin.Proxy{{Program: "sidecar", Name: "shop/web"}},
+		"/v1/imports": []admin.Import{{Namespace: "shop", Name: "checkout"}},
+	})
+	for args, want := range map[string]string{
+		"explain":                    "eu/web\n",
+		"explain eu/web":             "checkout.shop\n",
+		"join-token --cluster":       "eu\n",
+		"status -o":                  "table\nwide\njson\nyaml\n",
+		"playground status --output": "table\nwide\njson\nyaml\n",
+	} {
+		line := append(append([]string{"__complete", "--control", socket}, strings.Fields(args)...), "")
+		if out, chatter, code := isthmus(t, line...); code != exitOK || !strings.HasPrefix(out, want) {
+			t.Errorf("%s: exit %d: %q, %s", args, code, out, chatter)
+		}
+	}
+}
+
+func TestVersionFlag(t *testing.T) {
+	alone(t)
+	long, _, _ := isthmus(t, "version")
+	if out, chatter, code := isthmus(t, "--version"); code != exitOK || out != long {
+		t.Errorf("exit %d: %q, want %q; %s", code, out, long, chatter)
 	}
 }
 

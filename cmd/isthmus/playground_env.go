@@ -15,7 +15,7 @@ func newPlaygroundEnv(p *playground) *cobra.Command {
 other isthmus verbs speak of this playground.`,
 		Example:           example(`eval "$(isthmus playground env eu/web)"`, "curl http://checkout.shop.svc.clusterset.local/"),
 		Args:              cobra.ExactArgs(1),
-		ValidArgsFunction: p.completeTargets,
+		ValidArgsFunction: p.completeWorkloads,
 		RunE: func(c *cobra.Command, args []string) error {
 			pg, err := p.openUp()
 			if err != nil {

@@ -74,7 +74,7 @@ func newPlaygroundDown(p *playground) *cobra.Command {
 		Long: `down ends every process (SIGTERM; SIGKILL when --grace has passed) and removes what the playground wrote: states, logs, and the clusters'
 folders of manifests with all that is in them. A folder that --dir names stays, empty of all that. With --keep the files stay too,
 and "isthmus playground up" starts from them again.`,
-		Args: cobra.NoArgs,
+		Args: noArgs,
 		RunE: func(c *cobra.Command, _ []string) error {
 			dir, isDefault, err := p.folder()
 			if err != nil {
@@ -115,6 +115,9 @@ func newPlaygroundLogs(p *playground) *cobra.Command {
 		Example:           example("isthmus playground logs us/gateway-0", "isthmus playground logs -n 0 -f us"),
 		ValidArgsFunction: p.completeTargets,
 		RunE: func(c *cobra.Command, args []string) error {
+			if lines < 0 {
+				return usage{fmt.Errorf("--lines %d: want 0 or more", lines)}
+			}
 			pg, err := p.openUp()
 			if err != nil {
 				return err

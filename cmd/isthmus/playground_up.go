@@ -21,7 +21,7 @@ func newPlaygroundUp(p *playground) *cobra.Command {
 		Long: `up starts the clusters and returns when calls go through; they live on until "isthmus playground down". Where a playground is up
 already it starts what is dead, and says when there is nothing to do.`,
 		Example: example("isthmus playground up", "isthmus playground up --clusters 5 --dir /tmp/five"),
-		Args:    cobra.NoArgs,
+		Args:    noArgs,
 		RunE: func(c *cobra.Command, _ []string) error {
 			for _, kv := range env {
 				if key, _, ok := strings.Cut(kv, "="); !ok || key == "" {
