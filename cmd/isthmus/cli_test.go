@@ -242,6 +242,54 @@ RANK   TIER   TARGET          SHARE   READY   STATE         WHY
 	}
 }
 
+// written returns the folder of a playground of eu, with the workload shop/web, and us, of which nothing runs. Each port of its
+// sidecar is the given one.
+func written(t *testing.T, port string) string {
+	t.Helper()
+	dir, err := os.MkdirTemp("", "isthmus-") //nolint:usetesting // t.TempDir is too long for a Unix socket on some systems
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = os.RemoveAll(dir) })
+	state := fmt.Sprintf(`{"version": 1, "sockets": %[1]q,
+		"ports": {"eu/web-sidecar/admin": %[2]s, "eu/web-sidecar/proxy": %[2]s, "eu/web-sidecar/dns": %[2]s},
+		"spec": {"clusters": [{"name": "eu", "workloads": [{"namespace": "shop", "name": "web", "app": "web"}]}, {"name": "us"}]}}`, dir, port)
+	if err := os.WriteFile(filepath.Join(dir, "playground.json"), []byte(state), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	return dir
+}
+
+func TestEnvAndBack(t *testing.T) {
+	alone(t)
+	dir := written(t, "10123")
+	out, _, code := isthmus(t, "playground", "env", "eu/web", "--dir", dir)
+	if code != exitOK || !strings.Contains(out, "export http_proxy=http://127.0.0.1:10123\n") || strings.Contains(out, envControl) {
+		t.Errorf("exit %d:\n%s", code, out)
+	}
+	t.Setenv(envControl, "/some.sock")
+	out, _, code = isthmus(t, "playground", "env", "eu/web", "--dir", dir)
+	if code != exitOK || !strings.Contains(out, "unset ISTHMUS_CONTROL # it would win") {
+		t.Errorf("exit %d:\n%s", code, out)
+	}
+	undo, _, code := isthmus(t, "playground", "env", "--unset", "--dir", t.TempDir())
+	if want := "unset http_proxy HTTP_PROXY no_proxy NO_PROXY ISTHMUS_PLAYGROUND\n"; code != exitOK || undo != want {
+		t.Errorf("exit %d: %q, want %q", code, undo, want)
+	}
+	for args, want := range map[string]string{"env": "call as whom?", "env --unset eu/web": "unexpected argument"} {
+		if _, chatter, code := isthmus(t, strings.Fields("playground "+args)...); code != exitUsage || !strings.Contains(chatter, want) {
+			t.Errorf("%s: exit %d: %s", args, code, chatter)
+		}
+	}
+	if _, chatter, code := isthmus(t, "playground", "down", "--keep", "--dir", dir); code != exitOK || strings.Contains(chatter, "--unset") {
+		t.Errorf("down in a shell that calls elsewhere: exit %d: %s", code, chatter)
+	}
+	t.Setenv("http_proxy", "http://127.0.0.1:10123")
+	if _, chatter, code := isthmus(t, "playground", "down", "--dir", dir); code != exitOK || !strings.Contains(chatter, `eval "$(isthmus playground env --unset)"`) {
+		t.Errorf("down in a shell that calls through it: exit %d: %s", code, chatter)
+	}
+}
+
 // A control that hangs leaves the sidecar, which is healthy, time to answer: the playground knows where that is.
 func TestExplainWithAControlThatHangs(t *testing.T) {
 	alone(t)
@@ -250,21 +298,12 @@ func TestExplainWithAControlThatHangs(t *testing.T) {
 	}))
 	defer sidecar.Close()
 	_, port, _ := net.SplitHostPort(sidecar.Listener.Addr().String())
-	dir, err := os.MkdirTemp("", "isthmus-") //nolint:usetesting // t.TempDir is too long for a Unix socket on some systems
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer func() { _ = os.RemoveAll(dir) }()
+	dir := written(t, port)
 	hangs, err := net.Listen("unix", filepath.Join(dir, "eu.sock"))
 	if err != nil {
 		t.Fatal(err)
 	}
 	defer func() { _ = hangs.Close() }()
-	state := fmt.Sprintf(`{"version": 1, "sockets": %q, "ports": {"eu/web-sidecar/admin": %s},
-		"spec": {"clusters": [{"name": "eu", "workloads": [{"namespace": "shop", "name": "web", "app": "web"}]}, {"name": "us"}]}}`, dir, port)
-	if err := os.WriteFile(filepath.Join(dir, "playground.json"), []byte(state), 0o600); err != nil {
-		t.Fatal(err)
-	}
 	_, chatter, code := isthmus(t, "explain", "eu/web", "checkout.shop", "--playground", dir, "--timeout", "1s")
 	if code != exitOK || !strings.Contains(chatter, "the control of eu does not answer") {
 		t.Errorf("exit %d: %s", code, chatter)

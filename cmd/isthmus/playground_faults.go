@@ -1,9 +1,11 @@
 package main
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"os"
+	"strings"
 	"time"
 
 	"github.com/spf13/cobra"
@@ -57,12 +59,24 @@ plane is dead starts with the state that it has on disk.`,
 				return err
 			}
 			if len(started) == 0 {
+				if err := ready(c.Context(), pg, args...); err != nil {
+					return err
+				}
 				_, _ = fmt.Fprintln(c.ErrOrStderr(), "all of that is running")
 				return nil
 			}
 			return pg.Settle(c.Context())
 		},
 	}
+}
+
+// ready is an error when something runs that is not ready: starting what is dead is no help there.
+func ready(ctx context.Context, pg *lab.Playground, targets ...string) error {
+	sick, err := pg.NotReady(ctx, targets...)
+	if err != nil || len(sick) == 0 {
+		return err
+	}
+	return finding{"running, but not ready:\n  " + strings.Join(sick, "\n  ") + "\nTo start one anew, break it first (isthmus playground break TARGET), then heal."}
 }
 
 func newPlaygroundDown(p *playground) *cobra.Command {
@@ -90,15 +104,16 @@ and "isthmus playground up" starts from them again.`,
 			}
 			defer pg.Close()
 			if keep {
-				ended, err := pg.Stop(c.Context(), grace)
+				var ended []string
+				ended, err = pg.Stop(c.Context(), grace)
 				_, _ = fmt.Fprintf(c.ErrOrStderr(), "ended %s; the files are in %s\n", count(len(ended), "process"), pg.Dir())
-				return err
+			} else if err = pg.Down(c.Context(), grace, isDefault); err == nil {
+				_, _ = fmt.Fprintf(c.ErrOrStderr(), "the playground in %s is down\n", pg.Dir())
 			}
-			if err := pg.Down(c.Context(), grace, isDefault); err != nil {
-				return err
+			if pointsAt(pg) {
+				_, _ = fmt.Fprintln(c.ErrOrStderr(), "this shell still calls through it; undo that with: "+unsetLine)
 			}
-			_, _ = fmt.Fprintf(c.ErrOrStderr(), "the playground in %s is down\n", pg.Dir())
-			return nil
+			return err
 		},
 	}
 	c.Flags().BoolVar(&keep, "keep", false, "keep manifests, states and logs")

@@ -52,6 +52,9 @@ already it starts what is dead, and says when there is nothing to do.`,
 			}
 			defer pg.Close()
 			if len(started) == 0 {
+				if err := ready(c.Context(), pg); err != nil {
+					return err
+				}
 				_, err = fmt.Fprintf(c.OutOrStdout(), "The playground is already up in %s.\n", pg.Dir())
 			} else {
 				_, err = fmt.Fprintf(c.OutOrStdout(), "The playground is up in %s: %s started in %.1f s.\n",

@@ -11,6 +11,7 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
+	"syscall"
 	"testing"
 	"time"
 
@@ -101,6 +102,27 @@ func TestBreakAndHeal(t *testing.T) {
 	}
 	if _, err := p.Break(t.Context(), "us/gateway-9"); !errors.Is(err, ErrNoTarget) || !strings.Contains(err.Error(), "us/gateway-1") {
 		t.Errorf("no such target: %v", err)
+	}
+}
+
+// A program that hangs runs, so heal starts nothing; NotReady tells it from one that is well.
+func TestNotReadyFindsWhatHangs(t *testing.T) {
+	p := up(t, 2, Options{})
+	if sick, err := p.NotReady(t.Context()); err != nil || len(sick) > 0 {
+		t.Errorf("all are well: %v, %v", sick, err)
+	}
+	if err := p.state.Running["us/control"].signal(syscall.SIGSTOP); err != nil {
+		t.Fatal(err)
+	}
+	sick, err := p.NotReady(t.Context())
+	if err != nil || len(sick) != 1 || !strings.HasPrefix(sick[0], "us/control: ") {
+		t.Errorf("us/control hangs: %v, %v", sick, err)
+	}
+	if sick, err := p.NotReady(t.Context(), "eu"); err != nil || len(sick) > 0 {
+		t.Errorf("eu is well: %v, %v", sick, err)
+	}
+	if _, err := p.Break(t.Context(), "us/control"); err != nil {
+		t.Error(err)
 	}
 }
 
