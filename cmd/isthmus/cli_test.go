@@ -195,6 +195,8 @@ func TestExplain(t *testing.T) {
 		Rows: []topology.ExplanationRow{
 			{Rank: 1, Tier: "us", Cluster: cluster(t, "us"), Ready: 2, Share: 1, Traffic: 1, State: topology.Active, Reason: "policy"},
 			{Rank: 2, Tier: "ap", Cluster: cluster(t, "ap"), Ready: 1, Share: 1, State: topology.LastResort, Reason: "link down", Stale: true},
+			{Rank: 3, Tier: "c4", Cluster: cluster(t, "c4"), Ready: 1, State: topology.LastResort, Reason: "ejected: reset", NextTry: time.Now().Add(-time.Minute)},
+			{Rank: 3, Tier: "c5", Cluster: cluster(t, "c5"), Ready: 1, State: topology.LastResort, Reason: "ejected: reset", NextTry: time.Now().Add(time.Hour + time.Millisecond)},
 			{Cluster: cluster(t, "eu"), Endpoint: "checkout-0", State: topology.Excluded, Reason: "not ready"},
 		},
 	}
@@ -219,6 +221,8 @@ func TestExplain(t *testing.T) {
 RANK   TIER   TARGET          SHARE   READY   STATE         WHY
 1      us     cluster us      100%    2       active        policy
 2      ap     cluster ap      0%      1       last resort   link down (its cluster's last word is old)
+3      c4     cluster c4      0%      1       last resort   ejected: reset (the next request that can be repeated tries it)
+3      c5     cluster c5      0%      1       last resort   ejected: reset (tried again in 1h0m0s)
 -      -      eu/checkout-0   0%      0       excluded      not ready
 `
 	if d := cmp.Diff(want, out); d != "" {

@@ -13,6 +13,7 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+	"time"
 
 	"github.com/spf13/cobra"
 
@@ -221,6 +222,13 @@ func printExplanation(w io.Writer, format output.Format, x topology.Explanation)
 		why := r.Reason
 		if r.Stale {
 			why += " (its cluster's last word is old)"
+		}
+		switch wait := time.Until(r.NextTry); {
+		case r.NextTry.IsZero():
+		case wait <= 0:
+			why += " (the next request that can be repeated tries it)"
+		default:
+			why += fmt.Sprintf(" (tried again in %s)", max(wait.Round(time.Second), time.Second))
 		}
 		target := "cluster " + r.Cluster.String()
 		if r.Endpoint != "" {

@@ -52,7 +52,7 @@ already it starts what is dead, and says when there is nothing to do.`,
 			}
 			defer pg.Close()
 			if len(started) == 0 {
-				if err := ready(c.Context(), pg); err != nil {
+				if err = ready(c.Context(), pg); err != nil {
 					return err
 				}
 				_, err = fmt.Fprintf(c.OutOrStdout(), "The playground is already up in %s.\n", pg.Dir())
