@@ -84,7 +84,7 @@ func (p *Playground) busyPorts(units []unit) []error {
 		}
 		for _, purpose := range u.program.ports() {
 			if n := p.state.port(u, purpose); !portFree(n) {
-				busy = append(busy, fmt.Errorf("%s: its port %d (%s) is taken by another program; end that, or take the playground down (isthmus playground down --dir %s)",
+				busy = append(busy, fmt.Errorf("%s: its port %d (%s) is taken by another program; end that, or begin anew (isthmus playground down --dir %s removes manifests too)",
 					u.id(), n, purpose, p.dir))
 			}
 		}
