@@ -34,7 +34,7 @@ with file and line.
 
 It exits with 1 when something is not as it should be, and with 3 when a control plane does not answer.`,
 		Example: example("isthmus status", "isthmus status -o json | jq '.[].peers'"),
-		Args:    cobra.NoArgs,
+		Args:    noArgs,
 		RunE: func(c *cobra.Command, _ []string) error {
 			asked, err := askAll(c.Context(), g, (*admin.Client).Exports)
 			if err != nil {
@@ -150,7 +150,7 @@ func printStatus(w io.Writer, format output.Format, all []clusterStatus) error {
 				p.TrustDomain, p.Region, strconv.FormatUint(p.Epoch, 10), strconv.FormatUint(p.Seq, 10))
 		}
 		for _, l := range s.Links {
-			links.Row(s.Cluster, l.Gateway, l.Cluster, l.State, strconv.Itoa(l.Connections), l.RTT.Round(time.Microsecond).String(), l.Detail)
+			links.Row(s.Cluster, l.Gateway, l.Cluster, l.State, strconv.Itoa(l.Connections), rtt(l.State, l.RTT), l.Detail)
 		}
 		for _, f := range cs.Findings {
 			found = append(found, s.Cluster+": "+f)
@@ -191,6 +191,14 @@ func share[T any](all []T, good func(T) bool) string {
 		}
 	}
 	return fmt.Sprintf("%d/%d", n, len(all))
+}
+
+// rtt is the round-trip time of a link that is up; of another there is none.
+func rtt(state string, d time.Duration) string {
+	if state != "up" || d == 0 {
+		return ""
+	}
+	return d.Round(time.Microsecond).String()
 }
 
 func manifests(m admin.ManifestState) string {
