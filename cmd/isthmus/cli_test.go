@@ -112,6 +112,9 @@ func TestStatusFindings(t *testing.T) {
 		{Namespace: "shop", Name: "torn", Conditions: []admin.Condition{
 			{Type: "Valid", Status: "True", Reason: "Valid"}, {Type: "Conflict", Status: "True", Reason: "PortConflict", Message: "us has other ports"},
 		}},
+		{Namespace: "shop", Name: "labelled", Conditions: []admin.Condition{
+			{Type: "Valid", Status: "True", Reason: "Valid"}, {Type: "Conflict", Status: "True", Reason: "LabelsConflict,AnnotationsConflict"},
+		}},
 		{Namespace: "shop", Name: "fine", Conditions: []admin.Condition{
 			{Type: "Valid", Status: "True", Reason: "Valid"}, {Type: "Conflict", Status: "False", Reason: "NoConflicts"},
 		}},
@@ -501,4 +504,15 @@ func cluster(t *testing.T, s string) topology.ClusterName {
 		t.Fatal(err)
 	}
 	return n
+}
+
+// TestStatusBeforeAllIsRead: a control that can't tell of its exports yet can tell why.
+func TestStatusBeforeAllIsRead(t *testing.T) {
+	alone(t)
+	starting := healthy
+	starting.Ready, starting.Missing = false, []string{"kubernetes: workloads can't be read"}
+	out, chatter, code := isthmus(t, "status", "--control", control(t, map[string]any{"/v1/status": starting})) // no answer to /v1/exports
+	if code != exitFinding || !strings.Contains(out, "eu: not ready: kubernetes: workloads can't be read") {
+		t.Errorf("exit %d: %s%s", code, out, chatter)
+	}
 }
