@@ -404,7 +404,7 @@ func TestEjection(t *testing.T) {
 		t.Errorf("%v ejections", n)
 	}
 	x := c.Explain(t.Context(), topology.Query{Service: checkout, Port: 80})
-	if r := x.Rows[len(x.Rows)-1]; r.Endpoint != "checkout-0" || r.State != topology.LastResort || !strings.Contains(r.Reason, "3 failures in a row") {
+	if r := x.Rows[len(x.Rows)-1]; r.Endpoint != "checkout-0" || r.State != topology.LastResort || !strings.Contains(r.Reason, "3 failures in a row") || r.NextTry.IsZero() {
 		t.Errorf("explained as %+v", r)
 	}
 	// Its time is up, it is still broken: one request looks, and is answered by the other.

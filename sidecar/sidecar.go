@@ -191,7 +191,12 @@ func (s *Sidecar) Explain(ctx context.Context, q topology.Query) topology.Explan
 		return topology.Explain(topology.Plan{Query: q}, err)
 	}
 	load, _ := s.outbound.health.Evidence()
-	return topology.Explain(topology.Choose(snapshot, q, load))
+	x := topology.Explain(topology.Choose(snapshot, q, load))
+	for i := range x.Rows {
+		r := &x.Rows[i]
+		r.NextTry = s.outbound.health.NextTry(topology.Target{Service: q.Service, Cluster: r.Cluster, Endpoint: r.Endpoint})
+	}
+	return x
 }
 
 // Checks makes c wait for what the sidecar needs before it can serve: a configuration, and its listeners.

@@ -1,6 +1,9 @@
 package topology
 
-import "errors"
+import (
+	"errors"
+	"time"
+)
 
 // Explanation is a Plan told in words, for isthmus explain. Its JSON is part of the API: fields are added, never changed.
 type Explanation struct {
@@ -36,6 +39,8 @@ type ExplanationRow struct {
 	State    State       `json:"state"`
 	Cause    Cause       `json:"cause"`
 	Reason   string      `json:"reason"` // the cause and its evidence in words
+	// NextTry is, of an ejected copy, from when on a request tries it again. Explain doesn't know it: who keeps health sets it.
+	NextTry time.Time `json:"next_try,omitzero"`
 }
 
 // State is what a copy is to a caller now.

@@ -118,4 +118,9 @@ var entries = []Entry{
 		"The called side knows who calls, and does not allow it.",
 		"See who may: the ServiceExport's audience, and whether the caller's cluster is a peer of the called one.",
 	},
+	{
+		"IST2105", "The called sidecar carries as much as it may",
+		"The sidecar of the called workload has 10,000 requests in flight and took no more; the application saw nothing of this one. The caller's sidecar tries another copy by itself.",
+		"Run more copies, or find out why requests take so long: isthmus_request_duration_seconds of the called sidecar.",
+	},
 }

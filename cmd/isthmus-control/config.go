@@ -12,6 +12,7 @@ import (
 
 	"github.com/isthmus-mesh/isthmus/internal/atomicfile"
 	"github.com/isthmus-mesh/isthmus/internal/strictyaml"
+	"github.com/isthmus-mesh/isthmus/internal/telemetry"
 	"github.com/isthmus-mesh/isthmus/topology"
 )
 
@@ -27,15 +28,15 @@ type config struct {
 		Kubeconfig string `json:"kubeconfig"`
 		Context    string `json:"context"`
 	} `json:"kubernetes"`
-	State  string `json:"state"`
-	Listen string `json:"listen"`
+	State  string             `json:"state"`
+	Listen strictyaml.Address `json:"listen"`
 	Bus    struct {
-		Listen    string   `json:"listen"`
-		Advertise []string `json:"advertise"`
+		Listen    strictyaml.Address `json:"listen"`
+		Advertise []string           `json:"advertise"`
 	} `json:"bus"`
 	Admin struct {
-		Socket string `json:"socket"`
-		Listen string `json:"listen"`
+		Socket string             `json:"socket"`
+		Listen strictyaml.Address `json:"listen"`
 	} `json:"admin"`
 	ClusterSetCIDR string   `json:"clusterSetCIDR"`
 	NodeProxies    []string `json:"nodeProxies"`
@@ -79,22 +80,28 @@ func (c *config) check(d *strictyaml.Document) error {
 		{"cluster", c.Cluster},
 		{"trustDomain", c.TrustDomain},
 		{"state", c.State},
-		{"listen", c.Listen},
-		{"bus.listen", c.Bus.Listen},
+		{"listen", string(c.Listen)},
+		{"bus.listen", string(c.Bus.Listen)},
 	} {
 		if f.value == "" {
 			wrong(f.field, "is missing")
 		}
 	}
-	for _, f := range []struct{ field, value string }{
+	for _, f := range []struct {
+		field   string
+		address strictyaml.Address
+	}{
 		{"listen", c.Listen}, {"bus.listen", c.Bus.Listen}, {"admin.listen", c.Admin.Listen},
 	} {
-		if f.value == "" {
-			continue
+		if err := f.address.Check(); err != nil {
+			wrong(f.field, "%v", err)
 		}
-		if _, _, err := net.SplitHostPort(f.value); err != nil {
-			wrong(f.field, "want host:port: %v", err)
-		}
+	}
+	if _, err := telemetry.ParseLevel(c.Log.Level); err != nil {
+		wrong("log.level", "%v", err)
+	}
+	if err := telemetry.CheckFormat(c.Log.Format); err != nil {
+		wrong("log.format", "%v", err)
 	}
 	for _, f := range []struct{ field, value string }{{"region", c.Region}, {"zone", c.Zone}} {
 		if len(f.value) > maxPlace {
@@ -149,9 +156,9 @@ func (c *config) defaults() {
 	if len(c.Bus.Advertise) > 0 {
 		return
 	}
-	host, port, err := net.SplitHostPort(c.Bus.Listen)
+	host, port, err := net.SplitHostPort(string(c.Bus.Listen))
 	if ip := net.ParseIP(host); err == nil && host != "" && port != "0" && (ip == nil || !ip.IsUnspecified()) {
-		c.Bus.Advertise = []string{"tls://" + c.Bus.Listen}
+		c.Bus.Advertise = []string{"tls://" + string(c.Bus.Listen)}
 	}
 }
 

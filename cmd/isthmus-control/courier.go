@@ -3,6 +3,7 @@ package main
 import (
 	"context"
 	"crypto/ed25519"
+	"fmt"
 	"log/slog"
 
 	"github.com/isthmus-mesh/isthmus/control"
@@ -19,7 +20,7 @@ type courier struct {
 func (c *courier) Serve(_ context.Context, key ed25519.PrivateKey, clients func() []string) (control.Line, error) {
 	server, err := natsbus.StartServer(natsbus.ServerConfig{Listen: c.listen, Key: key, Clients: clients, Log: c.log})
 	if err != nil {
-		return nil, err
+		return nil, fmt.Errorf("bus.listen: %w", err)
 	}
 	return &line{server.Bus(), server.Close, c.log}, nil
 }

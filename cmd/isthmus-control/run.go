@@ -84,7 +84,7 @@ func serve(ctx context.Context, c *config, t *telemetry.Telemetry) error {
 	attestor, _ := registry.(control.Attestor) // a folder vouches for nobody
 	plane, err := control.New(control.Config{
 		Cluster: c.cluster, Domain: c.domain, Region: c.Region, Zone: c.Zone,
-		StateDir: c.State, Registry: registry, Courier: &courier{listen: c.Bus.Listen, log: t.Log}, BusURLs: c.Bus.Advertise, Attestor: attestor,
+		StateDir: c.State, Registry: registry, Courier: &courier{listen: string(c.Bus.Listen), log: t.Log}, BusURLs: c.Bus.Advertise, Attestor: attestor,
 		ClusterSetCIDR: c.cidr, NodeProxies: c.NodeProxies,
 		GRPC: l.grpc, Socket: l.socket, Admin: l.admin,
 		Checks: checks, Metrics: t.Metrics, Log: t.Log, Version: version.String(),
@@ -92,8 +92,8 @@ func serve(ctx context.Context, c *config, t *telemetry.Telemetry) error {
 	if err != nil {
 		return err
 	}
-	t.Log.InfoContext(ctx, "starting", "version", version.String(), "grpc", l.grpc.Addr().String(), "bus", c.Bus.Listen,
-		"socket", c.Admin.Socket, "admin", c.Admin.Listen, "manifests", c.Manifests, "kubernetes", c.Kubernetes != nil)
+	t.Log.InfoContext(ctx, "starting", "version", version.String(), "grpc", l.grpc.Addr().String(), "bus", string(c.Bus.Listen),
+		"socket", c.Admin.Socket, "admin", string(c.Admin.Listen), "manifests", c.Manifests, "kubernetes", c.Kubernetes != nil)
 	return together(ctx, plane, registry)
 }
 
@@ -144,16 +144,19 @@ func listen(c *config) (l listeners, err error) {
 			l.close()
 		}
 	}()
-	if l.grpc, err = net.Listen("tcp", c.Listen); err != nil {
-		return l, err
+	if l.grpc, err = net.Listen("tcp", string(c.Listen)); err != nil {
+		return l, fmt.Errorf("listen: %w", err)
 	}
 	if l.socket, err = listenSocket(c.Admin.Socket); err != nil {
-		return l, err
+		return l, fmt.Errorf("admin.socket: %w", err)
 	}
-	if c.Admin.Listen != "" {
-		l.admin, err = net.Listen("tcp", c.Admin.Listen)
+	if c.Admin.Listen == "" {
+		return l, nil
 	}
-	return l, err
+	if l.admin, err = net.Listen("tcp", string(c.Admin.Listen)); err != nil {
+		return l, fmt.Errorf("admin.listen: %w", err)
+	}
+	return l, nil
 }
 
 // close closes what is open. What control has closed itself stays so.

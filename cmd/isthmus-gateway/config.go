@@ -11,25 +11,26 @@ import (
 	"github.com/spiffe/go-spiffe/v2/spiffeid"
 
 	"github.com/isthmus-mesh/isthmus/internal/strictyaml"
+	"github.com/isthmus-mesh/isthmus/internal/telemetry"
 	"github.com/isthmus-mesh/isthmus/trust"
 )
 
 // config is the file; help documents it.
 type config struct {
-	ID              string `json:"id"`
-	Control         string `json:"control"`
-	TrustDomain     string `json:"trustDomain"`
-	State           string `json:"state"`
-	JoinTokenFile   string `json:"joinTokenFile"`
-	TrustBundleFile string `json:"trustBundleFile"`
+	ID              string             `json:"id"`
+	Control         strictyaml.Address `json:"control"`
+	TrustDomain     string             `json:"trustDomain"`
+	State           string             `json:"state"`
+	JoinTokenFile   string             `json:"joinTokenFile"`
+	TrustBundleFile string             `json:"trustBundleFile"`
 	Listen          struct {
-		Streams string `json:"streams"`
-		QUIC    string `json:"quic"`
-		Admin   string `json:"admin"`
+		Streams strictyaml.Address `json:"streams"`
+		QUIC    strictyaml.Address `json:"quic"`
+		Admin   strictyaml.Address `json:"admin"`
 	} `json:"listen"`
 	Advertise struct {
-		Streams string `json:"streams"`
-		QUIC    string `json:"quic"`
+		Streams strictyaml.Address `json:"streams"`
+		QUIC    strictyaml.Address `json:"quic"`
 	} `json:"advertise"`
 	ConnectionsPerPeer int    `json:"connectionsPerPeer"`
 	ProbeInterval      string `json:"probeInterval"`
@@ -76,17 +77,20 @@ func (c *config) check(d *strictyaml.Document) error {
 	}
 	for _, f := range []struct{ field, value string }{
 		{"id", c.ID},
-		{"control", c.Control},
+		{"control", string(c.Control)},
 		{"trustDomain", c.TrustDomain},
 		{"state", c.State},
-		{"listen.streams", c.Listen.Streams},
-		{"listen.quic", c.Listen.QUIC},
+		{"listen.streams", string(c.Listen.Streams)},
+		{"listen.quic", string(c.Listen.QUIC)},
 	} {
 		if f.value == "" {
 			wrong(f.field, "is missing")
 		}
 	}
-	for _, f := range []struct{ field, value string }{
+	for _, f := range []struct {
+		field   string
+		address strictyaml.Address
+	}{
 		{"control", c.Control},
 		{"listen.streams", c.Listen.Streams},
 		{"listen.quic", c.Listen.QUIC},
@@ -94,12 +98,15 @@ func (c *config) check(d *strictyaml.Document) error {
 		{"advertise.streams", c.Advertise.Streams},
 		{"advertise.quic", c.Advertise.QUIC},
 	} {
-		if f.value == "" {
-			continue
+		if err := f.address.Check(); err != nil {
+			wrong(f.field, "%v", err)
 		}
-		if _, _, err := net.SplitHostPort(f.value); err != nil {
-			wrong(f.field, "want host:port: %v", err)
-		}
+	}
+	if _, err := telemetry.ParseLevel(c.Log.Level); err != nil {
+		wrong("log.level", "%v", err)
+	}
+	if err := telemetry.CheckFormat(c.Log.Format); err != nil {
+		wrong("log.format", "%v", err)
 	}
 	if c.TrustDomain != "" {
 		var err error
@@ -135,14 +142,14 @@ func (c *config) check(d *strictyaml.Document) error {
 
 // advertised returns the address to tell others: what the configuration says, with the port that was bound where it says 0, or
 // the bound address when that is one that others can use.
-func advertised(field, configured string, bound net.Addr) (string, error) {
+func advertised(field string, configured strictyaml.Address, bound net.Addr) (string, error) {
 	boundHost, boundPort, err := net.SplitHostPort(bound.String())
 	if err != nil {
 		return "", fmt.Errorf("%s: %w", field, err)
 	}
 	host, port := boundHost, boundPort
 	if configured != "" {
-		if host, port, err = net.SplitHostPort(configured); err != nil {
+		if host, port, err = net.SplitHostPort(string(configured)); err != nil {
 			return "", fmt.Errorf("%s: %w", field, err)
 		}
 		if port == "0" {

@@ -62,14 +62,14 @@ func run(ctx context.Context, args []string, _ io.Reader, stdout, stderr io.Writ
 
 // serve runs the gateway until ctx ends and it has drained.
 func serve(ctx context.Context, c *config, t *telemetry.Telemetry) error {
-	streams, err := net.Listen("tcp", c.Listen.Streams)
+	streams, err := net.Listen("tcp", string(c.Listen.Streams))
 	if err != nil {
-		return err
+		return fmt.Errorf("listen.streams: %w", err)
 	}
 	defer func() { _ = streams.Close() }()
-	link, err := net.ListenPacket("udp", c.Listen.QUIC)
+	link, err := net.ListenPacket("udp", string(c.Listen.QUIC))
 	if err != nil {
-		return err
+		return fmt.Errorf("listen.quic: %w", err)
 	}
 	defer func() { _ = link.Close() }()
 	hello := &configv1.Hello{Program: "gateway", Version: version.String(), Gateway: &configv1.Gateway{Id: c.ID}}
@@ -81,15 +81,15 @@ func serve(ctx context.Context, c *config, t *telemetry.Telemetry) error {
 	}
 	var admin net.Listener
 	if c.Listen.Admin != "" {
-		if admin, err = net.Listen("tcp", c.Listen.Admin); err != nil {
-			return err
+		if admin, err = net.Listen("tcp", string(c.Listen.Admin)); err != nil {
+			return fmt.Errorf("listen.admin: %w", err)
 		}
 		defer func() { _ = admin.Close() }()
 		hello.AdminAddress = admin.Addr().String()
 	}
 
 	a, err := agent.New(agent.Config{
-		Control: c.Control, TrustDomain: c.domain, StateDir: c.State,
+		Control: string(c.Control), TrustDomain: c.domain, StateDir: c.State,
 		JoinTokenFile: c.JoinTokenFile, TrustBundleFile: c.TrustBundleFile, Hello: hello, Log: t.Log,
 	})
 	if err != nil {
@@ -108,7 +108,7 @@ func serve(ctx context.Context, c *config, t *telemetry.Telemetry) error {
 	a.Checks(checks)
 	g.Checks(checks)
 	t.Log.InfoContext(ctx, "starting", "version", version.String(), "streams", hello.GetGateway().GetAddress(),
-		"quic", hello.GetGateway().GetQuicAddress(), "admin", hello.GetAdminAddress(), "control", c.Control)
+		"quic", hello.GetGateway().GetQuicAddress(), "admin", hello.GetAdminAddress(), "control", string(c.Control))
 	return together(ctx, g, a, admin, telemetry.Admin(t.Metrics, checks))
 }
 

@@ -18,6 +18,8 @@ import (
 	"time"
 
 	"go.uber.org/goleak"
+
+	"github.com/isthmus-mesh/isthmus/internal/strictyaml"
 )
 
 func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
@@ -107,6 +109,10 @@ func TestConfigSaysWhere(t *testing.T) {
 		"unknown deep": {good + "  tcp: x\n", "gateway.yaml:8: listen.tcp"},
 		"missing":      {strings.Replace(good, "id: gateway-0\n", "", 1), "id: is missing"},
 		"address":      {strings.Replace(good, "streams: 127.0.0.1:0", "streams: here", 1), "gateway.yaml:6: listen.streams"},
+		"port alone":   {strings.Replace(good, "streams: 127.0.0.1:0", "streams: 7443", 1), "gateway.yaml:6: listen.streams: is a number, want host:port"},
+		"port":         {strings.Replace(good, "quic: 127.0.0.1:0", "quic: 127.0.0.1:99999", 1), "gateway.yaml:7: listen.quic: "},
+		"level":        {good + "log:\n  level: verbose\n", `gateway.yaml:9: log.level: "verbose": want debug`},
+		"format":       {good + "log:\n  format: xml\n", `gateway.yaml:9: log.format: "xml": want text or json`},
 		"domain":       {strings.Replace(good, "eu.test", "EU!", 1), "gateway.yaml:3: trustDomain"},
 		"id":           {strings.Replace(good, "gateway-0", "a/b", 1), "gateway.yaml:1: id"},
 		"connections":  {good + "connectionsPerPeer: 1000\n", "gateway.yaml:8: connectionsPerPeer"},
@@ -136,7 +142,7 @@ func TestAdvertised(t *testing.T) {
 		"anywhere, by words":  {"0.0.0.0:443", bound, ""},
 		"no host":             {":443", bound, ""},
 	} {
-		got, err := advertised("advertise.quic", tc.configured, tc.bound)
+		got, err := advertised("advertise.quic", strictyaml.Address(tc.configured), tc.bound)
 		if got != tc.want || (err == nil) != (tc.want != "") {
 			t.Errorf("%s: %q, %v", name, got, err)
 		}

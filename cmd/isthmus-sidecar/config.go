@@ -14,28 +14,29 @@ import (
 	"github.com/spiffe/go-spiffe/v2/spiffeid"
 
 	"github.com/isthmus-mesh/isthmus/internal/strictyaml"
+	"github.com/isthmus-mesh/isthmus/internal/telemetry"
 	"github.com/isthmus-mesh/isthmus/topology"
 	"github.com/isthmus-mesh/isthmus/trust"
 )
 
 // config is the file; help documents it.
 type config struct {
-	Workload        string `json:"workload"`
-	Node            string `json:"node"`
-	Control         string `json:"control"`
-	TrustDomain     string `json:"trustDomain"`
-	State           string `json:"state"`
-	JoinTokenFile   string `json:"joinTokenFile"`
-	TrustBundleFile string `json:"trustBundleFile"`
+	Workload        string             `json:"workload"`
+	Node            string             `json:"node"`
+	Control         strictyaml.Address `json:"control"`
+	TrustDomain     string             `json:"trustDomain"`
+	State           string             `json:"state"`
+	JoinTokenFile   string             `json:"joinTokenFile"`
+	TrustBundleFile string             `json:"trustBundleFile"`
 	Listen          struct {
-		Inbound  string `json:"inbound"`
-		Proxy    string `json:"proxy"`
-		Captured string `json:"captured"`
-		DNS      string `json:"dns"`
-		Admin    string `json:"admin"`
+		Inbound  strictyaml.Address `json:"inbound"`
+		Proxy    strictyaml.Address `json:"proxy"`
+		Captured strictyaml.Address `json:"captured"`
+		DNS      strictyaml.Address `json:"dns"`
+		Admin    strictyaml.Address `json:"admin"`
 	} `json:"listen"`
 	Advertise struct {
-		Inbound string `json:"inbound"`
+		Inbound strictyaml.Address `json:"inbound"`
 	} `json:"advertise"`
 	Listeners  []listener `json:"listeners"`
 	DrainGrace string     `json:"drainGrace"`
@@ -51,10 +52,13 @@ type config struct {
 }
 
 type listener struct {
-	Service topology.ServiceName `json:"service"`
-	Port    uint16               `json:"port"`
-	Scope   topology.Scope       `json:"scope"`
-	Listen  string               `json:"listen"`
+	Service string             `json:"service"`
+	Port    uint16             `json:"port"`
+	Scope   string             `json:"scope"`
+	Listen  strictyaml.Address `json:"listen"`
+
+	service topology.ServiceName
+	scope   topology.Scope
 }
 
 func readConfig(file string) (*config, error) {
@@ -83,18 +87,15 @@ func (c *config) check(d *strictyaml.Document) error {
 		errs = append(errs, d.Errorf(field, format, args...))
 	}
 	for _, f := range []struct{ field, value string }{
-		{"control", c.Control}, {"trustDomain", c.TrustDomain}, {"state", c.State},
+		{"control", string(c.Control)}, {"trustDomain", c.TrustDomain}, {"state", c.State},
 	} {
 		if f.value == "" {
 			wrong(f.field, "is missing")
 		}
 	}
-	address := func(field, value string) {
-		if value == "" {
-			return
-		}
-		if _, _, err := net.SplitHostPort(value); err != nil {
-			wrong(field, "want host:port: %v", err)
+	address := func(field string, a strictyaml.Address) {
+		if err := a.Check(); err != nil {
+			wrong(field, "%v", err)
 		}
 	}
 	address("control", c.Control)
@@ -104,12 +105,8 @@ func (c *config) check(d *strictyaml.Document) error {
 	address("listen.dns", c.Listen.DNS)
 	address("listen.admin", c.Listen.Admin)
 	address("advertise.inbound", c.Advertise.Inbound)
-	for i, l := range c.Listeners {
-		field := fmt.Sprintf("listeners[%d]", i)
-		if l.Service.IsZero() || l.Port == 0 || l.Listen == "" {
-			wrong(field, "service, port and listen are needed")
-		}
-		address(field+".listen", l.Listen)
+	for i := range c.Listeners {
+		c.Listeners[i].check(fmt.Sprintf("listeners[%d]", i), wrong)
 	}
 	c.checkWho(wrong)
 	if c.DrainGrace != "" {
@@ -119,13 +116,43 @@ func (c *config) check(d *strictyaml.Document) error {
 		}
 		c.drainGrace = v
 	}
+	c.checkLog(wrong)
+	return errors.Join(errs...)
+}
+
+func (c *config) checkLog(wrong func(field, format string, args ...any)) {
+	if _, err := telemetry.ParseLevel(c.Log.Level); err != nil {
+		wrong("log.level", "%v", err)
+	}
+	if err := telemetry.CheckFormat(c.Log.Format); err != nil {
+		wrong("log.format", "%v", err)
+	}
 	c.requests = slog.LevelDebug
-	if c.Log.Requests != "" {
-		if err := c.requests.UnmarshalText([]byte(c.Log.Requests)); err != nil {
-			wrong("log.requests", "want debug, info, warn or error")
+	if c.Log.Requests == "" {
+		return
+	}
+	var err error
+	if c.requests, err = telemetry.ParseLevel(c.Log.Requests); err != nil {
+		wrong("log.requests", "%v", err)
+	}
+}
+
+func (l *listener) check(field string, wrong func(field, format string, args ...any)) {
+	if l.Service == "" || l.Port == 0 || l.Listen == "" {
+		wrong(field, "service, port and listen are needed")
+	}
+	var err error
+	if l.service, err = topology.ParseServiceName(l.Service); l.Service != "" && err != nil {
+		wrong(field+".service", "%v", err)
+	}
+	if l.Scope != "" {
+		if err := l.scope.UnmarshalText([]byte(l.Scope)); err != nil {
+			wrong(field+".scope", "%v", err)
 		}
 	}
-	return errors.Join(errs...)
+	if err := l.Listen.Check(); err != nil {
+		wrong(field+".listen", "%v", err)
+	}
 }
 
 func (c *config) checkWho(wrong func(field, format string, args ...any)) {
@@ -156,11 +183,11 @@ func (c *config) checkWho(wrong func(field, format string, args ...any)) {
 }
 
 // loopback puts 127.0.0.1 where an address has no host.
-func loopback(address string) string {
-	if strings.HasPrefix(address, ":") {
-		return "127.0.0.1" + address
+func loopback(a strictyaml.Address) string {
+	if strings.HasPrefix(string(a), ":") {
+		return "127.0.0.1" + string(a)
 	}
-	return address
+	return string(a)
 }
 
 // isLocal reports whether nobody outside this machine can reach a.
@@ -170,13 +197,13 @@ func isLocal(a net.Addr) bool {
 }
 
 // advertised returns the ip:port of a node proxy's inbound listener to tell control.
-func advertised(configured string, bound net.Addr) (string, error) {
+func advertised(configured strictyaml.Address, bound net.Addr) (string, error) {
 	host, port, err := net.SplitHostPort(bound.String())
 	if err != nil {
 		return "", err
 	}
 	if configured != "" {
-		h, p, splitErr := net.SplitHostPort(configured)
+		h, p, splitErr := net.SplitHostPort(string(configured))
 		if splitErr != nil {
 			return "", splitErr
 		}

@@ -2,6 +2,7 @@ package main
 
 import (
 	"context"
+	"fmt"
 	"log/slog"
 	"net"
 	"strings"
@@ -23,10 +24,10 @@ type listeners struct {
 // listen binds what c names. On failure, what was bound until then is in the result.
 func listen(c *config) (*listeners, error) {
 	l := new(listeners)
-	tcp := func(name, address string) (net.Listener, error) {
+	tcp := func(field, name, address string) (net.Listener, error) {
 		ln, err := net.Listen("tcp", address)
 		if err != nil {
-			return nil, err
+			return nil, fmt.Errorf("%s: %w", field, err)
 		}
 		l.bound(name, ln.Addr(), ln)
 		return ln, nil
@@ -35,7 +36,7 @@ func listen(c *config) (*listeners, error) {
 		name, address string
 		into          *net.Listener
 	}{
-		{"inbound", c.Listen.Inbound, &l.inbound},
+		{"inbound", string(c.Listen.Inbound), &l.inbound},
 		{"proxy", loopback(c.Listen.Proxy), &l.proxy},
 		{"captured", loopback(c.Listen.Captured), &l.captured},
 		{"admin", loopback(c.Listen.Admin), &l.admin},
@@ -43,7 +44,7 @@ func listen(c *config) (*listeners, error) {
 		if b.address == "" {
 			continue
 		}
-		ln, err := tcp(b.name, b.address)
+		ln, err := tcp("listen."+b.name, b.name, b.address)
 		if err != nil {
 			return l, err
 		}
@@ -52,20 +53,20 @@ func listen(c *config) (*listeners, error) {
 	if c.Listen.DNS != "" {
 		packets, err := net.ListenPacket("udp", loopback(c.Listen.DNS))
 		if err != nil {
-			return l, err
+			return l, fmt.Errorf("listen.dns: %w", err)
 		}
 		l.bound("dns", packets.LocalAddr(), packets)
 		l.dnsPackets = packets
-		if l.dnsStream, err = tcp("dns", packets.LocalAddr().String()); err != nil { // the same port
+		if l.dnsStream, err = tcp("listen.dns", "dns", packets.LocalAddr().String()); err != nil { // the same port
 			return l, err
 		}
 	}
-	for _, s := range c.Listeners {
-		ln, err := tcp(s.Service.String(), loopback(s.Listen))
+	for i, s := range c.Listeners {
+		ln, err := tcp(fmt.Sprintf("listeners[%d].listen", i), s.service.String(), loopback(s.Listen))
 		if err != nil {
 			return l, err
 		}
-		l.services = append(l.services, sidecar.LocalListener{Service: s.Service, Port: s.Port, Scope: s.Scope, Listener: ln})
+		l.services = append(l.services, sidecar.LocalListener{Service: s.service, Port: s.Port, Scope: s.scope, Listener: ln})
 	}
 	return l, nil
 }

@@ -17,6 +17,7 @@ import (
 
 	"go.uber.org/goleak"
 
+	"github.com/isthmus-mesh/isthmus/internal/strictyaml"
 	"github.com/isthmus-mesh/isthmus/topology"
 )
 
@@ -53,17 +54,21 @@ func TestConfig(t *testing.T) {
 		more string
 		want string // of the error; empty: it is taken
 	}{
-		"least":            {"", ""},
-		"all":              {"listen: {inbound: 127.0.0.1:0, proxy: ':0', dns: ':0', admin: ':0'}\nadvertise: {inbound: 10.0.0.1:1}\nlisteners: [{service: checkout.shop, port: 80, scope: cluster, listen: ':0'}]\ndrainGrace: 3s\nlog: {level: warn, format: json, requests: info}", ""},
-		"unknown key":      {"proxy: x", ":5: "},
-		"duplicate key":    {"control: x:1", ":5: "},
-		"not host:port":    {"listen: {proxy: here}", "5: listen.proxy: want host:port"},
-		"both":             {"node: node-0\nlisten: {inbound: '127.0.0.1:0'}", "want either workload or node"},
-		"listener":         {"listeners:\n- {service: checkout.shop, port: 80}", "listeners[0]: service, port and listen are needed"},
-		"listener's name":  {"listeners:\n- {service: checkout, port: 80, listen: ':0'}", "name.namespace"},
-		"listener's scope": {"listeners:\n- {service: checkout.shop, scope: all, port: 80, listen: ':0'}", "clusterset or cluster"},
-		"grace":            {"drainGrace: soon", "drainGrace: want a duration"},
-		"level":            {"log: {requests: loud}", "log.requests: want"},
+		"least":             {"", ""},
+		"all":               {"listen: {inbound: 127.0.0.1:0, proxy: ':0', dns: ':0', admin: ':0'}\nadvertise: {inbound: 10.0.0.1:1}\nlisteners: [{service: checkout.shop, port: 80, scope: cluster, listen: ':0'}]\ndrainGrace: 3s\nlog: {level: warn, format: json, requests: info}", ""},
+		"unknown key":       {"proxy: x", ":5: "},
+		"duplicate key":     {"control: x:1", ":5: "},
+		"not host:port":     {"listen: {proxy: here}", `5: listen.proxy: "here": want host:port`},
+		"both":              {"node: node-0\nlisten: {inbound: '127.0.0.1:0'}", "want either workload or node"},
+		"port alone":        {"listen: {proxy: 15001}", "5: listen.proxy: is a number, want host:port"},
+		"port":              {"listen: {admin: '127.0.0.1:99999'}", "5: listen.admin: "},
+		"listener":          {"listeners:\n- {service: checkout.shop, port: 80}", "listeners[0]: service, port and listen are needed"},
+		"listener's name":   {"listeners:\n- {port: 80, listen: ':0',\n   service: checkout}", ":7: listeners[0].service: "},
+		"listener's scope":  {"listeners:\n- {service: checkout.shop, port: 80, listen: ':0',\n   scope: all}", ":7: listeners[0].scope: "},
+		"grace":             {"drainGrace: soon", "drainGrace: want a duration"},
+		"level":             {"log:\n  level: verbose", `:6: log.level: "verbose": want debug`},
+		"format":            {"log: {format: xml}", ":5: log.format: "},
+		"level of requests": {"log: {requests: loud}", `log.requests: "loud": want`},
 	} {
 		t.Run(what, func(t *testing.T) {
 			file := filepath.Join(t.TempDir(), "sidecar.yaml")
@@ -140,7 +145,7 @@ func TestAddresses(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		got, err := advertised(c.configured, bound)
+		got, err := advertised(strictyaml.Address(c.configured), bound)
 		if got != c.want || (err != nil) != (c.want == "") {
 			t.Errorf("%+v: got %q, %v", c, got, err)
 		}
@@ -222,7 +227,7 @@ func TestPortTaken(t *testing.T) {
 	if err := os.WriteFile(file, []byte(text), 0o600); err != nil {
 		t.Fatal(err)
 	}
-	if err := run(t.Context(), []string{"--config", file}, strings.NewReader(""), io.Discard, io.Discard); exitCode(err) != 1 || !strings.Contains(err.Error(), taken.Addr().String()) {
+	if err := run(t.Context(), []string{"--config", file}, strings.NewReader(""), io.Discard, io.Discard); exitCode(err) != 1 || !strings.Contains(err.Error(), "listen.proxy: listen tcp "+taken.Addr().String()) {
 		t.Errorf("got %v", err)
 	}
 }

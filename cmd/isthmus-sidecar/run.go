@@ -81,7 +81,7 @@ func serve(ctx context.Context, c *config, t *telemetry.Telemetry) error {
 		hello.AdminAddress = l.admin.Addr().String()
 	}
 	a, err := agent.New(agent.Config{
-		Control: c.Control, TrustDomain: c.domain, StateDir: c.State,
+		Control: string(c.Control), TrustDomain: c.domain, StateDir: c.State,
 		JoinTokenFile: c.JoinTokenFile, TrustBundleFile: c.TrustBundleFile, Hello: hello, Log: t.Log,
 	})
 	if err != nil {
@@ -101,7 +101,7 @@ func serve(ctx context.Context, c *config, t *telemetry.Telemetry) error {
 	s.Checks(checks)
 	admin := telemetry.Admin(t.Metrics, checks)
 	admin.Handle("GET /explain", explain(s))
-	t.Log.InfoContext(ctx, "starting", "version", version.String(), "listen", l.String(), "control", c.Control)
+	t.Log.InfoContext(ctx, "starting", "version", version.String(), "listen", l.String(), "control", string(c.Control))
 	return together(ctx, s, a, l.admin, admin)
 }
 

@@ -2,7 +2,9 @@ package main
 
 import (
 	"bytes"
+	"context"
 	"encoding/json"
+	"fmt"
 	"net"
 	"net/http"
 	"net/http/httptest"
@@ -102,13 +104,16 @@ func TestStatusFindings(t *testing.T) {
 	sick.Peers = []admin.Peer{{Cluster: "us", State: "Stale", Reason: "no word for 70 s"}}
 	sick.Links = []admin.Link{
 		{Gateway: "gateway-0", Cluster: "us", State: "down", Detail: "refused"},
-		{Gateway: "gateway-1", Cluster: "us", State: "unknown", Detail: "the gateway is not connected"},
+		{Gateway: "gateway-1", Cluster: "us", State: "unknown", RTT: time.Millisecond, Detail: "the gateway is not connected"},
 	}
 	sick.Proxies = []admin.Proxy{{Program: "sidecar", Name: "shop/web"}, {Program: "gateway", Name: "gateway-1"}}
 	exports := []admin.Export{
 		{Namespace: "shop", Name: "gone", Conditions: []admin.Condition{{Type: "Valid", Status: "False", Reason: "NoService", Message: "there is no Service shop/gone"}}},
 		{Namespace: "shop", Name: "torn", Conditions: []admin.Condition{
 			{Type: "Valid", Status: "True", Reason: "Valid"}, {Type: "Conflict", Status: "True", Reason: "PortConflict", Message: "us has other ports"},
+		}},
+		{Namespace: "shop", Name: "labelled", Conditions: []admin.Condition{
+			{Type: "Valid", Status: "True", Reason: "Valid"}, {Type: "Conflict", Status: "True", Reason: "LabelsConflict,AnnotationsConflict"},
 		}},
 		{Namespace: "shop", Name: "fine", Conditions: []admin.Condition{
 			{Type: "Valid", Status: "True", Reason: "Valid"}, {Type: "Conflict", Status: "False", Reason: "NoConflicts"},
@@ -117,6 +122,9 @@ func TestStatusFindings(t *testing.T) {
 	out, chatter, code := isthmus(t, "status", "--control", control(t, map[string]any{"/v1/status": sick, "/v1/exports": exports}))
 	if code != exitFinding || chatter != "isthmus: 8 finding(s)" {
 		t.Errorf("exit %d: %s", code, chatter)
+	}
+	if strings.Contains(out, "0s") || strings.Contains(out, "1ms") {
+		t.Errorf("a link that isn't up has a round-trip time:\n%s", out)
 	}
 	_, found, _ := strings.Cut(out, "FINDINGS\n")
 	want := `eu: not ready: bus: not listening
@@ -190,6 +198,8 @@ func TestExplain(t *testing.T) {
 		Rows: []topology.ExplanationRow{
 			{Rank: 1, Tier: "us", Cluster: cluster(t, "us"), Ready: 2, Share: 1, Traffic: 1, State: topology.Active, Reason: "policy"},
 			{Rank: 2, Tier: "ap", Cluster: cluster(t, "ap"), Ready: 1, Share: 1, State: topology.LastResort, Reason: "link down", Stale: true},
+			{Rank: 3, Tier: "c4", Cluster: cluster(t, "c4"), Ready: 1, State: topology.LastResort, Reason: "ejected: reset", NextTry: time.Now().Add(-time.Minute)},
+			{Rank: 3, Tier: "c5", Cluster: cluster(t, "c5"), Ready: 1, State: topology.LastResort, Reason: "ejected: reset", NextTry: time.Now().Add(time.Hour + time.Millisecond)},
 			{Cluster: cluster(t, "eu"), Endpoint: "checkout-0", State: topology.Excluded, Reason: "not ready"},
 		},
 	}
@@ -214,6 +224,8 @@ func TestExplain(t *testing.T) {
 RANK   TIER   TARGET          SHARE   READY   STATE         WHY
 1      us     cluster us      100%    2       active        policy
 2      ap     cluster ap      0%      1       last resort   link down (its cluster's last word is old)
+3      c4     cluster c4      0%      1       last resort   ejected: reset (the next request that can be repeated tries it)
+3      c5     cluster c5      0%      1       last resort   ejected: reset (tried again in 1h0m0s)
 -      -      eu/checkout-0   0%      0       excluded      not ready
 `
 	if d := cmp.Diff(want, out); d != "" {
@@ -221,8 +233,8 @@ RANK   TIER   TARGET          SHARE   READY   STATE         WHY
 	}
 
 	answer.Rows, answer.Error = nil, &topology.Failure{Code: "no_candidates", Message: "no copy may be used"}
-	if out, _, code := isthmus(t, "explain", "eu/shop/web", "checkout.shop", "--control", socket); code != exitFinding || !strings.Contains(out, "Nowhere to go: no copy may be used") {
-		t.Errorf("nowhere to go: exit %d:\n%s", code, out)
+	if out, chatter, code := isthmus(t, "explain", "eu/shop/web", "checkout.shop", "--control", socket); code != exitFinding || !strings.Contains(out, "Nowhere to go: no copy may be used") || strings.Contains(chatter, "no copy may be used") {
+		t.Errorf("nowhere to go: exit %d:\n%s%s", code, out, chatter)
 	}
 	for args, want := range map[string]string{
 		"eu/nobody checkout.shop": "it knows: eu/shop/web",
@@ -234,6 +246,87 @@ RANK   TIER   TARGET          SHARE   READY   STATE         WHY
 		if code != exitUsage || !strings.Contains(chatter, want) {
 			t.Errorf("explain %s: exit %d: %s", args, code, chatter)
 		}
+	}
+}
+
+// written returns the folder of a playground of eu, with the workload shop/web, and us, of which nothing runs. Each port of its
+// sidecar is the given one.
+func written(t *testing.T, port string) string {
+	t.Helper()
+	dir, err := os.MkdirTemp("", "isthmus-") //nolint:usetesting // t.TempDir is too long for a Unix socket on some systems
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = os.RemoveAll(dir) })
+	state := fmt.Sprintf(`{"version": 1, "sockets": %[1]q,
+		"ports": {"eu/web-sidecar/admin": %[2]s, "eu/web-sidecar/proxy": %[2]s, "eu/web-sidecar/dns": %[2]s},
+		"spec": {"clusters": [{"name": "eu", "workloads": [{"namespace": "shop", "name": "web", "app": "web"}]}, {"name": "us"}]}}`, dir, port)
+	if err := os.WriteFile(filepath.Join(dir, "playground.json"), []byte(state), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	return dir
+}
+
+func TestEnvAndBack(t *testing.T) {
+	alone(t)
+	dir := written(t, "10123")
+	out, _, code := isthmus(t, "playground", "env", "eu/web", "--dir", dir)
+	if code != exitOK || !strings.Contains(out, "export http_proxy=http://127.0.0.1:10123\n") || strings.Contains(out, envControl) {
+		t.Errorf("exit %d:\n%s", code, out)
+	}
+	t.Setenv(envControl, "/some.sock")
+	out, _, code = isthmus(t, "playground", "env", "eu/web", "--dir", dir)
+	if code != exitOK || !strings.Contains(out, "unset ISTHMUS_CONTROL # it would win") {
+		t.Errorf("exit %d:\n%s", code, out)
+	}
+	undo, _, code := isthmus(t, "playground", "env", "--unset", "--dir", t.TempDir())
+	if want := "unset http_proxy HTTP_PROXY no_proxy NO_PROXY ISTHMUS_PLAYGROUND\n"; code != exitOK || undo != want {
+		t.Errorf("exit %d: %q, want %q", code, undo, want)
+	}
+	for args, want := range map[string]string{"env": "call as whom?", "env --unset eu/web": "unexpected argument"} {
+		if _, chatter, code := isthmus(t, strings.Fields("playground "+args)...); code != exitUsage || !strings.Contains(chatter, want) {
+			t.Errorf("%s: exit %d: %s", args, code, chatter)
+		}
+	}
+	if _, chatter, code := isthmus(t, "playground", "down", "--keep", "--dir", dir); code != exitOK || strings.Contains(chatter, "--unset") {
+		t.Errorf("down in a shell that calls elsewhere: exit %d: %s", code, chatter)
+	}
+	t.Setenv("http_proxy", "http://127.0.0.1:10123")
+	if _, chatter, code := isthmus(t, "playground", "down", "--dir", dir); code != exitOK || !strings.Contains(chatter, `eval "$(isthmus playground env --unset)"`) {
+		t.Errorf("down in a shell that calls through it: exit %d: %s", code, chatter)
+	}
+}
+
+// A control that hangs leaves the sidecar, which is healthy, time to answer: the playground knows where that is.
+func TestExplainWithAControlThatHangs(t *testing.T) {
+	alone(t)
+	sidecar := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
+		_ = json.NewEncoder(w).Encode(topology.Explanation{Service: name(t, "checkout.shop"), From: topology.Caller{Cluster: cluster(t, "eu")}})
+	}))
+	defer sidecar.Close()
+	_, port, _ := net.SplitHostPort(sidecar.Listener.Addr().String())
+	dir := written(t, port)
+	hangs, err := net.Listen("unix", filepath.Join(dir, "eu.sock"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() { _ = hangs.Close() }()
+	_, chatter, code := isthmus(t, "explain", "eu/web", "checkout.shop", "--playground", dir, "--timeout", "1s")
+	if code != exitOK || !strings.Contains(chatter, "the control of eu does not answer") {
+		t.Errorf("exit %d: %s", code, chatter)
+	}
+	_, chatter, code = isthmus(t, "join-token", "--node", "node-0", "--cluster", "xx", "--playground", dir, "--timeout", "50ms")
+	if code != exitUsage || !strings.Contains(chatter, `no cluster "xx"; there are: eu, us`) {
+		t.Errorf("no such cluster: exit %d: %s", code, chatter)
+	}
+	_, chatter, code = isthmus(t, "join-token", "--node", "node-0", "--cluster", "xx",
+		"--control", control(t, map[string]any{"/v1/status": healthy}), "--control", filepath.Join(dir, "nobody.sock"))
+	if code != exitUnreachable || !strings.Contains(chatter, `no cluster "xx" among those that answer (eu)`) {
+		t.Errorf("no such cluster among those that answer: exit %d: %s", code, chatter)
+	}
+	out, _, code := isthmus(t, "__complete", "playground", "env", "--dir", dir, "")
+	if code != exitOK || !strings.HasPrefix(out, "eu/web\n") {
+		t.Errorf("completion of env: exit %d: %s", code, out)
 	}
 }
 
@@ -293,17 +386,47 @@ func TestExitCodesAndWords(t *testing.T) {
 		{"get services --control /nowhere.sock", exitUnreachable, "control at /nowhere.sock: unreachable"},
 		{"get frobs", exitUsage, "is none of services, endpoints"},
 		{"get services -o xml", exitUsage, "want one of table, wide, json, yaml"},
-		{"status extra", exitUsage, "unknown command"},
+		{"status extra", exitUsage, `unexpected argument "extra"`},
+		{"playground up extra", exitUsage, `unexpected argument "extra"`},
+		{"get services extra", exitUsage, `unexpected argument "extra"`},
+		{"join-token extra --node node-0", exitUsage, `unexpected argument "extra"`},
+		{"completion extra", exitUsage, "unknown command"},
+		{"help extra", exitUsage, "no such verb: extra"},
+		{"help playground extra", exitUsage, "no such verb: playground extra"},
+		{"explain", exitUsage, "explain what?"},
+		{"explain eu/web", exitUsage, "which service?"},
+		{"explain IST0105", exitUsage, "no such code, IST0105; the codes are in docs/reference/sidecar.md: IST2001,"},
+		{"status --control=", exitUsage, "--control is empty"},
+		{"status --playground=", exitUsage, "--playground is empty"},
+		{"playground down --dir=", exitUsage, "--dir is empty"},
+		{"status --timeout 0", exitUsage, "--timeout 0s: want more than 0"},
+		{"status --timeout -1s", exitUsage, "--timeout -1s: want more than 0"},
+		{"playground up --patience 0", exitUsage, "--patience 0s: want more than 0"},
+		{"playground logs -n -1", exitUsage, "--lines -1: want 0 or more"},
+		{"playground run --clusters 2", exitUsage, "--clusters 2: want at least 3"},
+		{"playground run --report /nowhere/report.json", exitFinding, "report: open /nowhere/report.json"},
 		{"frobnicate", exitUsage, "unknown command"},
 		{"playground break", exitUsage, "name at least one target"},
 		{"playground up --clusters 1 --dir " + empty, exitUsage, "2 to 16 clusters"},
 		{"playground status --dir " + empty, exitUnreachable, "isthmus playground up --dir " + empty},
+		{"playground up --env FOO --dir " + empty, exitUsage, "want KEY=VALUE"},
 		{"playground down --dir " + empty, exitOK, "nothing to do"},
 	} {
 		out, chatter, code := isthmus(t, strings.Fields(c.args)...)
 		if code != c.code || !strings.Contains(chatter, c.want) || out != "" {
 			t.Errorf("isthmus %s: exit %d, want %d; stdout %q, stderr %q", c.args, code, c.code, out, chatter)
 		}
+	}
+}
+
+// Who interrupts a verb is told all the same what to do next.
+func TestInterruptedKeepsTheAdvice(t *testing.T) {
+	err := fmt.Errorf("up: %w", context.Canceled)
+	if got := complaint(err); got != "isthmus: interrupted" {
+		t.Errorf("%q", got)
+	}
+	if got := complaint(advised{err, "End it with: isthmus playground down"}); got != "isthmus: interrupted\nEnd it with: isthmus playground down" {
+		t.Errorf("%q", got)
 	}
 }
 
@@ -326,6 +449,34 @@ func TestCompletion(t *testing.T) {
 		if out, _, code := isthmus(t, "completion", shell); code != exitOK || len(out) == 0 {
 			t.Errorf("completion %s: exit %d, %d bytes", shell, code, len(out))
 		}
+	}
+}
+
+func TestCompletionOffers(t *testing.T) {
+	alone(t)
+	socket := control(t, map[string]any{
+		"/v1/status": healthy, "/v1/proxies": []admin.Proxy{{Program: "sidecar", Name: "shop/web"}},
+		"/v1/imports": []admin.Import{{Namespace: "shop", Name: "checkout"}},
+	})
+	for args, want := range map[string]string{
+		"explain":                    "eu/web\n",
+		"explain eu/web":             "checkout.shop\n",
+		"join-token --cluster":       "eu\n",
+		"status -o":                  "table\nwide\njson\nyaml\n",
+		"playground status --output": "table\nwide\njson\nyaml\n",
+	} {
+		line := append(append([]string{"__complete", "--control", socket}, strings.Fields(args)...), "")
+		if out, chatter, code := isthmus(t, line...); code != exitOK || !strings.HasPrefix(out, want) {
+			t.Errorf("%s: exit %d: %q, %s", args, code, out, chatter)
+		}
+	}
+}
+
+func TestVersionFlag(t *testing.T) {
+	alone(t)
+	long, _, _ := isthmus(t, "version")
+	if out, chatter, code := isthmus(t, "--version"); code != exitOK || out != long {
+		t.Errorf("exit %d: %q, want %q; %s", code, out, long, chatter)
 	}
 }
 
@@ -353,4 +504,15 @@ func cluster(t *testing.T, s string) topology.ClusterName {
 		t.Fatal(err)
 	}
 	return n
+}
+
+// TestStatusBeforeAllIsRead: a control that can't tell of its exports yet can tell why.
+func TestStatusBeforeAllIsRead(t *testing.T) {
+	alone(t)
+	starting := healthy
+	starting.Ready, starting.Missing = false, []string{"kubernetes: workloads can't be read"}
+	out, chatter, code := isthmus(t, "status", "--control", control(t, map[string]any{"/v1/status": starting})) // no answer to /v1/exports
+	if code != exitFinding || !strings.Contains(out, "eu: not ready: kubernetes: workloads can't be read") {
+		t.Errorf("exit %d: %s%s", code, out, chatter)
+	}
 }

@@ -1,12 +1,14 @@
 package main
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
 	"os"
 	"path/filepath"
 	"sync"
+	"time"
 
 	"github.com/isthmus-mesh/isthmus/api/admin"
 	"github.com/isthmus-mesh/isthmus/internal/lab"
@@ -88,7 +90,13 @@ func askAll[T any](
 	if err != nil {
 		return nil, err
 	}
-	ctx, cancel := context.WithTimeout(ctx, g.timeout)
+	return askEach(ctx, g.timeout, clients, ask), nil
+}
+
+func askEach[T any](
+	ctx context.Context, timeout time.Duration, clients []target, ask func(*admin.Client, context.Context) (T, error),
+) []asked[T] {
+	ctx, cancel := context.WithTimeout(ctx, timeout)
 	defer cancel()
 	out := make([]asked[T], len(clients))
 	var all sync.WaitGroup
@@ -104,7 +112,7 @@ func askAll[T any](
 		})
 	}
 	all.Wait()
-	return out, nil
+	return out
 }
 
 // failures joins the errors of the controls that did not answer.
@@ -132,17 +140,32 @@ func (g *global) one(ctx context.Context, cluster string) (*admin.Client, error)
 	if err != nil {
 		return nil, err
 	}
-	var names []string
 	for _, a := range all {
 		if a.err == nil && a.status.Cluster == cluster {
 			return a.client.Client, nil
 		}
-		if a.err == nil {
+	}
+	return nil, noCluster(cluster, all)
+}
+
+// noCluster is the error when the named cluster is none of those that answered.
+func noCluster[T any](cluster string, all []asked[T]) error {
+	var names []string
+	silent := false // one has not said which it is
+	for _, a := range all {
+		switch {
+		case a.err == nil:
 			names = append(names, a.status.Cluster)
+		case a.client.cluster == cluster:
+			return a.err
+		case a.client.cluster != "":
+			names = append(names, a.client.cluster)
+		default:
+			silent = true
 		}
 	}
-	if err := failures(all); err != nil {
-		return nil, fmt.Errorf("cluster %s: %w", cluster, err)
+	if silent {
+		return fmt.Errorf("no cluster %q among those that answer (%s), and: %w", cluster, cmp.Or(list(names), "none"), failures(all))
 	}
-	return nil, usage{fmt.Errorf("no cluster %q; there are: %s", cluster, list(names))}
+	return usage{fmt.Errorf("no cluster %q; there are: %s", cluster, list(names))}
 }

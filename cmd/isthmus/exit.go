@@ -28,6 +28,15 @@ type usage struct{ err error }
 func (u usage) Error() string { return u.err.Error() }
 func (u usage) Unwrap() error { return u.err }
 
+// advised is an error with what to do about it, in lines of their own. The advice is given too when the verb was interrupted.
+type advised struct {
+	err    error
+	advice string
+}
+
+func (a advised) Error() string { return a.err.Error() + "\n" + a.advice }
+func (a advised) Unwrap() error { return a.err }
+
 func exitCode(err error) int {
 	var u usage
 	switch {
@@ -48,10 +57,15 @@ func exitCode(err error) int {
 
 // complaint is what is said on standard error when a verb ends with err.
 func complaint(err error) string {
-	var u usage
+	var (
+		u usage
+		a advised
+	)
 	switch {
 	case err == nil:
 		return ""
+	case errors.Is(err, context.Canceled) && errors.As(err, &a):
+		return "isthmus: interrupted\n" + a.advice
 	case errors.Is(err, context.Canceled):
 		return "isthmus: interrupted"
 	case errors.As(err, &u):

@@ -9,9 +9,11 @@ import (
 	"math"
 	"net/http"
 	"net/url"
+	"regexp"
 	"slices"
 	"strconv"
 	"strings"
+	"time"
 
 	"github.com/spf13/cobra"
 
@@ -37,8 +39,14 @@ SERVICE.NAMESPACE means the name of the clusterset, SERVICE.NAMESPACE.svc.cluste
 With an error code, as errors of Isthmus carry them, it says what the code means and what to do.
 
 It exits with 1 when there is nowhere to go.`,
-		Example: example("isthmus explain eu/web checkout.shop", "isthmus explain eu/web checkout.shop --port 9090", "isthmus explain IST0105"),
-		Args:    cobra.RangeArgs(1, 2),
+		Example: example("isthmus explain eu/web checkout.shop", "isthmus explain eu/web checkout.shop --port 9090", "isthmus explain IST2005"),
+		Args: func(_ *cobra.Command, args []string) error {
+			if len(args) < 1 || len(args) > 2 {
+				return errors.New("explain what? CLUSTER/WORKLOAD SERVICE.NAMESPACE, for example eu/web checkout.shop, or an error code")
+			}
+			return nil
+		},
+		ValidArgsFunction: g.completeExplain,
 		RunE: func(c *cobra.Command, args []string) error {
 			if len(args) == 1 {
 				return explainCode(c.OutOrStdout(), args[0])
@@ -62,7 +70,7 @@ It exits with 1 when there is nowhere to go.`,
 				return err
 			}
 			if x.Error != nil {
-				return finding{x.Error.Message}
+				return finding{"nowhere to go from " + args[0]} // why is printed already
 			}
 			return nil
 		},
@@ -72,9 +80,25 @@ It exits with 1 when there is nowhere to go.`,
 	return c
 }
 
+// codeForm is how a code of Isthmus is written.
+var codeForm = regexp.MustCompile(`(?i)^IST\d+$`)
+
+func codes() string {
+	var all []string
+	for _, e := range errcode.All() {
+		all = append(all, e.Code)
+	}
+	return list(all)
+}
+
 func explainCode(w io.Writer, code string) error {
 	e, ok := errcode.Lookup(code)
-	if !ok {
+	switch {
+	case !ok && codeForm.MatchString(code):
+		return usage{fmt.Errorf("no such code, %s; the codes are in docs/reference/sidecar.md: %s", code, codes())}
+	case !ok && strings.Contains(code, "/"):
+		return usage{fmt.Errorf("which service? isthmus explain %s SERVICE.NAMESPACE, for example checkout.shop", code)}
+	case !ok:
 		return usage{fmt.Errorf("%q is neither an error code (ISTnnnn) nor a workload with a service (CLUSTER/WORKLOAD SERVICE.NAMESPACE)", code)}
 	}
 	_, err := fmt.Fprintf(w, "%s  %s\n\n%s\n\nWhat to do: %s\n", e.Code, e.Title, e.Meaning, e.Fix)
@@ -88,31 +112,27 @@ func (g *global) sidecarAdmin(ctx context.Context, chatter io.Writer, workload s
 	if !ok {
 		return "", usage{fmt.Errorf("workload %q: want CLUSTER/WORKLOAD, for example eu/web", workload)}
 	}
-	all, err := askAll(ctx, g, (*admin.Client).Proxies)
+	targets, err := g.targets()
 	if err != nil {
 		return "", err
 	}
-	var clusters []string
+	if i := slices.IndexFunc(targets, func(t target) bool { return t.cluster == cluster }); i >= 0 {
+		targets = targets[i : i+1] // a playground knows which control it is: no other one makes us wait
+	}
+	// Half the time: a control that hangs leaves the sidecar the other half.
+	all := askEach(ctx, g.timeout/2, targets, (*admin.Client).Proxies)
 	for _, a := range all {
-		if a.err != nil {
-			continue
-		}
-		clusters = append(clusters, a.status.Cluster)
-		if a.status.Cluster == cluster {
+		if a.err == nil && a.status.Cluster == cluster {
 			return sidecarIn(cluster, name, a.answer)
 		}
 	}
-	unreachable := failures(all)
-	if len(g.controls) == 0 {
+	if slices.ContainsFunc(targets, func(t target) bool { return t.cluster == cluster }) {
 		if address, err := g.playgroundAdmin(workload); err == nil {
 			_, _ = fmt.Fprintf(chatter, "isthmus: the control of %s does not answer; asking the sidecar that the playground knows\n", cluster)
 			return address, nil
 		}
 	}
-	if unreachable != nil {
-		return "", fmt.Errorf("cluster %s: %w", cluster, unreachable)
-	}
-	return "", usage{fmt.Errorf("no cluster %q; there are: %s", cluster, list(clusters))}
+	return "", noCluster(cluster, all)
 }
 
 func (g *global) playgroundAdmin(workload string) (string, error) {
@@ -202,6 +222,13 @@ func printExplanation(w io.Writer, format output.Format, x topology.Explanation)
 		why := r.Reason
 		if r.Stale {
 			why += " (its cluster's last word is old)"
+		}
+		switch wait := time.Until(r.NextTry); {
+		case r.NextTry.IsZero():
+		case wait <= 0:
+			why += " (the next request that can be repeated tries it)"
+		default:
+			why += fmt.Sprintf(" (tried again in %s)", max(wait.Round(time.Second), time.Second))
 		}
 		target := "cluster " + r.Cluster.String()
 		if r.Endpoint != "" {

@@ -101,8 +101,12 @@ func newGet(g *global) *cobra.Command {
 		Example:   example("isthmus get services", "isthmus get endpoints -o wide", "isthmus get imports -o json | jq '.[].items[].name'"),
 		ValidArgs: names,
 		Args: func(c *cobra.Command, args []string) error {
-			if len(args) != 1 {
+			switch len(args) {
+			case 0:
 				return fmt.Errorf("get what? One of %s", strings.Join(names, ", "))
+			case 1:
+			default:
+				return fmt.Errorf("unexpected argument %q: get lists all there are", args[1])
 			}
 			if _, err := kindOf(args[0]); err != nil {
 				return err

@@ -21,7 +21,7 @@ func newIntroduction(g *global) *cobra.Command {
 its exported services may be called from there, and those of that cluster from here once it has been introduced likewise.
 It holds no secret, but hand it over so that nobody can change it: it pins who this cluster is.`,
 		Example: example("isthmus introduction --control /run/isthmus/us.sock > eu/manifests/peer-us.yaml", "isthmus introduction -o json"),
-		Args:    cobra.NoArgs,
+		Args:    noArgs,
 		RunE: func(c *cobra.Command, _ []string) error {
 			all, err := askAll(c.Context(), g, (*admin.Client).Introduction)
 			if err != nil {

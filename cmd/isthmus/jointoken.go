@@ -25,8 +25,11 @@ identity. Write it to the file that the program's joinTokenFile names. The token
 		Example: example(
 			"isthmus join-token --cluster us --workload shop/checkout-1 > join-token",
 			"isthmus join-token --control /run/isthmus/us.sock --gateway gateway-2 > join-token"),
-		Args: func(_ *cobra.Command, args []string) error {
-			if len(args) > 0 || len(slices.DeleteFunc([]string{ask.Workload, ask.Gateway, ask.Node}, func(s string) bool { return s == "" })) != 1 {
+		Args: func(c *cobra.Command, args []string) error {
+			if err := noArgs(c, args); err != nil {
+				return err
+			}
+			if len(slices.DeleteFunc([]string{ask.Workload, ask.Gateway, ask.Node}, func(s string) bool { return s == "" })) != 1 {
 				return errors.New("say what the token is for: exactly one of --workload, --gateway, --node")
 			}
 			return nil

@@ -3,6 +3,7 @@ package main
 import (
 	"errors"
 	"fmt"
+	"strings"
 	"time"
 
 	"github.com/spf13/cobra"
@@ -77,6 +78,18 @@ func (p *playground) dirFlag() string {
 		return ""
 	}
 	return " --dir " + shellQuote(p.dir)
+}
+
+// count says how many of something there are.
+func count(n int, what string) string {
+	switch {
+	case n == 1:
+		return "1 " + what
+	case strings.HasSuffix(what, "s"):
+		return fmt.Sprintf("%d %ses", n, what)
+	default:
+		return fmt.Sprintf("%d %ss", n, what)
+	}
 }
 
 // each says one thing of each name on standard error.

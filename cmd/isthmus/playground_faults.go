@@ -1,9 +1,11 @@
 package main
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"os"
+	"strings"
 	"time"
 
 	"github.com/spf13/cobra"
@@ -57,12 +59,24 @@ plane is dead starts with the state that it has on disk.`,
 				return err
 			}
 			if len(started) == 0 {
+				if err := ready(c.Context(), pg, args...); err != nil {
+					return err
+				}
 				_, _ = fmt.Fprintln(c.ErrOrStderr(), "all of that is running")
 				return nil
 			}
 			return pg.Settle(c.Context())
 		},
 	}
+}
+
+// ready is an error when something runs that is not ready: starting what is dead is no help there.
+func ready(ctx context.Context, pg *lab.Playground, targets ...string) error {
+	sick, err := pg.NotReady(ctx, targets...)
+	if err != nil || len(sick) == 0 {
+		return err
+	}
+	return finding{"running, but not ready:\n  " + strings.Join(sick, "\n  ") + "\nTo start one anew, break it first (isthmus playground break TARGET), then heal."}
 }
 
 func newPlaygroundDown(p *playground) *cobra.Command {
@@ -74,7 +88,7 @@ func newPlaygroundDown(p *playground) *cobra.Command {
 		Long: `down ends every process (SIGTERM; SIGKILL when --grace has passed) and removes what the playground wrote: states, logs, and the clusters'
 folders of manifests with all that is in them. A folder that --dir names stays, empty of all that. With --keep the files stay too,
 and "isthmus playground up" starts from them again.`,
-		Args: cobra.NoArgs,
+		Args: noArgs,
 		RunE: func(c *cobra.Command, _ []string) error {
 			dir, isDefault, err := p.folder()
 			if err != nil {
@@ -90,15 +104,16 @@ and "isthmus playground up" starts from them again.`,
 			}
 			defer pg.Close()
 			if keep {
-				ended, err := pg.Stop(c.Context(), grace)
-				_, _ = fmt.Fprintf(c.ErrOrStderr(), "ended %d processes; the files are in %s\n", len(ended), pg.Dir())
-				return err
+				var ended []string
+				ended, err = pg.Stop(c.Context(), grace)
+				_, _ = fmt.Fprintf(c.ErrOrStderr(), "ended %s; the files are in %s\n", count(len(ended), "process"), pg.Dir())
+			} else if err = pg.Down(c.Context(), grace, isDefault); err == nil {
+				_, _ = fmt.Fprintf(c.ErrOrStderr(), "the playground in %s is down\n", pg.Dir())
 			}
-			if err := pg.Down(c.Context(), grace, isDefault); err != nil {
-				return err
+			if pointsAt(pg) {
+				_, _ = fmt.Fprintln(c.ErrOrStderr(), "this shell still calls through it; undo that with: "+unsetLine)
 			}
-			_, _ = fmt.Fprintf(c.ErrOrStderr(), "the playground in %s is down\n", pg.Dir())
-			return nil
+			return err
 		},
 	}
 	c.Flags().BoolVar(&keep, "keep", false, "keep manifests, states and logs")
@@ -115,6 +130,9 @@ func newPlaygroundLogs(p *playground) *cobra.Command {
 		Example:           example("isthmus playground logs us/gateway-0", "isthmus playground logs -n 0 -f us"),
 		ValidArgsFunction: p.completeTargets,
 		RunE: func(c *cobra.Command, args []string) error {
+			if lines < 0 {
+				return usage{fmt.Errorf("--lines %d: want 0 or more", lines)}
+			}
 			pg, err := p.openUp()
 			if err != nil {
 				return err

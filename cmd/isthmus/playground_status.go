@@ -22,7 +22,7 @@ func newPlaygroundStatus(p *playground) *cobra.Command {
 		Use:   "status",
 		Short: "Clusters, processes, ports, manifest folders, links",
 		Long:  `status exits with 1 when a process of the playground does not run or is not ready.`,
-		Args:  cobra.NoArgs,
+		Args:  noArgs,
 		RunE: func(c *cobra.Command, _ []string) error {
 			pg, err := p.openUp()
 			if err != nil {
@@ -95,7 +95,7 @@ func printPlayground(w io.Writer, format output.Format, st lab.Status) error {
 			processes.Row(c.Name, p.Name, state, pid, list(ports), string(p.Program), p.Log)
 		}
 		for _, l := range c.Links {
-			links.Row(c.Name, l.Gateway, l.Cluster, l.State, strconv.Itoa(l.Connections), l.RTT.Round(time.Microsecond).String(), l.Detail)
+			links.Row(c.Name, l.Gateway, l.Cluster, l.State, strconv.Itoa(l.Connections), rtt(l.State, l.RTT), l.Detail)
 		}
 		for _, m := range c.Problems {
 			problems = append(problems, c.Name+": "+m)

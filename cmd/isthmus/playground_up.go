@@ -1,8 +1,10 @@
 package main
 
 import (
+	"context"
 	"fmt"
 	"io"
+	"strings"
 	"time"
 
 	"github.com/spf13/cobra"
@@ -19,8 +21,13 @@ func newPlaygroundUp(p *playground) *cobra.Command {
 		Long: `up starts the clusters and returns when calls go through; they live on until "isthmus playground down". Where a playground is up
 already it starts what is dead, and says when there is nothing to do.`,
 		Example: example("isthmus playground up", "isthmus playground up --clusters 5 --dir /tmp/five"),
-		Args:    cobra.NoArgs,
+		Args:    noArgs,
 		RunE: func(c *cobra.Command, _ []string) error {
+			for _, kv := range env {
+				if key, _, ok := strings.Cut(kv, "="); !ok || key == "" {
+					return usage{fmt.Errorf("--env %q: want KEY=VALUE", kv)}
+				}
+			}
 			dir, _, err := p.folder()
 			if err != nil {
 				return err
@@ -37,18 +44,21 @@ already it starts what is dead, and says when there is nothing to do.`,
 			}
 			opts := p.options()
 			opts.Env = env
+			opts.Progress = func(line string) { _, _ = fmt.Fprintln(c.ErrOrStderr(), line) }
 			begun := time.Now()
-			_, _ = fmt.Fprintf(c.ErrOrStderr(), "starting %d clusters in %s\n", clusters, dir)
 			pg, started, err := lab.Up(c.Context(), dir, spec, opts)
 			if err != nil {
-				return fmt.Errorf("%w%s", err, p.advice(dir))
+				return p.advise(c.Context(), err, dir, started)
 			}
 			defer pg.Close()
 			if len(started) == 0 {
+				if err = ready(c.Context(), pg); err != nil {
+					return err
+				}
 				_, err = fmt.Fprintf(c.OutOrStdout(), "The playground is already up in %s.\n", pg.Dir())
 			} else {
-				_, err = fmt.Fprintf(c.OutOrStdout(), "The playground is up in %s: %d processes started in %.1f s.\n",
-					pg.Dir(), len(started), time.Since(begun).Seconds())
+				_, err = fmt.Fprintf(c.OutOrStdout(), "The playground is up in %s: %s started in %.1f s.\n",
+					pg.Dir(), count(len(started), "process"), time.Since(begun).Seconds())
 			}
 			if err != nil {
 				return err
@@ -87,12 +97,20 @@ Each cluster is a folder of manifests; what you put there takes effect at once:
 	return err
 }
 
-// advice says how to look at a playground that came up only in part.
-func (p *playground) advice(dir string) string {
-	pg, err := lab.Open(dir, p.options())
-	if err != nil {
-		return ""
+// advise says how to look at a playground that did not come up, and how to be rid of it.
+func (p *playground) advise(ctx context.Context, err error, dir string, started []string) error {
+	pg, e := lab.Open(dir, p.options())
+	if e != nil {
+		return err // nothing is there
 	}
 	pg.Close()
-	return "\nWhat is up stays up; look with: isthmus playground status" + p.dirFlag()
+	switch {
+	case ctx.Err() != nil:
+		return advised{err, "What it wrote stays for the next up. Remove it with: isthmus playground down" + p.dirFlag()}
+	case len(started) > 0:
+		return advised{err, "What is up stays up. Look with: isthmus playground status" + p.dirFlag() +
+			"\nEnd it with: isthmus playground down" + p.dirFlag()}
+	default:
+		return err
+	}
 }

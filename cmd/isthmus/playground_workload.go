@@ -18,7 +18,7 @@ func newPlaygroundWorkload() *cobra.Command {
 		Use:    "workload",
 		Short:  "The sample application",
 		Hidden: true,
-		Args:   cobra.NoArgs,
+		Args:   noArgs,
 		RunE: func(c *cobra.Command, _ []string) (err error) {
 			var listen net.ListenConfig
 			if cfg.HTTP, err = listen.Listen(c.Context(), "tcp", httpAddress); err != nil {

@@ -1,10 +1,16 @@
 package main
 
 import (
+	"errors"
+	"fmt"
+	"io"
+	"slices"
 	"strings"
 	"time"
 
 	"github.com/spf13/cobra"
+
+	"github.com/isthmus-mesh/isthmus/internal/version"
 )
 
 // global holds the flags that every verb has.
@@ -14,7 +20,8 @@ type global struct {
 	timeout    time.Duration
 }
 
-func newRoot() *cobra.Command {
+// newRoot returns the command. The streams come first: cobra's completion verbs take the standard output of when they are made.
+func newRoot(stdin io.Reader, stdout, stderr io.Writer) *cobra.Command {
 	g := &global{}
 	root := &cobra.Command{
 		Use:   "isthmus",
@@ -29,12 +36,18 @@ Which clusters a verb speaks of, the first that is given:
   the default playground, when it is up
 
 Exit codes: 0 ok, 1 a finding, 2 usage, 3 unreachable, 4 time-out.`,
+		Version:           version.Long(),
 		SilenceErrors:     true,
 		SilenceUsage:      true,
 		DisableAutoGenTag: true,
 		Args:              cobra.NoArgs,
 		RunE:              func(c *cobra.Command, _ []string) error { return c.Help() },
+		PersistentPreRunE: func(c *cobra.Command, _ []string) error { return checkFlags(c, g) },
 	}
+	root.SetIn(stdin)
+	root.SetOut(stdout)
+	root.SetErr(stderr)
+	root.SetVersionTemplate("isthmus {{.Version}}\n")
 	flags := root.PersistentFlags()
 	flags.StringArrayVar(&g.controls, "control", nil, "admin `socket` of a control plane; may be given several times")
 	flags.StringVar(&g.playground, "playground", "", "`folder` of the playground whose clusters are meant")
@@ -42,8 +55,69 @@ Exit codes: 0 ok, 1 a finding, 2 usage, 3 unreachable, 4 time-out.`,
 	root.AddCommand(
 		newStatus(g), newGet(g), newExplain(g), newIntroduction(g), newJoinToken(g), newVersion(), newPlayground(g),
 	)
+	root.InitDefaultHelpCmd()
+	root.InitDefaultCompletionCmd()
+	strictHelp(root)
 	markUsage(root)
+	completeFlags(root, g)
 	return root
+}
+
+// checkFlags refuses values that would mean something else than they say: an empty one would mean the default.
+func checkFlags(c *cobra.Command, g *global) error {
+	given := func(name string) (string, bool) {
+		f := c.Flags().Lookup(name)
+		if f == nil || !f.Changed {
+			return "", false
+		}
+		return f.Value.String(), true
+	}
+	for _, name := range []string{"dir", "playground", "report", "cluster", "workload", "gateway", "node"} {
+		if v, ok := given(name); ok && v == "" {
+			return usage{fmt.Errorf("--%s is empty", name)}
+		}
+	}
+	if slices.Contains(g.controls, "") {
+		return usage{errors.New("--control is empty")}
+	}
+	for _, name := range []string{"timeout", "patience"} {
+		if v, ok := given(name); ok {
+			if d, err := time.ParseDuration(v); err != nil || d <= 0 {
+				return usage{fmt.Errorf("--%s %s: want more than 0", name, v)}
+			}
+		}
+	}
+	if v, ok := given("grace"); ok && strings.HasPrefix(v, "-") {
+		return usage{fmt.Errorf("--grace %s: want 0 or more", v)}
+	}
+	return nil
+}
+
+// noArgs is the argument check of a verb that takes none. (cobra's would call an argument a command.)
+func noArgs(_ *cobra.Command, args []string) error {
+	if len(args) > 0 {
+		return fmt.Errorf("unexpected argument %q", args[0])
+	}
+	return nil
+}
+
+// strictHelp makes an error of a topic or a shell that is not known: cobra would end with 0.
+func strictHelp(root *cobra.Command) {
+	for _, c := range root.Commands() {
+		switch c.Name() {
+		case "help":
+			show := c.Run
+			c.Run, c.RunE = nil, func(c *cobra.Command, args []string) error {
+				if _, rest, err := root.Find(args); err != nil || len(rest) > 0 {
+					return usage{fmt.Errorf("no such verb: %s", strings.Join(args, " "))}
+				}
+				show(c, args)
+				return nil
+			}
+		case "completion":
+			c.RunE = func(c *cobra.Command, _ []string) error { return c.Help() }
+		}
+	}
 }
 
 // markUsage makes every error about arguments and flags, of every verb, one of usage.

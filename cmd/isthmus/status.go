@@ -2,6 +2,8 @@ package main
 
 import (
 	"cmp"
+	"context"
+	"errors"
 	"fmt"
 	"io"
 	"slices"
@@ -35,9 +37,9 @@ with file and line.
 
 It exits with 1 when something is not as it should be, and with 3 when a control plane does not answer.`,
 		Example: example("isthmus status", "isthmus status -o json | jq '.[].peers'"),
-		Args:    cobra.NoArgs,
+		Args:    noArgs,
 		RunE: func(c *cobra.Command, _ []string) error {
-			asked, err := askAll(c.Context(), g, (*admin.Client).Exports)
+			asked, err := askAll(c.Context(), g, exportsIfKnown)
 			if err != nil {
 				return err
 			}
@@ -75,6 +77,15 @@ It exits with 1 when something is not as it should be, and with 3 when a control
 	return c
 }
 
+// exportsIfKnown asks for the exports. A control that has not read everything yet can't tell, and its status says so.
+func exportsIfKnown(c *admin.Client, ctx context.Context) ([]admin.Export, error) { //nolint:revive // as a method of admin.Client is called
+	exports, err := c.Exports(ctx)
+	if errors.Is(err, admin.ErrUnreachable) {
+		return nil, err
+	}
+	return exports, nil
+}
+
 // findingsOf lists, in words, what is not as it should be in a cluster.
 func findingsOf(s admin.Status, exports []admin.Export) []string {
 	var out []string
@@ -94,6 +105,9 @@ func findingsOf(s admin.Status, exports []admin.Export) []string {
 	}
 	for _, e := range exports {
 		for _, c := range e.Conditions {
+			if c.Type == "Conflict" && perCluster(c.Reason) {
+				continue
+			}
 			if c.Type == "Valid" && c.Status != "True" || c.Type == "Conflict" && c.Status == "True" {
 				out = append(out, fmt.Sprintf("export %s.%s: %s=%s, %s: %s", e.Name, e.Namespace, c.Type, c.Status, c.Reason, c.Message))
 			}
@@ -115,6 +129,17 @@ func findingsOf(s admin.Status, exports []admin.Export) []string {
 		}
 	}
 	return out
+}
+
+// perCluster reports whether a conflict is of labels or annotations alone. Those of an import are the oldest export's, but where a
+// FailoverPolicy asks for labels each cluster's own count: to differ is what they are for.
+func perCluster(reasons string) bool {
+	for r := range strings.SplitSeq(reasons, ",") {
+		if r != "LabelsConflict" && r != "AnnotationsConflict" {
+			return false
+		}
+	}
+	return true
 }
 
 func printStatus(w io.Writer, format output.Format, all []clusterStatus) error {
@@ -149,7 +174,7 @@ func printStatus(w io.Writer, format output.Format, all []clusterStatus) error {
 				p.TrustDomain, p.Region, strconv.FormatUint(p.Epoch, 10), strconv.FormatUint(p.Seq, 10))
 		}
 		for _, l := range s.Links {
-			links.Row(s.Cluster, l.Gateway, l.Cluster, l.State, strconv.Itoa(l.Connections), l.RTT.Round(time.Microsecond).String(), l.Detail)
+			links.Row(s.Cluster, l.Gateway, l.Cluster, l.State, strconv.Itoa(l.Connections), rtt(l.State, l.RTT), l.Detail)
 		}
 		for _, f := range cs.Findings {
 			found = append(found, s.Cluster+": "+f)
@@ -190,6 +215,14 @@ func share[T any](all []T, good func(T) bool) string {
 		}
 	}
 	return fmt.Sprintf("%d/%d", n, len(all))
+}
+
+// rtt is the round-trip time of a link that is up; of another there is none.
+func rtt(state string, d time.Duration) string {
+	if state != "up" || d == 0 {
+		return ""
+	}
+	return d.Round(time.Microsecond).String()
 }
 
 func manifests(m admin.ManifestState) string {

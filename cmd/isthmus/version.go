@@ -15,7 +15,7 @@ func newVersion() *cobra.Command {
 	c := &cobra.Command{
 		Use:   "version",
 		Short: "Which build this is",
-		Args:  cobra.NoArgs,
+		Args:  noArgs,
 		RunE: func(c *cobra.Command, _ []string) error {
 			if format.IsTable() {
 				_, err := fmt.Fprintln(c.OutOrStdout(), "isthmus "+version.Long())

@@ -54,14 +54,14 @@ func (p *Playground) Stop(ctx context.Context, grace time.Duration, targets ...s
 // Down ends everything and removes all that the playground left on this machine, except the folder itself unless
 // removeDir says so.
 func (p *Playground) Down(ctx context.Context, grace time.Duration, removeDir bool) error {
-	if _, err := p.Stop(ctx, grace); err != nil {
+	if err := p.endAll(ctx, grace); err != nil {
 		return err
 	}
 	var errs []error
 	for _, c := range p.state.Spec.Clusters {
 		errs = append(errs, os.RemoveAll(filepath.Join(p.dir, c.Name)))
 	}
-	errs = append(errs, os.RemoveAll(p.state.Sockets), remove(statePath(p.dir)), remove(filepath.Join(p.dir, ".lock")))
+	errs = append(errs, os.RemoveAll(p.state.Sockets), remove(statePath(p.dir)), remove(lockPath(p.dir)))
 	if removeDir {
 		// Not RemoveAll: what somebody else put there is theirs.
 		if err := os.Remove(p.dir); err != nil && !errors.Is(err, fs.ErrNotExist) {
@@ -75,6 +75,17 @@ func (p *Playground) Down(ctx context.Context, grace time.Duration, removeDir bo
 		return fmt.Errorf("playground: %w", err)
 	}
 	return nil
+}
+
+// endAll ends everything and writes nothing down: the disk may be full, and what is written goes away next.
+func (p *Playground) endAll(ctx context.Context, grace time.Duration) error {
+	unlock, units, err := p.take(ctx, nil)
+	if err != nil {
+		return err
+	}
+	defer unlock()
+	_, err = p.halt(units, func(r running) error { return r.stop(ctx, grace) })
+	return err
 }
 
 func remove(path string) error {
@@ -101,8 +112,14 @@ func (p *Playground) take(ctx context.Context, targets []string) (unlock func(),
 	return unlock, units, nil
 }
 
-// end ends the units in parallel, so that a cluster dies at one moment, and forgets those that are gone.
+// end halts the units, and writes down that those which are gone don't run.
 func (p *Playground) end(units []unit, how func(running) error) ([]string, error) {
+	ended, err := p.halt(units, how)
+	return ended, errors.Join(err, p.state.save(p.dir))
+}
+
+// halt ends the units in parallel, so that a cluster dies at one moment, and forgets those that are gone.
+func (p *Playground) halt(units []unit, how func(running) error) ([]string, error) {
 	var ended []string
 	var g errgroup.Group
 	for _, u := range units {
@@ -124,5 +141,5 @@ func (p *Playground) end(units []unit, how func(running) error) ([]string, error
 			delete(p.state.Running, u.id())
 		}
 	}
-	return ended, errors.Join(err, p.state.save(p.dir))
+	return ended, err
 }

@@ -18,6 +18,7 @@ import (
 	"log/slog"
 	"os"
 	"path/filepath"
+	"slices"
 	"sync"
 	"time"
 )
@@ -96,7 +97,8 @@ func Open(dir string, opts Options) (*Playground, error) {
 
 // Up makes sure that the mesh of spec runs in dir and is ready, and says which programs it had to start: all of them
 // the first time, none when all run already, the dead ones otherwise. A playground that exists keeps its own spec; it is an error to
-// ask it for another number of clusters.
+// ask it for another number of clusters, and one when a port of it has been taken by another program. When ctx ends first, what
+// was started is ended again.
 func Up(ctx context.Context, dir string, spec Spec, opts Options) (*Playground, []string, error) {
 	dir, err := filepath.Abs(dir)
 	if err != nil {
@@ -130,7 +132,7 @@ func (p *Playground) up(ctx context.Context, spec Spec) ([]string, error) {
 	p.state, err = loadState(p.dir)
 	switch {
 	case errors.Is(err, ErrNotUp):
-		if p.state, err = newState(p.dir, spec, p.opts.Env); err != nil {
+		if err = p.begin(spec); err != nil {
 			return nil, err
 		}
 	case err != nil:
@@ -144,10 +146,35 @@ func (p *Playground) up(ctx context.Context, spec Spec) ([]string, error) {
 		return nil, err
 	}
 	started, err := p.raise(ctx, p.state.all())
-	if err != nil || len(started) == 0 {
-		return started, err
+	if err == nil && len(started) > 0 {
+		err = p.Settle(ctx)
 	}
-	return started, p.Settle(ctx)
+	if err != nil && ctx.Err() != nil {
+		return nil, errors.Join(err, p.undo(context.WithoutCancel(ctx), started))
+	}
+	return started, err
+}
+
+// begin writes down what the playground will be, before anything else of it is made: what is written down can be taken down.
+func (p *Playground) begin(spec Spec) (err error) {
+	if p.state, err = newState(p.dir, spec, p.opts.Env); err == nil {
+		err = p.state.save(p.dir)
+	}
+	if err != nil {
+		return errors.Join(err, remove(lockPath(p.dir)))
+	}
+	return nil
+}
+
+// undoGrace is how long a program may take to end when its start was called off.
+const undoGrace = 3 * time.Second
+
+// undo ends what was started by a call that was called off.
+func (p *Playground) undo(ctx context.Context, started []string) error {
+	units := slices.DeleteFunc(p.state.all(), func(u unit) bool { return !slices.Contains(started, u.id()) })
+	ended, err := p.end(units, func(r running) error { return r.stop(ctx, undoGrace) })
+	p.opts.Progress(fmt.Sprintf("called off: ended all %d processes that were started", len(ended)))
+	return err
 }
 
 // Dir returns the folder, absolute.

@@ -3,12 +3,15 @@ package lab
 import (
 	"context"
 	"errors"
+	"fmt"
 	"io/fs"
+	"maps"
 	"net"
 	"os"
 	"path/filepath"
 	"slices"
 	"strings"
+	"syscall"
 	"testing"
 	"time"
 
@@ -102,6 +105,27 @@ func TestBreakAndHeal(t *testing.T) {
 	}
 }
 
+// A program that hangs runs, so heal starts nothing; NotReady tells it from one that is well.
+func TestNotReadyFindsWhatHangs(t *testing.T) {
+	p := up(t, 2, Options{})
+	if sick, err := p.NotReady(t.Context()); err != nil || len(sick) > 0 {
+		t.Errorf("all are well: %v, %v", sick, err)
+	}
+	if err := p.state.Running["us/control"].signal(syscall.SIGSTOP); err != nil {
+		t.Fatal(err)
+	}
+	sick, err := p.NotReady(t.Context())
+	if err != nil || len(sick) != 1 || !strings.HasPrefix(sick[0], "us/control: ") {
+		t.Errorf("us/control hangs: %v, %v", sick, err)
+	}
+	if sick, err := p.NotReady(t.Context(), "eu"); err != nil || len(sick) > 0 {
+		t.Errorf("eu is well: %v, %v", sick, err)
+	}
+	if _, err := p.Break(t.Context(), "us/control"); err != nil {
+		t.Error(err)
+	}
+}
+
 func TestHealWithoutControl(t *testing.T) {
 	p := up(t, 2, Options{})
 	if _, err := p.Break(t.Context(), "us/control", "us/gateway-0"); err != nil {
@@ -142,21 +166,22 @@ func TestDownLeavesNothing(t *testing.T) {
 	}
 }
 
-// A machine that crashed took all processes; somebody else has one of our ports since.
-func TestUpAfterCrashWithPortTaken(t *testing.T) {
+// Somebody else has one of our ports since all processes ended. The ports are kept: manifests that the user changed name them.
+func TestUpWithPortTaken(t *testing.T) {
 	p := up(t, 2, Options{})
-	if _, err := p.Break(t.Context(), "eu", "us"); err != nil {
+	if _, err := p.Stop(t.Context(), time.Second); err != nil {
 		t.Fatal(err)
 	}
-	taken := p.state.Ports["us/gateway-0/admin"]
-	l, err := net.Listen("tcp4", loopback(taken))
+	before := maps.Clone(p.state.Ports)
+	l, err := net.Listen("tcp4", loopback(before["us/gateway-0/admin"]))
 	if err != nil {
 		t.Fatal(err)
 	}
-	defer func() { _ = l.Close() }()
-	web := filepath.Join(p.ManifestsOf("eu"), "web.yaml")
-	before, err := os.ReadFile(web)
-	if err != nil {
+	_, _, err = Up(t.Context(), p.Dir(), p.Spec(), p.opts)
+	if want := fmt.Sprintf("us/gateway-0: its port %d (admin) is taken by another program", before["us/gateway-0/admin"]); err == nil || !strings.Contains(err.Error(), want) {
+		t.Errorf("up with a port taken: %v", err)
+	}
+	if err = l.Close(); err != nil {
 		t.Fatal(err)
 	}
 	again, started, err := Up(t.Context(), p.Dir(), p.Spec(), p.opts)
@@ -167,11 +192,93 @@ func TestUpAfterCrashWithPortTaken(t *testing.T) {
 	if want := len(p.state.all()); len(started) != want {
 		t.Errorf("started %d of %d", len(started), want)
 	}
-	if again.state.Ports["us/gateway-0/admin"] == taken {
-		t.Error("the port that is taken is still ours")
+	if d := cmp.Diff(before, again.state.Ports); d != "" {
+		t.Errorf("the ports moved (-before +after):\n%s", d)
 	}
-	if after, err := os.ReadFile(web); err != nil || cmp.Equal(before, after) {
-		t.Errorf("the manifest still names the old ports: %v", err)
+}
+
+// An up that is called off while programs are on their way ends them again; the next one starts them.
+func TestUpCalledOff(t *testing.T) {
+	spec, err := Sample(2)
+	if err != nil {
+		t.Fatal(err)
+	}
+	dir := t.TempDir()
+	ctx, cancel := context.WithCancel(t.Context())
+	defer cancel()
+	opts := Options{Binaries: fakes(t), Env: []string{"FAKE_UNREAD=1"}, DieWithParent: true}
+	go func() { // it never settles: call it off once all of it runs
+		for {
+			if p, e := Open(dir, opts); e == nil {
+				n := len(p.state.Running)
+				p.Close()
+				if n == len(p.state.all()) {
+					cancel()
+					return
+				}
+			}
+			select {
+			case <-ctx.Done():
+				return
+			case <-time.After(10 * time.Millisecond):
+			}
+		}
+	}()
+	_, started, err := Up(ctx, dir, spec, opts)
+	if !errors.Is(err, context.Canceled) || len(started) > 0 {
+		t.Errorf("called off: %v, %v", started, err)
+	}
+	p, err := Open(dir, opts)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer p.Close()
+	if want := len(p.state.all()); len(p.dead()) != want || len(p.state.Running) > 0 {
+		t.Errorf("%d of %d are dead; written down: %v", len(p.dead()), want, p.state.Running)
+	}
+}
+
+// What an up leaves that fails before it starts anything can be taken down.
+func TestDownOfWhatFailedEarly(t *testing.T) {
+	spec, err := Sample(2)
+	if err != nil {
+		t.Fatal(err)
+	}
+	dir, opts := t.TempDir(), Options{Binaries: fakes(t)}
+	if err = os.WriteFile(filepath.Join(dir, "us"), nil, 0o600); err != nil { // no folder can be made there
+		t.Fatal(err)
+	}
+	if _, _, err = Up(t.Context(), dir, spec, opts); err == nil {
+		t.Fatal("it came up")
+	}
+	p, err := Open(dir, opts)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer p.Close()
+	if err = p.Down(t.Context(), time.Second, false); err != nil {
+		t.Fatal(err)
+	}
+	if left, err := os.ReadDir(dir); err != nil || len(left) > 0 {
+		t.Errorf("left: %v, %v", left, err)
+	}
+}
+
+// Nothing can be written (the disk is full): down still takes everything away.
+func TestDownWritesNothing(t *testing.T) {
+	p := up(t, 2, Options{})
+	before, err := os.Stat(statePath(p.dir))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := p.endAll(t.Context(), time.Second); err != nil {
+		t.Fatal(err)
+	}
+	if after, err := os.Stat(statePath(p.dir)); err != nil || !os.SameFile(before, after) {
+		t.Errorf("playground.json was written anew: %v", err)
+	}
+	if want := len(p.state.all()); len(p.dead()) != want {
+		t.Errorf("dead: %v", p.dead())
 	}
 }
 

@@ -4,11 +4,10 @@ import (
 	"errors"
 	"fmt"
 	"os"
-	"slices"
 )
 
 // prepare makes folders, ports, configuration files and first manifests for the whole playground. What is there already
-// stays as it is; the ports are chosen anew when nothing runs and somebody else has taken one of them since.
+// stays as it is, the ports too.
 func (p *Playground) prepare() error {
 	if err := p.preparePorts(); err != nil {
 		return err
@@ -43,6 +42,8 @@ func (p *Playground) prepareUnit(u unit) error {
 	return writeFile(p.configFile(u), config, 0o600)
 }
 
+// preparePorts chooses the ports of a new playground. Those of one that exists are kept: its user's manifests name them, and so
+// do the shells that call through it. One that somebody else has taken since is an error.
 func (p *Playground) preparePorts() error {
 	units := p.state.all()
 	var wanted []string
@@ -52,14 +53,11 @@ func (p *Playground) preparePorts() error {
 		}
 	}
 	if len(p.state.Ports) > 0 {
-		busy := p.busyPorts(units)
-		if len(busy) == 0 {
-			p.claims = reclaim(p.state.portNumbers())
-			return nil
-		}
-		if p.anyAlive(units) {
+		if busy := p.busyPorts(units); len(busy) > 0 {
 			return errors.Join(busy...)
 		}
+		p.claims = reclaim(p.state.portNumbers())
+		return nil
 	}
 	claims, err := claimBlocks(len(wanted))
 	if err != nil {
@@ -86,15 +84,12 @@ func (p *Playground) busyPorts(units []unit) []error {
 		}
 		for _, purpose := range u.program.ports() {
 			if n := p.state.port(u, purpose); !portFree(n) {
-				busy = append(busy, fmt.Errorf("%s: its port %d (%s) is taken by another program; end that, or take the playground down", u.id(), n, purpose))
+				busy = append(busy, fmt.Errorf("%s: its port %d (%s) is taken by another program; end that, or begin anew (isthmus playground down --dir %s removes manifests too)",
+					u.id(), n, purpose, p.dir))
 			}
 		}
 	}
 	return busy
-}
-
-func (p *Playground) anyAlive(units []unit) bool {
-	return slices.ContainsFunc(units, p.alive)
 }
 
 func (st state) portNumbers() []int {

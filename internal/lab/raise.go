@@ -2,6 +2,7 @@ package lab
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"os"
 	"path/filepath"
@@ -22,6 +23,7 @@ func (p *Playground) raise(ctx context.Context, units []unit) ([]string, error) 
 	if len(dead) == 0 {
 		return nil, nil
 	}
+	p.announce(units, dead)
 	isControl := func(u unit) bool { return u.program == Control }
 	controls := slices.DeleteFunc(slices.Clone(dead), func(u unit) bool { return !isControl(u) })
 	others := slices.DeleteFunc(slices.Clone(dead), isControl)
@@ -49,6 +51,19 @@ func (p *Playground) raise(ctx context.Context, units []unit) ([]string, error) 
 	err := b.each(ctx, dead, p.waitReady)
 	slices.Sort(b.started)
 	return b.started, err
+}
+
+// announce says what is about to be started.
+func (p *Playground) announce(units, dead []unit) {
+	what := fmt.Sprintf("%d clusters", len(p.state.Spec.Clusters))
+	if len(dead) < len(units) || len(units) < len(p.state.all()) {
+		names := make([]string, len(dead))
+		for i, u := range dead {
+			names[i] = u.id()
+		}
+		what = strings.Join(names, ", ")
+	}
+	p.opts.Progress(fmt.Sprintf("starting %s in %s", what, p.dir))
 }
 
 // batch starts units in parallel.
@@ -82,7 +97,10 @@ func (b *batch) launch(u unit) error {
 	defer b.p.mu.Unlock()
 	b.started = append(b.started, u.id())
 	b.p.state.Running[u.id()] = r
-	return b.p.state.save(b.p.dir)
+	if err := b.p.state.save(b.p.dir); err != nil {
+		return errors.Join(err, r.signal(os.Kill)) // nobody would find it again
+	}
+	return nil
 }
 
 // introduce writes, into each cluster's manifests, who the others are.

@@ -38,6 +38,7 @@ type running struct {
 }
 
 func statePath(dir string) string { return filepath.Join(dir, "playground.json") }
+func lockPath(dir string) string  { return filepath.Join(dir, ".lock") }
 
 func loadState(dir string) (state, error) {
 	path := statePath(dir)
@@ -126,7 +127,7 @@ func writeFile(path string, b []byte, mode fs.FileMode) error {
 
 // lock takes the playground for this caller; others wait until it is given back or their context ends.
 func lock(ctx context.Context, dir string) (unlock func(), err error) {
-	f, err := os.OpenFile(filepath.Join(dir, ".lock"), os.O_CREATE|os.O_RDWR, 0o600) //nolint:gosec // G304: in the folder that the user named
+	f, err := os.OpenFile(lockPath(dir), os.O_CREATE|os.O_RDWR, 0o600)
 	if errors.Is(err, fs.ErrNotExist) {
 		return nil, fmt.Errorf("%w in %s", ErrNotUp, dir)
 	}

@@ -3,6 +3,8 @@ package lab
 import (
 	"context"
 	"fmt"
+	"slices"
+	"sync"
 	"time"
 
 	"github.com/isthmus-mesh/isthmus/api/admin"
@@ -65,6 +67,25 @@ func (p *Playground) Status(ctx context.Context) (Status, error) {
 		return st, context.Cause(ctx)
 	}
 	return st, nil
+}
+
+// NotReady asks what the targets name, or everything, and returns which of those that run are not ready, each with what it misses.
+func (p *Playground) NotReady(ctx context.Context, targets ...string) ([]string, error) {
+	units, err := p.state.resolve(targets)
+	if err != nil {
+		return nil, err
+	}
+	missing := make([]string, len(units))
+	var all sync.WaitGroup
+	for i, u := range units {
+		all.Go(func() {
+			if s := p.processStatus(ctx, u); s.Running && !s.Ready {
+				missing[i] = u.id() + ": " + s.Missing
+			}
+		})
+	}
+	all.Wait()
+	return slices.DeleteFunc(missing, func(s string) bool { return s == "" }), context.Cause(ctx)
 }
 
 func (p *Playground) clusterStatus(ctx context.Context, c Cluster) ClusterStatus {

@@ -201,6 +201,8 @@ func words(goType string) string {
 		return "a mapping"
 	case goType == "bool":
 		return "true or false"
+	case goType == "strictyaml.Address":
+		return "host:port"
 	case goType == "string":
 		return "a string"
 	default:

@@ -85,26 +85,38 @@ func (t *Telemetry) Shutdown(ctx context.Context) error {
 	return nil
 }
 
+// ParseLevel reads a LogLevel; the empty one is the default.
+func ParseLevel(s string) (level slog.Level, err error) {
+	if s != "" && level.UnmarshalText([]byte(s)) != nil {
+		return 0, fmt.Errorf("%q: want debug, info, warn or error", s)
+	}
+	return level, nil
+}
+
+// CheckFormat says whether a LogFormat is one; the empty one is the default.
+func CheckFormat(s string) error {
+	if s != "" && s != "text" && s != "json" {
+		return fmt.Errorf("%q: want text or json", s)
+	}
+	return nil
+}
+
 func newLogger(c Config) (*slog.Logger, error) {
-	var level slog.Level
-	if c.LogLevel != "" {
-		if err := level.UnmarshalText([]byte(c.LogLevel)); err != nil {
-			return nil, fmt.Errorf("log level %q: want debug, info, warn or error", c.LogLevel)
-		}
+	level, err := ParseLevel(c.LogLevel)
+	if err != nil {
+		return nil, fmt.Errorf("log level %w", err)
+	}
+	if err := CheckFormat(c.LogFormat); err != nil {
+		return nil, fmt.Errorf("log format %w", err)
 	}
 	out := c.Stderr
 	if out == nil {
 		out = os.Stderr
 	}
 	options := &slog.HandlerOptions{Level: level}
-	var handler slog.Handler
-	switch c.LogFormat {
-	case "", "text":
-		handler = slog.NewTextHandler(out, options)
-	case "json":
+	var handler slog.Handler = slog.NewTextHandler(out, options)
+	if c.LogFormat == "json" {
 		handler = slog.NewJSONHandler(out, options)
-	default:
-		return nil, errors.New(`log format "` + c.LogFormat + `": want text or json`)
 	}
 	logger := slog.New(handler).With(slog.String("program", c.Program))
 	if c.Cluster != "" {

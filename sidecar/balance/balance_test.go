@@ -144,6 +144,13 @@ func TestHealthEjects(t *testing.T) {
 	if e, _ := h.Evidence(); len(e) != 2 || e["b"] != "no link" {
 		t.Errorf("evidence %q", e)
 	}
+	if next := h.NextTry("a"); !next.Equal(now.Add(firstEjection)) {
+		t.Errorf("a is tried again at %s", next)
+	}
+	h.Succeeded(now, "a")
+	if next := h.NextTry("a"); !next.IsZero() || !h.NextTry("nobody").IsZero() {
+		t.Errorf("a is well, and tried again at %s", next)
+	}
 }
 
 func TestHealthHalfOpen(t *testing.T) {

@@ -160,6 +160,16 @@ func (h *Health[K]) Evidence() (map[K]string, uint64) {
 	return h.evidence, h.version.Load()
 }
 
+// NextTry returns from when on a request may try k again; zero when k is not ejected.
+func (h *Health[K]) NextTry(k K) time.Time {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	if r := h.copies[k]; r != nil && r.ejected {
+		return r.until
+	}
+	return time.Time{}
+}
+
 // Version returns the number that Evidence returns, without a lock.
 func (h *Health[K]) Version() uint64 { return h.version.Load() }
 

@@ -218,7 +218,7 @@ func (r *run) clean(ctx context.Context, p *lab.Playground, dir string, temporar
 		defer p.Close()
 	}
 	if r.cfg.Keep {
-		r.say("left as it is in %s; take it down with: isthmus playground down --dir %s", dir, dir)
+		r.say("left as it is in %[1]s; look with: isthmus playground status --dir %[1]s; end it with: isthmus playground down --dir %[1]s", dir)
 		return nil
 	}
 	if p == nil {

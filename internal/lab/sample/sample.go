@@ -68,7 +68,7 @@ type Answer struct {
 
 // shown are the request headers that an answer repeats: who called, and which trace it is.
 var shown = []string{
-	"User-Agent", "X-Request-Id", "X-Forwarded-For", "X-Forwarded-Client-Cert", "Traceparent", "Tracestate", "Baggage", "Via",
+	"Isthmus-Caller", "User-Agent", "X-Request-Id", "X-Forwarded-For", "Traceparent", "Tracestate", "Baggage", "Via",
 }
 
 // Run serves until ctx ends.

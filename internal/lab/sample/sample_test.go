@@ -86,6 +86,25 @@ func TestAnswerSaysWho(t *testing.T) {
 	}
 }
 
+// The answer shows who called, as the mesh has proved it.
+func TestAnswerShowsTheCaller(t *testing.T) {
+	addr, _ := start(t)
+	req, err := http.NewRequestWithContext(t.Context(), http.MethodGet, "http://"+addr+"/", http.NoBody)
+	if err != nil {
+		t.Fatal(err)
+	}
+	req.Header.Set("Isthmus-Caller", "spiffe://eu.test/ns/shop/sa/web")
+	resp, err := http.DefaultClient.Do(req)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() { _ = resp.Body.Close() }()
+	var got Answer
+	if err := json.NewDecoder(resp.Body).Decode(&got); err != nil || got.Headers["Isthmus-Caller"] != "spiffe://eu.test/ns/shop/sa/web" {
+		t.Errorf("%+v, %v", got, err)
+	}
+}
+
 func TestPaths(t *testing.T) {
 	addr, _ := start(t)
 	for _, c := range []struct {
