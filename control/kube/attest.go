@@ -44,7 +44,7 @@ func (k *Kube) Attest(ctx context.Context, token string) (program, name string, 
 
 func (a *attestor) attest(ctx context.Context, token string) (program, name string, err error) {
 	review := &authenticationv1.TokenReview{Spec: authenticationv1.TokenReviewSpec{Token: token, Audiences: []string{a.audience}}}
-	if err := a.live.Create(ctx, review); err != nil {
+	if err = a.live.Create(ctx, review); err != nil {
 		return "", "", fmt.Errorf("kube: token review: %w", err)
 	}
 	namespace, account, pod, err := a.bearer(&review.Status)

@@ -86,7 +86,7 @@ func newMapper() meta.RESTMapper {
 		{core, "Node", "nodes", meta.RESTScopeRoot},
 		{core, "Namespace", "namespaces", meta.RESTScopeRoot},
 		{authenticationv1.SchemeGroupVersion, "TokenReview", "tokenreviews", meta.RESTScopeRoot}, // created, not watched
-		{core, "Event", "events", meta.RESTScopeNamespace}, // written, not watched
+		{core, "Event", "events", meta.RESTScopeNamespace},                                       // written, not watched
 		{discoveryv1.SchemeGroupVersion, "EndpointSlice", "endpointslices", meta.RESTScopeNamespace},
 		{mcs, "ServiceExport", "serviceexports", meta.RESTScopeNamespace},
 		{mcs, "ServiceImport", "serviceimports", meta.RESTScopeNamespace},
