@@ -89,6 +89,11 @@ func reaches(t *testing.T, l *net.TCPListener, to string) netip.AddrPort {
 	if err != nil {
 		t.Errorf("%s: %v", to, err)
 	}
+	_ = c.SetDeadline(time.Now().Add(patience))
+	_, _ = taken.Write([]byte("x"))
+	if _, err := c.Read(make([]byte, 1)); err != nil { // answers find their way back
+		t.Errorf("%s: %v", to, err)
+	}
 	return original
 }
 
@@ -109,7 +114,8 @@ func TestPod(t *testing.T) {
 	namespaces(t, func() {
 		ip(t, "link set lo up")
 		ip(t, "address add 198.51.100.1/32 dev lo") // somebody else's, where nobody listens
-		ip(t, "route add 241.0.0.0/8 dev lo")
+		ip(t, "address add 10.1.0.2/32 dev lo")
+		ip(t, "route add 241.0.0.0/8 dev lo src 10.1.0.2")
 		ip(t, "-6 address add fd00:5::1/128 dev lo nodad")
 		ip(t, "-6 route add fd00:241::/64 dev lo")
 		four, six := listen(t, "127.0.0.1:15006"), listen(t, "[::1]:15006")
