@@ -8,8 +8,6 @@ import (
 	"path/filepath"
 
 	"github.com/rogpeppe/go-internal/testscript"
-
-	"github.com/isthmus-mesh/isthmus/kind-tests/apiserver"
 )
 
 // Commands that break something; only the scenarios of testdata/faults may use them.
@@ -68,25 +66,27 @@ func (s *scenario) fault(args []string) (verb string, c *member, err error) {
 
 // heal starts again what a scenario left dead, and gives back what it took, which it only does when it fails.
 func (m *mesh) heal(ctx context.Context) error {
-	return m.each(func(c *member) error {
-		if _, err := c.cluster.Get(ctx, "/readyz"); err != nil {
-			if err := c.cluster.StartServer(ctx); err != nil {
-				return err
-			}
+	if err := m.each(func(c *member) error { return c.heal(ctx) }); err != nil {
+		return err
+	}
+	return m.introduce(ctx)
+}
+
+func (c *member) heal(ctx context.Context) error {
+	if _, err := c.cluster.Get(ctx, "/readyz"); err != nil {
+		if err := c.cluster.StartServer(ctx); err != nil {
+			return err
 		}
-		_, err := c.cluster.Get(ctx, "/apis/rbac.authorization.k8s.io/v1/clusterrolebindings/isthmus-control")
-		if errors.Is(err, apiserver.ErrNotFound) {
-			text, err := role()
-			if err != nil {
-				return err
-			}
-			if _, _, err := c.cluster.Kubectl(ctx, text, "apply", "--server-side", "--force-conflicts", "-f", "-"); err != nil {
-				return err
-			}
-		}
-		if c.control.Err() == nil {
-			return nil
-		}
-		return c.runControl(ctx)
-	})
+	}
+	text, err := role()
+	if err != nil {
+		return err
+	}
+	if _, _, err := c.cluster.Kubectl(ctx, text, "apply", "--server-side", "--force-conflicts", "-f", "-"); err != nil {
+		return err
+	}
+	if c.control.Err() == nil {
+		return nil
+	}
+	return c.runControl(ctx)
 }

@@ -26,8 +26,8 @@ var mutants = []struct {
 	{"mcs/not-exported", []edit{{"control/status.go", `"NoService"`, `"ServiceNotFound"`}}},
 	{"mcs/not-exported", []edit{{"control/conditions.go", `Status: False, Reason: reasonNoService`, `Status: True, Reason: reasonNoService`}}},
 	{"mcs/last-exporter", []edit{{
-		"control/kube/plan.go", "wanted[s.Service()] = true\n\t\thave := there[s.Service()]",
-		"have := there[s.Service()]\nwanted[s.Service()] = have == nil || len(have.Status.Clusters) <= len(s.Import.Clusters)",
+		"federation/merge.go", "m.Imports = append(m.Imports, mergeOne(claims))",
+		"if len(claims) > 1 {\nm.Imports = append(m.Imports, mergeOne(claims))\n}",
 	}}},
 	{"mcs/cluster-ip", []edit{{"control/kube/plan.go", `!wanted[name] &&`, `!wanted[name] && name.Name() == "" &&`}}},
 	{"mcs/families", []edit{{"control/manifest/status.go", `range s.Families()`, `range []string{"IPv6"}`}}},
@@ -60,6 +60,10 @@ var mutants = []struct {
 	{"faults/import-goes-while-away", []edit{{"control/kube/plan.go", `!wanted[name] && !mayReturn`, `!wanted[name] && len(want.Exports) > 0 && !mayReturn`}}},
 	{"faults/restart-writes-nothing", []edit{{"control/kube/plan.go", `if out[i].Status == w.Status {`, `if false {`}}},
 	{"faults/apiserver-killed", []edit{{"control/kube/connect.go", `r.up.Set(0)`, `panic("it is gone")`}}},
+	{"faults/peer-removed", []edit{ // likewise
+		{"control/build.go", `v.Usable() && slices.ContainsFunc(`, `v.Usable() || slices.ContainsFunc(`},
+		{"control/loop.go", `l.peers == nil || !slices.EqualFunc(l.peers, peers, samePins)`, `len(l.peers) < len(peers)`},
+	}},
 	{"faults/role-taken-away", []edit{{"control/kube/watches.go", `" can't be read: "`, `": "`}}},
 }
 
