@@ -10,7 +10,6 @@ import (
 	"crypto/x509"
 	"fmt"
 	"net"
-	"os"
 	"path/filepath"
 	"testing"
 	"testing/synctest"
@@ -38,24 +37,8 @@ type caller struct {
 // call connects to c; svid nil is nobody.
 func (c *cluster) call(t *testing.T, svid *x509svid.SVID) *caller {
 	t.Helper()
-	pem, err := os.ReadFile(filepath.Join(c.dir, "trust-bundle.pem"))
-	if err != nil {
-		t.Fatal(err)
-	}
-	roots, err := trust.ParsePEM(pem)
-	if err != nil {
-		t.Fatal(err)
-	}
-	bundles := trust.NewBundles()
-	bundles.Set(c.domain(), trust.Bundle{Authorities: roots})
-	var identity *trust.Identity
-	if svid != nil {
-		identity = trust.NewIdentity()
-		identity.Set(svid)
-	}
-	config := trust.ClientConfig(trust.TLS{Identity: identity, Bundles: bundles, Policy: trust.AllowControl(c.domain()), Protocols: []string{"h2"}})
 	conn, err := grpc.NewClient("passthrough:///control",
-		grpc.WithTransportCredentials(credentials.NewTLS(config)),
+		grpc.WithTransportCredentials(credentials.NewTLS(c.clientTLS(t, svid))),
 		grpc.WithContextDialer(func(ctx context.Context, _ string) (net.Conn, error) { return c.dial(ctx) }))
 	if err != nil {
 		t.Fatal(err)

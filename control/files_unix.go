@@ -1,0 +1,18 @@
+//go:build unix
+
+package control
+
+import (
+	"math"
+
+	"golang.org/x/sys/unix"
+)
+
+// openFiles returns how many files this process may have open; 0: not known, or without a bound.
+func openFiles() int {
+	var l unix.Rlimit
+	if err := unix.Getrlimit(unix.RLIMIT_NOFILE, &l); err != nil || l.Cur > math.MaxInt32 {
+		return 0
+	}
+	return int(l.Cur) //nolint:gosec // G115: bounded above
+}
