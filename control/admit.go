@@ -6,6 +6,7 @@ import (
 	"net/netip"
 	"slices"
 	"strings"
+	"sync/atomic"
 
 	"github.com/spiffe/go-spiffe/v2/spiffeid"
 
@@ -15,7 +16,7 @@ import (
 )
 
 // errNotLoaded says that control can't tell yet who may exist.
-var errNotLoaded = errors.New("the manifests have not been read yet: try again")
+var errNotLoaded = fmt.Errorf("the manifests have not been read yet, try again: %w", configstream.ErrUndecided)
 
 // directory says which programs may exist: workloads by the registry, gateways and node proxies by the roster.
 type directory struct {
@@ -23,18 +24,45 @@ type directory struct {
 	registry Registry
 	fleet    *fleet
 	nodes    []string // node proxies that may join
+	index    atomic.Pointer[workloadIndex]
+}
+
+// workloadIndex finds the workloads of a registry's state: each config stream is judged whenever something has changed. Immutable.
+type workloadIndex struct {
+	of       *Objects
+	byID     map[string]*Workload
+	accounts map[[2]string]struct{} // namespace and service account
+}
+
+// workloads returns the index of the present state; nil while there is none.
+func (d *directory) workloads() *workloadIndex {
+	objects := d.registry.Objects().Load()
+	if objects == nil {
+		return nil
+	}
+	if x := d.index.Load(); x != nil && x.of == objects {
+		return x
+	}
+	x := &workloadIndex{
+		of: objects, byID: make(map[string]*Workload, len(objects.Workloads)), accounts: make(map[[2]string]struct{}),
+	}
+	for i := range objects.Workloads {
+		w := &objects.Workloads[i]
+		x.byID[w.ID()] = w
+		x.accounts[[2]string{w.Namespace, w.ServiceAccount}] = struct{}{}
+	}
+	d.index.Store(x)
+	return x
 }
 
 // workload returns the workload of that name, "namespace/name".
 func (d *directory) workload(id string) (*Workload, error) {
-	objects := d.registry.Objects().Load()
-	if objects == nil {
+	index := d.workloads()
+	if index == nil {
 		return nil, errNotLoaded
 	}
-	for i := range objects.Workloads {
-		if objects.Workloads[i].ID() == id {
-			return &objects.Workloads[i], nil
-		}
+	if w := index.byID[id]; w != nil {
+		return w, nil
 	}
 	return nil, fmt.Errorf("there is no Workload %s", id)
 }
@@ -82,11 +110,11 @@ func (d *directory) renewable(id spiffeid.ID) (program, name string, err error) 
 	if !ok {
 		return "", "", fmt.Errorf("%s is no program's identity", id)
 	}
-	objects := d.registry.Objects().Load()
-	if objects == nil {
+	index := d.workloads()
+	if index == nil {
 		return "", "", errNotLoaded
 	}
-	if !slices.ContainsFunc(objects.Workloads, func(w Workload) bool { return w.Namespace == namespace && w.ServiceAccount == account }) {
+	if _, ok := index.accounts[[2]string{namespace, account}]; !ok {
 		return "", "", fmt.Errorf("no Workload has the service account %s/%s any more", namespace, account)
 	}
 	return configstream.ProgramSidecar, namespace + "/" + account, nil
@@ -99,7 +127,8 @@ func (d *directory) joined(program, name string) error {
 	return nil
 }
 
-// admit checks that the SVID shown is that of the program that a Hello says it is, and returns what that may see.
+// admit checks that the SVID shown is that of the program that a Hello says it is, and returns what that may see. It is asked again while
+// the stream lasts: a program that was removed hears nothing more.
 func (d *directory) admit(id spiffeid.ID, h *configv1.Hello) (func(key string) bool, error) {
 	receiver, err := configstream.ReceiverOf(h)
 	if err != nil {

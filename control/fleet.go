@@ -232,6 +232,7 @@ type fleetState struct {
 	nodes     []node             // likewise, by name
 	reports   []linkReport       // ordered
 	connected map[string]bool    // receivers
+	roster    *roster            // as it was then; not to be changed
 }
 
 // state returns the fleet of now, after dropping who ended long ago. allowed are the node proxies that may stand in.
@@ -248,7 +249,7 @@ func (f *fleet) state(allowed []string) fleetState {
 	}
 	r := f.roster
 	pruned := r.pruned(gateways, now)
-	out := fleetState{connected: connected}
+	out := fleetState{connected: connected, roster: r}
 	for gateway, reports := range f.reports {
 		for _, l := range reports {
 			l.connected = gateways[gateway]

@@ -264,3 +264,57 @@ func TestStreamIsBoundToTheIdentity(t *testing.T) {
 		}
 	})
 }
+
+// TestWhoWasRemovedHearsNothingMore: an open config stream ends with what it rests on.
+func TestWhoWasRemovedHearsNothingMore(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		eu := newMesh(t).start("eu", filepath.Join(t.TempDir(), "eu"), nil)
+		eu.registry.declare(t, checkoutManifest)
+		synctest.Wait()
+		for name, c := range map[string]struct {
+			token  string
+			hello  *configv1.Hello
+			remove func()
+		}{
+			"a gateway": {`{"gateway":"gateway-0"}`, gatewayHello("gateway-0"), func() {
+				if _, code := ask[any](t, eu, "DELETE", "/v1/proxies/gateway/gateway-0", ""); code != 204 {
+					t.Errorf("DELETE: %d", code)
+				}
+			}},
+			"a workload": {`{"workload":"shop/checkout-0"}`, sidecarHello("shop/checkout-0"), func() { eu.registry.declare(t, "") }},
+		} {
+			stream, err := eu.call(t, eu.joined(t, eu.token(t, c.token))).config.Stream(t.Context())
+			if err != nil {
+				t.Fatal(err)
+			}
+			if err = stream.Send(&configv1.Request{Message: &configv1.Request_Hello{Hello: c.hello}}); err != nil {
+				t.Fatal(err)
+			}
+			ended := make(chan error, 1)
+			go func() {
+				for {
+					if _, err := stream.Recv(); err != nil {
+						ended <- err
+						return
+					}
+				}
+			}()
+			time.Sleep(time.Minute)
+			select {
+			case err := <-ended:
+				t.Errorf("%s: ended before it was removed: %v", name, err)
+				continue
+			default:
+			}
+			c.remove()
+			select {
+			case err := <-ended:
+				wantCode(t, name, err, codes.PermissionDenied)
+			case <-time.After(5 * time.Second):
+				t.Errorf("%s: still open", name)
+			}
+			eu.registry.declare(t, checkoutManifest)
+			synctest.Wait()
+		}
+	})
+}
