@@ -159,15 +159,15 @@ func checkHello(program string, h *configv1.Hello) error {
 	case configstream.ProgramGateway:
 		g := h.GetGateway()
 		if !isHostPort(g.GetAddress()) || !isHostPort(g.GetQuicAddress()) {
-			return fmt.Errorf("gateway addresses %q (TCP) and %q (QUIC): want host:port", clip(g.GetAddress(), 100), clip(g.GetQuicAddress(), 100))
+			return fmt.Errorf("gateway addresses %q (TCP) and %q (QUIC): want host:port that others can dial, not link-local or multicast", clip(g.GetAddress(), 100), clip(g.GetQuicAddress(), 100))
 		}
 		if len(g.GetZone()) > 63 {
 			return errors.New("gateway zone: want at most 63 bytes")
 		}
 	case configstream.ProgramNode:
 		a, err := netip.ParseAddrPort(h.GetInboundAddress())
-		if err != nil || a.Port() == 0 || !a.Addr().IsValid() || a.Addr().IsUnspecified() {
-			return fmt.Errorf("inbound address %q: want ip:port that callers can dial", clip(h.GetInboundAddress(), 100))
+		if err != nil || a.Port() == 0 || !isDialable(a.Addr()) {
+			return fmt.Errorf("inbound address %q: want ip:port that callers can dial, not link-local or multicast", clip(h.GetInboundAddress(), 100))
 		}
 	}
 	return nil

@@ -85,6 +85,9 @@ func LimitsFor(files int) (known, ofID, guests, ofAddress int) {
 	return l.known, l.knownOfID, l.guests, l.guestsOfAddress
 }
 
+// IsHostPort reports whether a gateway may say that it is there.
+func IsHostPort(s string) bool { return isHostPort(s) }
+
 // NewGate returns a gate of which all bounds but these are as ever.
 func NewGate(l net.Listener, known, ofID, guests, ofAddress int) net.Listener {
 	limits := limitsFor(0)

@@ -297,12 +297,30 @@ func (f *fleet) prune(to *roster) {
 	}
 }
 
-// isHostPort reports whether s is host:port with a port number, as others will dial it.
+// isHostPort reports whether s is host:port with a port number, as others will dial it: a name, or an address that isDialable. What a name
+// stands for is the resolver's word.
 func isHostPort(s string) bool {
 	host, port, err := net.SplitHostPort(s)
 	if err != nil || host == "" || len(host) > 253 || strings.ContainsFunc(host, func(r rune) bool { return r <= ' ' || r > '~' }) {
 		return false
 	}
-	n, err := strconv.ParseUint(port, 10, 16)
-	return err == nil && n > 0
+	if n, err := strconv.ParseUint(port, 10, 16); err != nil || n == 0 {
+		return false
+	}
+	if a, err := netip.ParseAddr(host); err == nil {
+		return isDialable(a)
+	}
+	// Resolvers take "2852039166" and "0xa9.0xfe.43518" for addresses (inet_aton), too: no name's last label is a number.
+	labels := strings.Split(strings.TrimSuffix(host, "."), ".")
+	last := labels[len(labels)-1]
+	_, err = strconv.ParseUint(last, 0, 64)
+	return err != nil && last != "" && !strings.Contains(host, ":")
+}
+
+// isDialable reports whether a program can be at a: not where every host finds something of its own (link-local, where clouds have their
+// metadata; unspecified), nor many hosts at once. Loopback is for several clusters on one machine.
+func isDialable(a netip.Addr) bool {
+	a = a.Unmap()
+	broadcast := netip.AddrFrom4([4]byte{255, 255, 255, 255})
+	return a.IsValid() && a.Zone() == "" && !a.IsUnspecified() && !a.IsMulticast() && !a.IsLinkLocalUnicast() && a != broadcast
 }

@@ -9,6 +9,7 @@ import (
 	"net/netip"
 	"os"
 	"path/filepath"
+	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -245,13 +246,13 @@ type arrival struct {
 	net.Conn
 
 	remote string
-	closed bool
+	closed atomic.Bool
 }
 
 func (a *arrival) RemoteAddr() net.Addr {
 	return net.TCPAddrFromAddrPort(netip.MustParseAddrPort(a.remote))
 }
-func (a *arrival) Close() error { a.closed = true; return nil }
+func (a *arrival) Close() error { a.closed.Store(true); return nil }
 
 func TestWhichGuestGoes(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
@@ -275,7 +276,7 @@ func TestWhichGuestGoes(t *testing.T) {
 			t.Helper()
 			got := ""
 			for _, v := range all {
-				if v.Conn.(*arrival).closed {
+				if v.Conn.(*arrival).closed.Load() {
 					got += "-"
 				} else {
 					got += "+"

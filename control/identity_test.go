@@ -24,6 +24,7 @@ import (
 
 	configv1 "github.com/isthmus-mesh/isthmus/api/config/v1"
 	identityv1 "github.com/isthmus-mesh/isthmus/api/identity/v1"
+	"github.com/isthmus-mesh/isthmus/control"
 	"github.com/isthmus-mesh/isthmus/trust"
 )
 
@@ -209,6 +210,22 @@ func TestRenew(t *testing.T) {
 	})
 }
 
+func TestWhereAGatewayMayBe(t *testing.T) {
+	for address, want := range map[string]bool{
+		"10.0.0.1:7443": true, "127.0.0.1:7443": true, "[::1]:7443": true, "[2001:db8::1]:7443": true, "[fd00::1]:1": true,
+		"gateway-0.example.net:7443": true, "gateway-0:7443": true, "gateway.example.net.:65535": true, "1password.example:1": true,
+		"10.0.0.1": false, "10.0.0.1:0": false, "10.0.0.1:65536": false, "10.0.0.1:-1": false, ":7443": false, ".:7443": false,
+		"0.0.0.0:1": false, "[::]:1": false, "169.254.169.254:80": false, "[::ffff:169.254.169.254]:80": false, "[fe80::1]:1": false,
+		"[fe80::1%eth0]:1": false, "224.0.0.1:1": false, "[ff02::1]:1": false, "[ff0e::1]:1": false, "255.255.255.255:1": false,
+		"2852039166:80": false, "0xa9fea9fe:80": false, "169.254.43518:80": false, "169.254.169.254.:80": false, "[evil:x]:1": false,
+		"evil host:1": false,
+	} {
+		if got := control.IsHostPort(address); got != want {
+			t.Errorf("%s: %t, want %t", address, got, want)
+		}
+	}
+}
+
 // The stream is for whom the SVID is of, and for nobody else.
 func TestStreamIsBoundToTheIdentity(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
@@ -246,6 +263,9 @@ func TestStreamIsBoundToTheIdentity(t *testing.T) {
 			{"gateway", gatewayAt("gateway-0", "", "192.0.2.1:1"), codes.PermissionDenied},
 			{"gateway", gatewayAt("gateway-0", "10.0.0.1:0", "192.0.2.1:1"), codes.PermissionDenied},
 			{"gateway", gatewayAt("gateway-0", "10.0.0.1:1", "no port"), codes.PermissionDenied},
+			{"gateway", gatewayAt("gateway-0", "169.254.169.254:80", "192.0.2.1:1"), codes.PermissionDenied},
+			{"gateway", gatewayAt("gateway-0", "10.0.0.1:1", "[::ffff:169.254.169.254]:80"), codes.PermissionDenied},
+			{"node", node("node-0", "169.254.169.254:80"), codes.PermissionDenied},
 			{"node", node("node-1", "10.0.0.5:9443"), codes.PermissionDenied},
 			{"node", node("node-0", "0.0.0.0:9443"), codes.PermissionDenied},
 			{"node", node("node-0", "host:9443"), codes.PermissionDenied},
