@@ -17,6 +17,7 @@ import (
 	configv1 "github.com/isthmus-mesh/isthmus/api/config/v1"
 	identityv1 "github.com/isthmus-mesh/isthmus/api/identity/v1"
 	"github.com/isthmus-mesh/isthmus/internal/configstream"
+	"github.com/isthmus-mesh/isthmus/internal/openfiles"
 	"github.com/isthmus-mesh/isthmus/trust"
 )
 
@@ -66,7 +67,7 @@ func (c *Control) serveGRPC(ctx context.Context) error {
 			<-graceful
 		}
 	})
-	err := server.Serve(newGate(c.cfg.GRPC, limitsFor(openFiles()), c.metrics.shed))
+	err := server.Serve(newGate(c.cfg.GRPC, limitsFor(openfiles.Limit()), c.metrics.shed))
 	if stop() { // ctx has not ended: the listener failed
 		c.stream.Close()
 		server.Stop()

@@ -1,6 +1,6 @@
 //go:build unix
 
-package control
+package openfiles
 
 import (
 	"math"
@@ -8,8 +8,8 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// openFiles returns how many files this process may have open; 0: not known, or without a bound.
-func openFiles() int {
+// Limit returns how many files this process may have open; 0: not known, or without a bound.
+func Limit() int {
 	var l unix.Rlimit
 	if err := unix.Getrlimit(unix.RLIMIT_NOFILE, &l); err != nil || l.Cur > math.MaxInt32 {
 		return 0
