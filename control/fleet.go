@@ -304,10 +304,12 @@ func isHostPort(s string) bool {
 	if err != nil || host == "" || len(host) > 253 || strings.ContainsFunc(host, func(r rune) bool { return r <= ' ' || r > '~' }) {
 		return false
 	}
-	if n, err := strconv.ParseUint(port, 10, 16); err != nil || n == 0 {
+	n, err := strconv.ParseUint(port, 10, 16)
+	if err != nil || n == 0 {
 		return false
 	}
-	if a, err := netip.ParseAddr(host); err == nil {
+	a, err := netip.ParseAddr(host)
+	if err == nil {
 		return isDialable(a)
 	}
 	// Resolvers take "2852039166" and "0xa9.0xfe.43518" for addresses (inet_aton), too: no name's last label is a number.

@@ -97,15 +97,15 @@ func TestOnePeerLeavesRoomForOthers(t *testing.T) {
 }
 
 // begin opens a stream on a connection to us and sends no more than the first byte of a preamble.
-func begin(t testing.TB, c *quic.Conn) *quic.Stream {
-	t.Helper()
+func begin(tb testing.TB, c *quic.Conn) *quic.Stream {
+	tb.Helper()
 	p := preamble.Preamble{Cluster: clusterName("us"), Service: serviceName("checkout.shop"), Port: 80}
 	s, err := c.OpenStream()
 	if err != nil {
-		t.Fatal(err)
+		tb.Fatal(err)
 	}
 	if _, err = s.Write(p.Append(nil)[:1]); err != nil {
-		t.Fatal(err)
+		tb.Fatal(err)
 	}
 	return s
 }

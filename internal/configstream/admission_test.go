@@ -138,10 +138,12 @@ func (g *gatekeeper) say(err error) {
 	g.err = err
 }
 
-// next returns what a stream says until it is silent or ends: the keys, and the code.
-func next(t *testing.T, stream interface {
+type receiver interface {
 	Recv() (*configv1.Response, error)
-}) (keys string, code codes.Code) {
+}
+
+// next returns the next cut of a stream, its keys, or with which code the stream ended.
+func next(t *testing.T, stream receiver) (keys string, code codes.Code) {
 	t.Helper()
 	for {
 		m, err := stream.Recv()
@@ -212,9 +214,7 @@ func TestTheNewestStreamsOfAProgramStay(t *testing.T) {
 		p := newPlane(t, nil)
 		p.server.Set(world())
 		const most, more = 3, 4
-		var streams []interface {
-			Recv() (*configv1.Response, error)
-		}
+		var streams []receiver
 		for range most + more {
 			stream := rawStream(t, p)
 			if _, code := next(t, stream); code != codes.OK {

@@ -14,5 +14,5 @@ func Limit() int {
 	if err := unix.Getrlimit(unix.RLIMIT_NOFILE, &l); err != nil || l.Cur > math.MaxInt32 {
 		return 0
 	}
-	return int(l.Cur) //nolint:gosec // G115: bounded above
+	return int(l.Cur)
 }
