@@ -6,6 +6,7 @@ import (
 	"net/netip"
 	"slices"
 	"strings"
+	"sync/atomic"
 
 	"github.com/spiffe/go-spiffe/v2/spiffeid"
 
@@ -15,7 +16,7 @@ import (
 )
 
 // errNotLoaded says that control can't tell yet who may exist.
-var errNotLoaded = errors.New("the manifests have not been read yet: try again")
+var errNotLoaded = fmt.Errorf("the manifests have not been read yet, try again: %w", configstream.ErrUndecided)
 
 // directory says which programs may exist: workloads by the registry, gateways and node proxies by the roster.
 type directory struct {
@@ -23,6 +24,35 @@ type directory struct {
 	registry Registry
 	fleet    *fleet
 	nodes    nodeNames
+	index    atomic.Pointer[workloadIndex]
+}
+
+// workloadIndex finds the workloads of a registry's state: each config stream is judged whenever something has changed. Immutable.
+type workloadIndex struct {
+	of       *Objects
+	byID     map[string]*Workload
+	accounts map[[2]string]struct{} // namespace and service account
+}
+
+// workloads returns the index of the present state; nil while there is none.
+func (d *directory) workloads() *workloadIndex {
+	objects := d.registry.Objects().Load()
+	if objects == nil {
+		return nil
+	}
+	if x := d.index.Load(); x != nil && x.of == objects {
+		return x
+	}
+	x := &workloadIndex{
+		of: objects, byID: make(map[string]*Workload, len(objects.Workloads)), accounts: make(map[[2]string]struct{}),
+	}
+	for i := range objects.Workloads {
+		w := &objects.Workloads[i]
+		x.byID[w.ID()] = w
+		x.accounts[[2]string{w.Namespace, w.ServiceAccount}] = struct{}{}
+	}
+	d.index.Store(x)
+	return x
 }
 
 // nodeNames says which node proxies may join, and stand in for copies without a sidecar.
@@ -35,14 +65,12 @@ func (n nodeNames) may(name string) bool { return n.attested || slices.Contains(
 
 // workload returns the workload of that name, "namespace/name".
 func (d *directory) workload(id string) (*Workload, error) {
-	objects := d.registry.Objects().Load()
-	if objects == nil {
+	index := d.workloads()
+	if index == nil {
 		return nil, errNotLoaded
 	}
-	for i := range objects.Workloads {
-		if objects.Workloads[i].ID() == id {
-			return &objects.Workloads[i], nil
-		}
+	if w := index.byID[id]; w != nil {
+		return w, nil
 	}
 	return nil, fmt.Errorf("there is no Workload %s", id)
 }
@@ -90,11 +118,11 @@ func (d *directory) renewable(id spiffeid.ID) (program, name string, err error) 
 	if !ok {
 		return "", "", fmt.Errorf("%s is no program's identity", id)
 	}
-	objects := d.registry.Objects().Load()
-	if objects == nil {
+	index := d.workloads()
+	if index == nil {
 		return "", "", errNotLoaded
 	}
-	if !slices.ContainsFunc(objects.Workloads, func(w Workload) bool { return w.Namespace == namespace && w.ServiceAccount == account }) {
+	if _, ok := index.accounts[[2]string{namespace, account}]; !ok {
 		return "", "", fmt.Errorf("no Workload has the service account %s/%s any more", namespace, account)
 	}
 	return configstream.ProgramSidecar, namespace + "/" + account, nil
@@ -107,7 +135,8 @@ func (d *directory) joined(program, name string) error {
 	return nil
 }
 
-// admit checks that the SVID shown is that of the program that a Hello says it is, and returns what that may see.
+// admit checks that the SVID shown is that of the program that a Hello says it is, and returns what that may see. It is asked again while
+// the stream lasts: a program that was removed hears nothing more.
 func (d *directory) admit(id spiffeid.ID, h *configv1.Hello) (func(key string) bool, error) {
 	receiver, err := configstream.ReceiverOf(h)
 	if err != nil {
@@ -138,15 +167,15 @@ func checkHello(program string, h *configv1.Hello) error {
 	case configstream.ProgramGateway:
 		g := h.GetGateway()
 		if !isHostPort(g.GetAddress()) || !isHostPort(g.GetQuicAddress()) {
-			return fmt.Errorf("gateway addresses %q (TCP) and %q (QUIC): want host:port", clip(g.GetAddress(), 100), clip(g.GetQuicAddress(), 100))
+			return fmt.Errorf("gateway addresses %q (TCP) and %q (QUIC): want host:port that others can dial, not link-local or multicast", clip(g.GetAddress(), 100), clip(g.GetQuicAddress(), 100))
 		}
 		if len(g.GetZone()) > 63 {
 			return errors.New("gateway zone: want at most 63 bytes")
 		}
 	case configstream.ProgramNode:
 		a, err := netip.ParseAddrPort(h.GetInboundAddress())
-		if err != nil || a.Port() == 0 || !a.Addr().IsValid() || a.Addr().IsUnspecified() {
-			return fmt.Errorf("inbound address %q: want ip:port that callers can dial", clip(h.GetInboundAddress(), 100))
+		if err != nil || a.Port() == 0 || !isDialable(a.Addr()) {
+			return fmt.Errorf("inbound address %q: want ip:port that callers can dial, not link-local or multicast", clip(h.GetInboundAddress(), 100))
 		}
 	}
 	return nil

@@ -2,9 +2,13 @@ package control
 
 import (
 	"maps"
+	"net"
 	"net/netip"
 	"slices"
 	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
+	"github.com/spiffe/go-spiffe/v2/spiffeid"
 
 	configv1 "github.com/isthmus-mesh/isthmus/api/config/v1"
 	"github.com/isthmus-mesh/isthmus/federation"
@@ -75,3 +79,32 @@ func parseDuration(s string) (time.Duration, error) {
 	}
 	return time.ParseDuration(s)
 }
+
+// LimitsFor returns what a process that may open that many files lets in: those with an SVID, of one ID, guests, of one address.
+func LimitsFor(files int) (known, ofID, guests, ofAddress int) {
+	l := limitsFor(files)
+	return l.known, l.knownOfID, l.guests, l.guestsOfAddress
+}
+
+// IsHostPort reports whether a gateway may say that it is there.
+func IsHostPort(s string) bool { return isHostPort(s) }
+
+// NewGate returns a gate of which all bounds but these are as ever.
+func NewGate(l net.Listener, known, ofID, guests, ofAddress int) net.Listener {
+	limits := limitsFor(0)
+	limits.known, limits.knownOfID, limits.guests, limits.guestsOfAddress = known, ofID, guests, ofAddress
+	return newGate(l, limits, prometheus.NewCounter(prometheus.CounterOpts{Name: "shed"}))
+}
+
+// Visitor is a connection of a gate.
+type Visitor = visitor
+
+// Known makes a connection of a gate somebody's.
+func Known(v *Visitor, id spiffeid.ID) error { return v.known(id) }
+
+// The bounds of a guest and of a call.
+const (
+	GuestBytes  = guestBytes
+	GuestLife   = guestLife
+	CallTimeout = callTimeout
+)

@@ -233,6 +233,7 @@ type fleetState struct {
 	known     []string           // node proxies that may join, or have; ordered
 	reports   []linkReport       // ordered
 	connected map[string]bool    // receivers
+	roster    *roster            // as it was then; not to be changed
 }
 
 // state returns the fleet of now, after dropping who ended long ago. Of the node proxies, those that may stand in.
@@ -249,7 +250,7 @@ func (f *fleet) state(allowed nodeNames) fleetState {
 	}
 	r := f.roster
 	pruned := r.pruned(connected, gateways, allowed, now)
-	out := fleetState{connected: connected}
+	out := fleetState{connected: connected, roster: r}
 	for gateway, reports := range f.reports {
 		for _, l := range reports {
 			l.connected = gateways[gateway]
@@ -302,12 +303,32 @@ func (f *fleet) prune(to *roster) {
 	}
 }
 
-// isHostPort reports whether s is host:port with a port number, as others will dial it.
+// isHostPort reports whether s is host:port with a port number, as others will dial it: a name, or an address that isDialable. What a name
+// stands for is the resolver's word.
 func isHostPort(s string) bool {
 	host, port, err := net.SplitHostPort(s)
 	if err != nil || host == "" || len(host) > 253 || strings.ContainsFunc(host, func(r rune) bool { return r <= ' ' || r > '~' }) {
 		return false
 	}
 	n, err := strconv.ParseUint(port, 10, 16)
-	return err == nil && n > 0
+	if err != nil || n == 0 {
+		return false
+	}
+	a, err := netip.ParseAddr(host)
+	if err == nil {
+		return isDialable(a)
+	}
+	// Resolvers take "2852039166" and "0xa9.0xfe.43518" for addresses (inet_aton), too: no name's last label is a number.
+	labels := strings.Split(strings.TrimSuffix(host, "."), ".")
+	last := labels[len(labels)-1]
+	_, err = strconv.ParseUint(last, 0, 64)
+	return err != nil && last != "" && !strings.Contains(host, ":")
+}
+
+// isDialable reports whether a program can be at a: not where every host finds something of its own (link-local, where clouds have their
+// metadata; unspecified), nor many hosts at once. Loopback is for several clusters on one machine.
+func isDialable(a netip.Addr) bool {
+	a = a.Unmap()
+	broadcast := netip.AddrFrom4([4]byte{255, 255, 255, 255})
+	return a.IsValid() && a.Zone() == "" && !a.IsUnspecified() && !a.IsMulticast() && !a.IsLinkLocalUnicast() && a != broadcast
 }

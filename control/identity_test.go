@@ -10,7 +10,6 @@ import (
 	"crypto/x509"
 	"fmt"
 	"net"
-	"os"
 	"path/filepath"
 	"testing"
 	"testing/synctest"
@@ -25,6 +24,7 @@ import (
 
 	configv1 "github.com/isthmus-mesh/isthmus/api/config/v1"
 	identityv1 "github.com/isthmus-mesh/isthmus/api/identity/v1"
+	"github.com/isthmus-mesh/isthmus/control"
 	"github.com/isthmus-mesh/isthmus/trust"
 )
 
@@ -38,24 +38,8 @@ type caller struct {
 // call connects to c; svid nil is nobody.
 func (c *cluster) call(t *testing.T, svid *x509svid.SVID) *caller {
 	t.Helper()
-	pem, err := os.ReadFile(filepath.Join(c.dir, "trust-bundle.pem"))
-	if err != nil {
-		t.Fatal(err)
-	}
-	roots, err := trust.ParsePEM(pem)
-	if err != nil {
-		t.Fatal(err)
-	}
-	bundles := trust.NewBundles()
-	bundles.Set(c.domain(), trust.Bundle{Authorities: roots})
-	var identity *trust.Identity
-	if svid != nil {
-		identity = trust.NewIdentity()
-		identity.Set(svid)
-	}
-	config := trust.ClientConfig(trust.TLS{Identity: identity, Bundles: bundles, Policy: trust.AllowControl(c.domain()), Protocols: []string{"h2"}})
 	conn, err := grpc.NewClient("passthrough:///control",
-		grpc.WithTransportCredentials(credentials.NewTLS(config)),
+		grpc.WithTransportCredentials(credentials.NewTLS(c.clientTLS(t, svid))),
 		grpc.WithContextDialer(func(ctx context.Context, _ string) (net.Conn, error) { return c.dial(ctx) }))
 	if err != nil {
 		t.Fatal(err)
@@ -226,6 +210,22 @@ func TestRenew(t *testing.T) {
 	})
 }
 
+func TestWhereAGatewayMayBe(t *testing.T) {
+	for address, want := range map[string]bool{
+		"10.0.0.1:7443": true, "127.0.0.1:7443": true, "[::1]:7443": true, "[2001:db8::1]:7443": true, "[fd00::1]:1": true,
+		"gateway-0.example.net:7443": true, "gateway-0:7443": true, "gateway.example.net.:65535": true, "1password.example:1": true,
+		"10.0.0.1": false, "10.0.0.1:0": false, "10.0.0.1:65536": false, "10.0.0.1:-1": false, ":7443": false, ".:7443": false,
+		"0.0.0.0:1": false, "[::]:1": false, "169.254.169.254:80": false, "[::ffff:169.254.169.254]:80": false, "[fe80::1]:1": false,
+		"[fe80::1%eth0]:1": false, "224.0.0.1:1": false, "[ff02::1]:1": false, "[ff0e::1]:1": false, "255.255.255.255:1": false,
+		"2852039166:80": false, "0xa9fea9fe:80": false, "169.254.43518:80": false, "169.254.169.254.:80": false, "[evil:x]:1": false,
+		"evil host:1": false,
+	} {
+		if got := control.IsHostPort(address); got != want {
+			t.Errorf("%s: %t, want %t", address, got, want)
+		}
+	}
+}
+
 // The stream is for whom the SVID is of, and for nobody else.
 func TestStreamIsBoundToTheIdentity(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
@@ -263,6 +263,9 @@ func TestStreamIsBoundToTheIdentity(t *testing.T) {
 			{"gateway", gatewayAt("gateway-0", "", "192.0.2.1:1"), codes.PermissionDenied},
 			{"gateway", gatewayAt("gateway-0", "10.0.0.1:0", "192.0.2.1:1"), codes.PermissionDenied},
 			{"gateway", gatewayAt("gateway-0", "10.0.0.1:1", "no port"), codes.PermissionDenied},
+			{"gateway", gatewayAt("gateway-0", "169.254.169.254:80", "192.0.2.1:1"), codes.PermissionDenied},
+			{"gateway", gatewayAt("gateway-0", "10.0.0.1:1", "[::ffff:169.254.169.254]:80"), codes.PermissionDenied},
+			{"node", node("node-0", "169.254.169.254:80"), codes.PermissionDenied},
 			{"node", node("node-1", "10.0.0.5:9443"), codes.PermissionDenied},
 			{"node", node("node-0", "0.0.0.0:9443"), codes.PermissionDenied},
 			{"node", node("node-0", "host:9443"), codes.PermissionDenied},
@@ -278,6 +281,60 @@ func TestStreamIsBoundToTheIdentity(t *testing.T) {
 			_, err = stream.Recv()
 			wantCode(t, fmt.Sprintf("%s as %v", c.as, c.hello), err, c.want)
 			cancel()
+		}
+	})
+}
+
+// TestWhoWasRemovedHearsNothingMore: an open config stream ends with what it rests on.
+func TestWhoWasRemovedHearsNothingMore(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		eu := newMesh(t).start("eu", filepath.Join(t.TempDir(), "eu"), nil)
+		eu.registry.declare(t, checkoutManifest)
+		synctest.Wait()
+		for name, c := range map[string]struct {
+			token  string
+			hello  *configv1.Hello
+			remove func()
+		}{
+			"a gateway": {`{"gateway":"gateway-0"}`, gatewayHello("gateway-0"), func() {
+				if _, code := ask[any](t, eu, "DELETE", "/v1/proxies/gateway/gateway-0", ""); code != 204 {
+					t.Errorf("DELETE: %d", code)
+				}
+			}},
+			"a workload": {`{"workload":"shop/checkout-0"}`, sidecarHello("shop/checkout-0"), func() { eu.registry.declare(t, "") }},
+		} {
+			stream, err := eu.call(t, eu.joined(t, eu.token(t, c.token))).config.Stream(t.Context())
+			if err != nil {
+				t.Fatal(err)
+			}
+			if err = stream.Send(&configv1.Request{Message: &configv1.Request_Hello{Hello: c.hello}}); err != nil {
+				t.Fatal(err)
+			}
+			ended := make(chan error, 1)
+			go func() {
+				for {
+					if _, err := stream.Recv(); err != nil {
+						ended <- err
+						return
+					}
+				}
+			}()
+			time.Sleep(time.Minute)
+			select {
+			case err := <-ended:
+				t.Errorf("%s: ended before it was removed: %v", name, err)
+				continue
+			default:
+			}
+			c.remove()
+			select {
+			case err := <-ended:
+				wantCode(t, name, err, codes.PermissionDenied)
+			case <-time.After(5 * time.Second):
+				t.Errorf("%s: still open", name)
+			}
+			eu.registry.declare(t, checkoutManifest)
+			synctest.Wait()
 		}
 	})
 }

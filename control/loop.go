@@ -40,6 +40,10 @@ type loop struct {
 	status    *Status              // last written
 	statusDue bool                 // it could not be written
 	busesSet  bool
+	judged    struct { // what the config streams were judged by last
+		objects *Objects
+		roster  *roster
+	}
 }
 
 // follow runs the loop until ctx ends.
@@ -111,6 +115,7 @@ func (l *loop) step(ctx context.Context) (again time.Duration) {
 	})
 	l.setAddresses(ctx, w.addresses)
 	l.setOwn(ctx, &w.own)
+	l.readmit(objects, fleet.roster)
 	l.setResources(w.resources)
 	l.setStatus(ctx, w, now)
 	c.present.Store(&present{world: w, fleet: fleet, views: views, status: l.status, buses: l.neighbours.states()})
@@ -197,6 +202,15 @@ func (l *loop) setOwn(ctx context.Context, own *federation.Own) {
 	if err := l.c.member.SetOwn(*own); err != nil {
 		l.c.cfg.Log.ErrorContext(ctx, "not everything can be told to the peers", "error", err)
 	}
+}
+
+// readmit has the config streams judged again, if who may exist has changed: whether or not that changes what anybody is told.
+func (l *loop) readmit(objects *Objects, r *roster) {
+	if objects == l.judged.objects && r == l.judged.roster {
+		return
+	}
+	l.judged.objects, l.judged.roster = objects, r
+	l.c.stream.Readmit()
 }
 
 // setResources tells the proxies, if it is news. resources are ordered by key.

@@ -13,6 +13,7 @@ type metrics struct {
 	imports  prometheus.Gauge
 	problems prometheus.Gauge
 	computed prometheus.Histogram
+	shed     prometheus.Counter
 }
 
 func newMetrics(registry *prometheus.Registry, streams func() float64) (*metrics, error) {
@@ -28,9 +29,12 @@ func newMetrics(registry *prometheus.Registry, streams func() float64) (*metrics
 			Name: "isthmus_control_compute_seconds", Help: "Time to compute what follows from the present state.",
 			NativeHistogramBucketFactor: 1.1,
 		}),
+		shed: prometheus.NewCounter(prometheus.CounterOpts{
+			Name: "isthmus_control_connections_shed_total", Help: "Connections without an SVID that were closed: too many, or open for too long.",
+		}),
 	}
 	for _, c := range []prometheus.Collector{
-		m.services, m.exports, m.imports, m.problems, m.computed,
+		m.services, m.exports, m.imports, m.problems, m.computed, m.shed,
 		prometheus.NewGaugeFunc(prometheus.GaugeOpts{Name: "isthmus_control_config_streams", Help: "Config streams that are open."}, streams),
 	} {
 		if err := registry.Register(c); err != nil {

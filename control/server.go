@@ -12,16 +12,24 @@ import (
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/credentials"
 	"google.golang.org/grpc/peer"
+	"google.golang.org/grpc/tap"
 
 	configv1 "github.com/isthmus-mesh/isthmus/api/config/v1"
 	identityv1 "github.com/isthmus-mesh/isthmus/api/identity/v1"
 	"github.com/isthmus-mesh/isthmus/internal/configstream"
+	"github.com/isthmus-mesh/isthmus/internal/openfiles"
 	"github.com/isthmus-mesh/isthmus/trust"
 )
 
 const (
 	handshakeTimeout = 10 * time.Second
 	stopGrace        = 2 * time.Second // for calls in flight, when control stops
+	// callTimeout bounds a Join or Renew from its headers to its answer, the time that its message takes to come included. The platform
+	// may be asked meanwhile who somebody is.
+	callTimeout = 10 * time.Second
+	// maxHeaders bounds the headers of a call, in bytes after HPACK (RFC 7541), by which a byte may become thousands. gRPC's own and a
+	// trace context have less than 1 KiB.
+	maxHeaders = 8 << 10
 )
 
 // serveGRPC serves the config stream and the identity service until ctx ends.
@@ -35,6 +43,8 @@ func (c *Control) serveGRPC(ctx context.Context) error {
 	server := grpc.NewServer(append(configstream.ServerOptions(),
 		grpc.Creds(guarded{credentials.NewTLS(config), c.guard, policy}),
 		grpc.ConnectionTimeout(handshakeTimeout),
+		grpc.MaxHeaderListSize(maxHeaders),
+		grpc.InTapHandle(limitCall),
 	)...)
 	configv1.RegisterConfigServer(server, c.stream)
 	identityv1.RegisterIdentityServer(server, &identityServer{
@@ -57,7 +67,7 @@ func (c *Control) serveGRPC(ctx context.Context) error {
 			<-graceful
 		}
 	})
-	err := server.Serve(c.cfg.GRPC)
+	err := server.Serve(newGate(c.cfg.GRPC, limitsFor(openfiles.Limit()), c.metrics.shed))
 	if stop() { // ctx has not ended: the listener failed
 		c.stream.Close()
 		server.Stop()
@@ -65,6 +75,17 @@ func (c *Control) serveGRPC(ctx context.Context) error {
 	}
 	<-stopped
 	return nil
+}
+
+// limitCall bounds the time of calls that are not a stream. It is asked once a call's headers are there: an interceptor would be asked
+// after its message has come, if ever.
+func limitCall(ctx context.Context, info *tap.Info) (context.Context, error) {
+	if info.FullMethodName == configv1.Config_Stream_FullMethodName {
+		return ctx, nil // bounded by itself: ServerConfig.HelloTimeout, SendTimeout
+	}
+	limited, cancel := context.WithTimeout(ctx, callTimeout)
+	context.AfterFunc(ctx, cancel) // gRPC cancels ctx when the call ends
+	return limited, nil
 }
 
 // peerOf returns who is at the other end of a call. It was verified by the handshake, and is watched by the guard since.
@@ -101,7 +122,7 @@ type guarded struct {
 	policy trust.Policy
 }
 
-// ServerHandshake hands connections of those who have shown an SVID to the guard.
+// ServerHandshake hands connections of those who have shown an SVID to the guard. Those of others stay guests of the gate.
 func (g guarded) ServerHandshake(raw net.Conn) (net.Conn, credentials.AuthInfo, error) {
 	conn, info, err := g.TransportCredentials.ServerHandshake(raw)
 	if err != nil {
@@ -110,6 +131,15 @@ func (g guarded) ServerHandshake(raw net.Conn) (net.Conn, credentials.AuthInfo, 
 	t, ok := info.(credentials.TLSInfo)
 	if !ok || len(t.State.PeerCertificates) == 0 {
 		return conn, info, nil
+	}
+	if v, ok := raw.(*visitor); ok {
+		who, err := trust.PeerOf(t.State)
+		if err == nil {
+			err = v.known(who.ID)
+		}
+		if err != nil {
+			return nil, nil, err // gRPC closes raw
+		}
 	}
 	release := g.guard.Watch(t.State, g.policy, func(error) { _ = conn.Close() })
 	return &watched{Conn: conn, release: sync.OnceFunc(release)}, info, nil

@@ -9,6 +9,8 @@ import (
 	"net"
 	"time"
 
+	"github.com/spiffe/go-spiffe/v2/spiffeid"
+
 	streamv1 "github.com/isthmus-mesh/isthmus/api/stream/v1"
 	"github.com/isthmus-mesh/isthmus/internal/preamble"
 	"github.com/isthmus-mesh/isthmus/internal/relay"
@@ -71,6 +73,11 @@ func (g *Gateway) serveCaller(ctx context.Context, raw net.Conn, config *tls.Con
 		return
 	}
 	state := conn.ConnectionState()
+	who, err := trust.PeerOf(state)
+	if err != nil {
+		cut(raw)
+		return
+	}
 	release := g.cfg.Guard.Watch(state, g.allowCaller, func(error) { cut(raw) })
 	defer release()
 	caller := &callerStream{Conn: conn, raw: raw}
@@ -89,11 +96,11 @@ func (g *Gateway) serveCaller(ctx context.Context, raw net.Conn, config *tls.Con
 		return
 	}
 	_ = conn.SetReadDeadline(time.Time{})
-	g.carry(ctx, caller, p, arrived)
+	g.carry(ctx, caller, who.ID, p, arrived)
 }
 
 // carry takes a caller's stream to the cluster it asks for.
-func (g *Gateway) carry(ctx context.Context, caller *callerStream, p preamble.Preamble, arrived time.Time) {
+func (g *Gateway) carry(ctx context.Context, caller *callerStream, id spiffeid.ID, p preamble.Preamble, arrived time.Time) {
 	v := g.view()
 	l, refusal := g.linkFor(v, p.Cluster)
 	if refusal != nil {
@@ -102,7 +109,7 @@ func (g *Gateway) carry(ctx context.Context, caller *callerStream, p preamble.Pr
 		return
 	}
 	who := labels{source: v.name(), destination: p.Cluster.String(), service: g.metrics.service(p.Service)}
-	done, refusal := g.admit()
+	done, refusal := admit(g, &g.ofCallers, id)
 	if refusal != nil {
 		g.metrics.answered(who, refusal.Code, arrived)
 		g.turnAway(caller, refusal)
@@ -158,20 +165,6 @@ func (g *Gateway) linkFor(v *view, c topology.ClusterName) (*link, *preamble.Ref
 		return nil, &preamble.Refusal{Code: streamv1.Code_CODE_LINK_DOWN, Detail: "no gateway of cluster " + c.String() + " is known"}
 	}
 	return l, nil
-}
-
-// admit counts a stream in, or says why it can't be carried.
-func (g *Gateway) admit() (done func(), refusal *preamble.Refusal) {
-	if g.streams.Add(1) > int64(g.cfg.MaxStreams) {
-		g.streams.Add(-1)
-		return nil, &preamble.Refusal{Code: streamv1.Code_CODE_OVERLOADED, Detail: fmt.Sprintf("%d streams", g.cfg.MaxStreams)}
-	}
-	left, ok := g.drain.Add()
-	if !ok {
-		g.streams.Add(-1)
-		return nil, &preamble.Refusal{Code: streamv1.Code_CODE_DRAINING}
-	}
-	return func() { left(); g.streams.Add(-1) }, nil
 }
 
 // turnAway refuses a caller without having asked anybody.

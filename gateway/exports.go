@@ -5,7 +5,9 @@ import (
 	"errors"
 	"fmt"
 	"net"
+	"os"
 	"slices"
+	"sync/atomic"
 	"time"
 
 	"github.com/quic-go/quic-go"
@@ -17,21 +19,43 @@ import (
 	"github.com/isthmus-mesh/isthmus/trust"
 )
 
-// serveExport serves one stream that a peer's gateway has opened: to a copy of an exported service.
-func (g *Gateway) serveExport(ctx context.Context, stream *quic.Stream, peer trust.Peer) {
+// incoming is a connection that a gateway of a peer has dialed.
+type incoming struct {
+	conn   *quic.Conn
+	peer   trust.Peer
+	silent atomic.Int64 // streams that were reset because their preamble hadn't come
+}
+
+// reset ends a stream that says nothing, and the connection when there were too many of them.
+func (i *incoming) reset(stream *quic.Stream) {
+	stream.CancelRead(resetRefused)
+	stream.CancelWrite(resetRefused)
+	if i.silent.Add(1) > maxSilent {
+		_ = i.conn.CloseWithError(closeOverloaded, "too many streams without a preamble")
+	}
+}
+
+// serveExport serves one stream that a peer's gateway has opened: to a copy of an exported service. It calls heard when the stream
+// counts among those that are carried.
+func (g *Gateway) serveExport(ctx context.Context, from *incoming, stream *quic.Stream, heard func()) {
 	arrived := time.Now()
 	_ = stream.SetReadDeadline(arrived.Add(preambleTimeout))
 	p, err := preamble.Read(stream)
 	_ = stream.SetReadDeadline(time.Time{})
-	source, _ := g.peerCluster(peer) // none: refused below
+	source, _ := g.peerCluster(from.peer) // none: refused below
 	v := g.view()
 	who := labels{source: source.String(), destination: v.name()}
 	if err != nil {
 		var malformed *preamble.Error
-		if !errors.As(err, &malformed) {
+		switch {
+		case errors.As(err, &malformed):
+		case errors.Is(err, os.ErrDeadlineExceeded):
+			from.reset(stream)
+			return
+		default: // it was cut short
 			stream.CancelRead(resetRefused)
 			stream.CancelWrite(resetRefused)
-			return // it was cut short, or never said a word
+			return
 		}
 		g.metrics.answered(who, streamv1.Code_CODE_BAD_PREAMBLE, arrived)
 		refuse(stream, v, &preamble.Refusal{Code: streamv1.Code_CODE_BAD_PREAMBLE, Detail: malformed.Reason})
@@ -47,7 +71,7 @@ func (g *Gateway) serveExport(ctx context.Context, stream *quic.Stream, peer tru
 	}
 	var done func()
 	if refusal == nil {
-		done, refusal = g.admit()
+		done, refusal = admit(g, &g.ofPeers, source)
 	}
 	if refusal != nil {
 		g.metrics.answered(who, refusal.Code, arrived)
@@ -55,6 +79,7 @@ func (g *Gateway) serveExport(ctx context.Context, stream *quic.Stream, peer tru
 		return
 	}
 	defer done()
+	heard()
 	defer g.metrics.carrying(who)()
 
 	span := g.startSpan(ctx, "stream from peer", p, who)

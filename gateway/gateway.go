@@ -10,6 +10,7 @@ import (
 	"time"
 
 	"github.com/quic-go/quic-go"
+	"github.com/spiffe/go-spiffe/v2/spiffeid"
 	"go.opentelemetry.io/otel/trace"
 
 	"github.com/isthmus-mesh/isthmus/internal/drain"
@@ -30,13 +31,16 @@ type Gateway struct {
 	drain     drain.Drain
 	checks    atomic.Pointer[ready.Checks]
 
-	lastView atomic.Pointer[view]
-	links    atomic.Pointer[map[topology.ClusterName]*link]
-	changed  chan struct{} // capacity 1: a link has changed
-	leaving  chan struct{} // closed when drained: the links are left
-	streams  atomic.Int64  // carried now
-	callers  atomic.Int64  // connections of sidecars now
-	wg       sync.WaitGroup
+	lastView  atomic.Pointer[view]
+	links     atomic.Pointer[map[topology.ClusterName]*link]
+	changed   chan struct{}                // capacity 1: a link has changed
+	leaving   chan struct{}                // closed when drained: the links are left
+	streams   atomic.Int64                 // carried now
+	ofPeers   shares[topology.ClusterName] // of them, those that peer clusters opened
+	ofCallers shares[spiffeid.ID]          // and those that callers here opened
+	silent    shares[topology.ClusterName] // streams that peer clusters opened and that aren't carried yet
+	callers   atomic.Int64                 // connections of sidecars now
+	wg        sync.WaitGroup
 
 	mu       sync.Mutex
 	accepted map[topology.ClusterName]int // guarded by mu: connections dialed to us

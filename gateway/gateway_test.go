@@ -98,7 +98,7 @@ func TestMoreThanCanBeReplayed(t *testing.T) {
 func TestRefusals(t *testing.T) {
 	inBubble(t, func(w *world) {
 		t := w.t
-		eu, us := twoClusters(w, 1, func(c *Config) { c.MaxStreams = 2 })
+		eu, us := twoClusters(w, 1, func(c *Config) { c.MaxStreams = 4 }) // two for each caller
 		away := us[0].c
 		away.export("private.shop", []string{"ap"}, echo)
 		away.export("nobody.shop", nil)

@@ -96,13 +96,23 @@ func (g *Gateway) servePeer(ctx context.Context, conn *quic.Conn) {
 		end(closeProtocol, err.Error())
 	})
 	wg.Go(func() { g.tell(conn, peer, writer) })
+	from := &incoming{conn: conn, peer: peer}
 	for {
 		stream, err := conn.AcceptStream(conn.Context())
 		if err != nil {
 			logger.DebugContext(ctx, "the connection of a peer gateway ended", "error", context.Cause(conn.Context()))
 			return
 		}
-		wg.Go(func() { g.serveExport(ctx, stream, peer) })
+		heard, ok := g.silent.take(cluster, part(g.cfg.MaxStreams, silentShare))
+		if !ok {
+			from.reset(stream)
+			continue
+		}
+		heard = sync.OnceFunc(heard)
+		wg.Go(func() {
+			defer heard()
+			g.serveExport(ctx, from, stream, heard)
+		})
 	}
 }
 

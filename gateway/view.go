@@ -15,7 +15,9 @@ import (
 type view struct {
 	snapshot *topology.Snapshot
 	hop      string // this gateway, as a path names it
-	// peers by what their gateways can prove. A domain that several clusters share is in byGateway alone.
+	// peers by what their gateways can prove: the identity of a gateway that the configuration names. The domain says enough as long as no
+	// gateway of its cluster is named, and it is that cluster's alone: who comes first would otherwise have to wait for its name to get
+	// here. A gateway that is not named yet dials again, and is let in once it is.
 	byGateway map[spiffeid.ID]topology.ClusterName
 	byDomain  map[spiffeid.TrustDomain]topology.ClusterName
 
@@ -30,19 +32,19 @@ func newView(s *topology.Snapshot, id string) *view {
 		byGateway: make(map[spiffeid.ID]topology.ClusterName),
 		byDomain:  make(map[spiffeid.TrustDomain]topology.ClusterName),
 	}
-	shared := map[spiffeid.TrustDomain]bool{s.Self().Domain: true}
+	named := map[spiffeid.TrustDomain]bool{s.Self().Domain: true} // or shared: not in byDomain
 	for _, c := range s.Clusters() {
 		for _, g := range c.Gateways {
 			if g.Identity.MemberOf(c.Domain) {
 				v.byGateway[g.Identity] = c.Name
 			}
 		}
-		if _, ok := v.byDomain[c.Domain]; ok {
-			shared[c.Domain] = true
+		if _, shared := v.byDomain[c.Domain]; shared || len(c.Gateways) > 0 {
+			named[c.Domain] = true
 		}
 		v.byDomain[c.Domain] = c.Name
 	}
-	for td := range shared {
+	for td := range named {
 		delete(v.byDomain, td)
 	}
 	return v
@@ -103,7 +105,7 @@ func (g *Gateway) view() *view {
 	return v
 }
 
-// allowPeer is the policy for who may link to us: a gateway of a cluster that is a peer at this moment.
+// allowPeer is the policy for who may link to us: a gateway that is one of a peer's at this moment.
 func (g *Gateway) allowPeer(p trust.Peer) error {
 	v := g.view()
 	if v == nil {
@@ -113,7 +115,7 @@ func (g *Gateway) allowPeer(p trust.Peer) error {
 		return errNotGateway
 	}
 	if _, ok := v.peer(p.ID); !ok {
-		return fmt.Errorf("%w: %s is no peer's trust domain", errNotGateway, p.ID.TrustDomain())
+		return fmt.Errorf("%w: the configuration names no %s", errNotGateway, p.ID)
 	}
 	return nil
 }

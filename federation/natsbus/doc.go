@@ -20,12 +20,13 @@ import (
 
 // Limits of one connection, held by the server.
 const (
-	maxConnections      = 1024
+	maxConnections      = 4096    // those that haven't proven a key yet included, which nats-server doesn't count apart
+	fileShare           = 4       // and no more than one in so many of the files that this process may open
 	maxConnectionsOfKey = 4       // a reconnect may come before the old connection is seen to be dead
 	maxSubscriptions    = 16      // of one connection; a Member holds one
 	maxPending          = 8 << 20 // bytes that wait for a slow client before it is cut off
 	maxControlLine      = 1 << 10
-	authTimeout         = 5 * time.Second
+	authTimeout         = 3 * time.Second // for TLS, and again for the key: whoever proves neither takes a place for so long
 	pingInterval        = 5 * time.Second
 	maxPingsOutstanding = 2
 	writeDeadline       = 5 * time.Second

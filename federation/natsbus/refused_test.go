@@ -2,12 +2,14 @@ package natsbus
 
 import (
 	"crypto/ed25519"
+	"net"
 	"strings"
 	"testing"
 	"time"
 
 	"github.com/nats-io/nats.go"
 
+	"github.com/isthmus-mesh/isthmus/internal/openfiles"
 	"github.com/isthmus-mesh/isthmus/trust"
 )
 
@@ -62,6 +64,28 @@ func TestRefused(t *testing.T) {
 	// Without TLS nothing is said at all.
 	if _, err := nats.Connect("nats://"+s.Addr(), nats.Timeout(200*time.Millisecond), nats.NoReconnect()); err == nil {
 		t.Error("connected without TLS")
+	}
+}
+
+// TestSilentConnectionsKeepNobodyOut: a thousand strangers take no peer's place.
+func TestSilentConnectionsKeepNobodyOut(t *testing.T) {
+	const strangers = 1100
+	if n := openfiles.Limit(); n > 0 && n < 2*fileShare*strangers {
+		t.Skipf("only %d files may be open here", n)
+	}
+	who := new(allowed)
+	s := startServer(t, who)
+	key, name := newKey(t)
+	who.add(name)
+	for range strangers {
+		conn, err := net.Dial("tcp", s.Addr())
+		if err != nil {
+			t.Fatal(err)
+		}
+		t.Cleanup(func() { _ = conn.Close() })
+	}
+	if _, err := connectRaw(t, s, nats.Nkey(name, func(nonce []byte) ([]byte, error) { return ed25519.Sign(key, nonce), nil })); err != nil {
+		t.Errorf("a peer beside %d strangers: %v", strangers, err)
 	}
 }
 

@@ -16,6 +16,7 @@ import (
 	"github.com/nats-io/nkeys"
 
 	"github.com/isthmus-mesh/isthmus/federation"
+	"github.com/isthmus-mesh/isthmus/internal/openfiles"
 	"github.com/isthmus-mesh/isthmus/trust"
 )
 
@@ -106,7 +107,7 @@ func (s *Server) options() (*server.Options, error) {
 		AuthTimeout:                authTimeout.Seconds(),
 		AlwaysEnableNonce:          true,
 		CustomClientAuthentication: s,
-		MaxConn:                    maxConnections,
+		MaxConn:                    openfiles.Share(fileShare, maxConnections),
 		MaxSubs:                    maxSubscriptions,
 		MaxPayload:                 federation.MaxMessage,
 		MaxPending:                 maxPending,

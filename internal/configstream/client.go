@@ -247,7 +247,8 @@ func (c *Client) hello() (h *configv1.Hello, replace bool) {
 	}
 	c.outbox.reset()
 	c.mu.Unlock()
-	if replace = proto.Size(h) > MaxReceive-maxFrame; replace {
+	have, _ := limitsOf(h.GetProgram())
+	if replace = len(h.GetHave()) > have || proto.Size(h) > MaxReceive-maxFrame; replace {
 		h.Have = nil
 	}
 	return h, replace

@@ -38,7 +38,8 @@ const (
 	MaxReceive = 4 << 20
 	// MaxSubscriptions is how many services one client may subscribe to.
 	MaxSubscriptions = 10_000
-	// MaxHave is how many resources a client may say that it holds.
+	// MaxHave is how many resources a client may hold, and a node proxy say that it holds: the services that it subscribed to, and what it
+	// serves for each workload of its cluster that has no sidecar. limitsOf has what others may say.
 	MaxHave = 3 * MaxSubscriptions
 	// MaxKey is the longest key, in bytes: two names of 253 bytes, a service name and the slashes between.
 	MaxKey = 700
@@ -56,6 +57,9 @@ const (
 
 // ErrUnavailable says that control could not be asked.
 var ErrUnavailable = errors.New("control is unavailable")
+
+// ErrUndecided says, from ServerConfig.Admit, that it can't be told now whether a program may be.
+var ErrUndecided = errors.New("it can't be told now who may exist")
 
 // ErrTooManyServices says that a client is subscribed to MaxSubscriptions services that exist.
 var ErrTooManyServices = errors.New("too many services")
@@ -98,6 +102,19 @@ const (
 	ProgramSidecar = "sidecar"
 	ProgramNode    = "node"
 )
+
+// limitsOf returns how many resources a program may say that it holds, and how many services it may subscribe to.
+func limitsOf(program string) (have, services int) {
+	const rest = 2_000 // bundles, clusters, gateways, and what one workload serves
+	switch program {
+	case ProgramGateway:
+		return MaxSubscriptions + rest, 0 // the exports of its cluster, which are manifests (10,000 at most); it calls no service
+	case ProgramSidecar:
+		return MaxSubscriptions + rest, MaxSubscriptions
+	default:
+		return MaxHave, MaxSubscriptions
+	}
+}
 
 // ServiceKey returns the key of a service's resource.
 func ServiceKey(s topology.ServiceName) string { return kindService + "/" + s.String() }

@@ -26,9 +26,11 @@ type ServerConfig struct {
 
 	// Peer says who is at the other end of a stream, by its context.
 	Peer func(ctx context.Context) (spiffeid.ID, error)
-	// Admit decides whether id may be what its Hello says, and which keys it may see. visible is asked anew for each
-	// World, by one goroutine a stream. What is addressed to another receiver (ReceiverOf) is never sent, whatever visible says. An
-	// error ends the stream with PermissionDenied and its text.
+	// Admit decides whether id may be what its Hello says, and which keys it may see. It is asked at a stream's Hello, and again before
+	// anything of a new World is sent and after each Readmit, by that stream's goroutine: the Hello is without its lists then. visible is
+	// asked anew for each World, by one goroutine a stream. What is addressed to another receiver (ReceiverOf) is never sent, whatever
+	// visible says. An error ends the stream with PermissionDenied and its text; ErrUndecided refuses a Hello with Unavailable, and
+	// leaves a stream that is open as it is.
 	Admit func(id spiffeid.ID, h *configv1.Hello) (visible func(key string) bool, err error)
 
 	// OnConnect, OnReport and OnDisconnect tell of a stream, in this order, from its goroutine: they must not block.
@@ -48,6 +50,9 @@ type Session struct {
 	Hello    *configv1.Hello // not to be changed
 	Receiver string          // as ReceiverOf(Hello)
 	Since    time.Time
+
+	superseded chan struct{} // closed by supersede
+	supersede  func()        // called when the receiver has too many newer streams; any number of times
 
 	mu       sync.Mutex
 	services map[topology.ServiceName]struct{} // guarded by mu
@@ -77,22 +82,29 @@ func (s *Session) note(v *view, names iter.Seq[topology.ServiceName]) {
 type Server struct {
 	configv1.UnimplementedConfigServer
 
-	cfg   ServerConfig
-	world live.Value[*World]
-	stop  chan struct{} // closed by Close
+	cfg    ServerConfig
+	world  live.Value[*World]
+	judged live.Value[uint64] // grows with each Readmit
+	hellos hellos
+	stop   chan struct{} // closed by Close
 
 	mu       sync.Mutex
 	revision uint64                // guarded by mu
-	sessions map[*Session]struct{} // guarded by mu
+	sessions map[string][]*Session // guarded by mu: by receiver, oldest first
 	streams  int                   // guarded by mu
 	closed   bool                  // guarded by mu
 	running  sync.WaitGroup        // Add is guarded by mu
 }
 
+// maxStreamsOfReceiver is how many streams one program has at a time: one, and those of which it is not known yet that they are dead. The
+// newest are kept.
+const maxStreamsOfReceiver = 3
+
 var (
 	_ configv1.ConfigServer = (*Server)(nil)
 
-	errClosing = status.Error(codes.Unavailable, "control is stopping")
+	errClosing    = status.Error(codes.Unavailable, "control is stopping")
+	errSuperseded = status.Errorf(codes.ResourceExhausted, "%d newer streams of the same program are open", maxStreamsOfReceiver)
 )
 
 // NewServer returns a Server without a World: clients that connect wait for the first.
@@ -109,7 +121,7 @@ func NewServer(cfg ServerConfig) *Server {
 	if cfg.MaxStreams <= 0 {
 		cfg.MaxStreams = 20_000
 	}
-	return &Server{cfg: cfg, stop: make(chan struct{}), sessions: make(map[*Session]struct{})}
+	return &Server{cfg: cfg, stop: make(chan struct{}), sessions: make(map[string][]*Session)}
 }
 
 // Set puts w in force and wakes every stream. w must not be in force elsewhere.
@@ -127,13 +139,20 @@ func (s *Server) Set(w *World) {
 	s.world.Store(w)
 }
 
+// Readmit has every stream ask Admit again: who may exist has changed.
+func (s *Server) Readmit() {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.judged.Store(s.judged.Load() + 1)
+}
+
 // Sessions returns the present sessions, oldest first.
 func (s *Server) Sessions() []*Session {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	out := make([]*Session, 0, len(s.sessions))
-	for session := range s.sessions {
-		out = append(out, session)
+	out := make([]*Session, 0, s.streams)
+	for _, of := range s.sessions {
+		out = append(out, of...)
 	}
 	slices.SortFunc(out, func(a, b *Session) int { return a.Since.Compare(b.Since) })
 	return out
@@ -194,7 +213,11 @@ func (s *Server) child(f func()) { s.running.Go(f) }
 
 func (s *Server) connect(session *Session) {
 	s.mu.Lock()
-	s.sessions[session] = struct{}{}
+	of := append(s.sessions[session.Receiver], session)
+	s.sessions[session.Receiver] = of
+	for _, old := range of[:max(0, len(of)-maxStreamsOfReceiver)] {
+		old.supersede()
+	}
 	s.mu.Unlock()
 	if s.cfg.OnConnect != nil {
 		s.cfg.OnConnect(session)
@@ -203,7 +226,10 @@ func (s *Server) connect(session *Session) {
 
 func (s *Server) disconnect(session *Session, err error) {
 	s.mu.Lock()
-	delete(s.sessions, session)
+	of := slices.DeleteFunc(s.sessions[session.Receiver], func(o *Session) bool { return o == session })
+	if s.sessions[session.Receiver] = of; len(of) == 0 {
+		delete(s.sessions, session.Receiver)
+	}
 	s.mu.Unlock()
 	if s.cfg.OnDisconnect != nil {
 		s.cfg.OnDisconnect(session, err)

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"io"
 	"maps"
+	"sync"
 	"time"
 
 	"github.com/spiffe/go-spiffe/v2/spiffeid"
@@ -12,6 +13,7 @@ import (
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
+	"google.golang.org/protobuf/proto"
 
 	configv1 "github.com/isthmus-mesh/isthmus/api/config/v1"
 	"github.com/isthmus-mesh/isthmus/topology"
@@ -24,6 +26,9 @@ const (
 	maxLinkReports    = 1_000
 )
 
+// maxHelloRest bounds what a Hello says besides its lists, in bytes: names and addresses, which are kept as long as the stream.
+const maxHelloRest = 8 << 10
+
 // stream is the server's end of one client's stream. Its goroutine, the handler's, owns the view; two children receive and
 // send, because neither can be waited for with a time-out otherwise. They end when the handler has returned.
 type stream struct {
@@ -33,6 +38,10 @@ type stream struct {
 	requests chan *configv1.Request
 	gone     chan error    // one error, when there is nothing more to receive
 	done     chan struct{} // closed when the handler returns
+
+	// What the program was admitted by last.
+	world  *World
+	judged uint64
 }
 
 func newStream(s *Server, rpc grpc.BidiStreamingServer[configv1.Request, configv1.Response], id spiffeid.ID) *stream {
@@ -45,8 +54,6 @@ func newStream(s *Server, rpc grpc.BidiStreamingServer[configv1.Request, configv
 // serve runs the stream until its client goes, breaks the rules or falls behind, or the server closes.
 func (st *stream) serve(ctx context.Context) error {
 	defer close(st.done)
-	st.server.child(func() { st.gone <- st.receive(ctx) })
-
 	hello, err := st.hello(ctx)
 	if err != nil {
 		return err
@@ -55,8 +62,12 @@ func (st *stream) serve(ctx context.Context) error {
 	if err != nil {
 		return status.Error(codes.InvalidArgument, err.Error())
 	}
+	st.world, st.judged = st.server.world.Load(), st.server.judged.Load() // before they are asked for: what comes later is judged again
 	visible, err := st.server.cfg.Admit(st.id, hello)
-	if err != nil {
+	switch {
+	case errors.Is(err, ErrUndecided):
+		return status.Error(codes.Unavailable, err.Error())
+	case err != nil:
 		st.server.cfg.Log.WarnContext(ctx, "config stream refused", "peer", st.id.String(), "receiver", receiver, "error", err)
 		return status.Error(codes.PermissionDenied, err.Error())
 	}
@@ -66,7 +77,11 @@ func (st *stream) serve(ctx context.Context) error {
 	}
 	// The list of what the client holds is its affair no longer: the view has it, and a Session lives long.
 	hello.Have, hello.Services = nil, nil
-	session := &Session{ID: st.id, Hello: hello, Receiver: receiver, Since: time.Now()}
+	if err = atMost("bytes besides the lists of a hello", proto.Size(hello), maxHelloRest); err != nil {
+		return status.Error(codes.InvalidArgument, err.Error())
+	}
+	session := &Session{ID: st.id, Hello: hello, Receiver: receiver, Since: time.Now(), superseded: make(chan struct{})}
+	session.supersede = sync.OnceFunc(func() { close(session.superseded) })
 	session.services = make(map[topology.ServiceName]struct{}, len(v.services))
 	session.note(v, maps.Keys(v.services))
 	logger := st.server.cfg.Log.With("peer", st.id.String(), "receiver", receiver)
@@ -78,10 +93,16 @@ func (st *stream) serve(ctx context.Context) error {
 	return err
 }
 
-// hello waits for the first message.
+// hello waits for the first message, once it is its turn. From then on, messages are received.
 func (st *stream) hello(ctx context.Context) (*configv1.Hello, error) {
 	timeout := time.NewTimer(st.server.cfg.HelloTimeout)
 	defer timeout.Stop()
+	done, err := st.server.hellos.wait(ctx, st.id, timeout.C, st.server.stop)
+	if err != nil {
+		return nil, err
+	}
+	defer done()
+	st.server.child(func() { st.gone <- st.receive(ctx) })
 	select {
 	case r := <-st.requests:
 		if r.GetHello() == nil {
@@ -103,11 +124,15 @@ func (st *stream) hello(ctx context.Context) (*configv1.Hello, error) {
 // client was slow is never seen.
 func (st *stream) run(ctx context.Context, session *Session, v *view) error {
 	for {
-		changed := st.server.world.Changed()
-		if w := st.server.world.Load(); w != nil {
+		changed, rejudged := st.server.world.Changed(), st.server.judged.Changed()
+		w := st.server.world.Load()
+		if err := st.readmit(ctx, session, v, w); err != nil {
+			return err
+		}
+		if w != nil {
 			if c := v.difference(w); c.changed {
 				for m := range c.messages() {
-					if err := st.send(ctx, m); err != nil {
+					if err := st.send(ctx, session, m); err != nil {
 						return err
 					}
 				}
@@ -115,6 +140,9 @@ func (st *stream) run(ctx context.Context, session *Session, v *view) error {
 		}
 		select {
 		case <-changed:
+		case <-rejudged:
+		case <-session.superseded:
+			return errSuperseded
 		case r := <-st.requests:
 			if err := st.handle(session, v, r); err != nil {
 				return err
@@ -129,6 +157,26 @@ func (st *stream) run(ctx context.Context, session *Session, v *view) error {
 	}
 }
 
+// readmit asks again whether the program may be, when that may have changed: before anything of w is sent.
+func (st *stream) readmit(ctx context.Context, session *Session, v *view, w *World) error {
+	judged := st.server.judged.Load()
+	if w == st.world && judged == st.judged {
+		return nil
+	}
+	st.world, st.judged = w, judged
+	visible, err := st.server.cfg.Admit(st.id, session.Hello)
+	switch {
+	case errors.Is(err, ErrUndecided): // that nothing is known of it is no word against it
+		return nil
+	case err != nil:
+		st.server.cfg.Log.WarnContext(ctx, "config stream ended: the program may no longer be",
+			"peer", st.id.String(), "receiver", session.Receiver, "error", err)
+		return status.Error(codes.PermissionDenied, err.Error())
+	}
+	v.visible = visible
+	return nil
+}
+
 func (st *stream) handle(session *Session, v *view, r *configv1.Request) error {
 	switch m := r.GetMessage().(type) {
 	case *configv1.Request_Subscribe:
@@ -136,6 +184,9 @@ func (st *stream) handle(session *Session, v *view, r *configv1.Request) error {
 			return status.Error(codes.InvalidArgument, err.Error())
 		}
 		session.note(v, maps.Keys(v.touched))
+		if v.last == nil { // the first cut compares everything
+			clear(v.touched)
+		}
 	case *configv1.Request_Report:
 		if err := atMost("links", len(m.Report.GetLinks()), maxLinkReports); err != nil {
 			return status.Error(codes.InvalidArgument, err.Error())
@@ -173,7 +224,7 @@ func (st *stream) receive(ctx context.Context) error {
 }
 
 // send sends one message within the time-out. A client that does not take it in time loses its stream, and comes back.
-func (st *stream) send(ctx context.Context, m *configv1.Response) error {
+func (st *stream) send(ctx context.Context, session *Session, m *configv1.Response) error {
 	sent := make(chan error, 1)
 	st.server.child(func() { sent <- st.rpc.Send(m) })
 	timeout := time.NewTimer(st.server.cfg.SendTimeout)
@@ -183,6 +234,8 @@ func (st *stream) send(ctx context.Context, m *configv1.Response) error {
 		return err
 	case <-timeout.C:
 		return status.Errorf(codes.DeadlineExceeded, "the client took no message for %v", st.server.cfg.SendTimeout)
+	case <-session.superseded:
+		return errSuperseded
 	case <-st.server.stop:
 		return errClosing
 	case <-ctx.Done():

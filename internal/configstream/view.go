@@ -1,6 +1,7 @@
 package configstream
 
 import (
+	"cmp"
 	"fmt"
 	"iter"
 	"slices"
@@ -14,6 +15,7 @@ import (
 type view struct {
 	receiver string
 	gateway  bool
+	most     int // subscriptions
 	visible  func(key string) bool
 	has      map[string]string                 // version by key, once everything sent has been applied
 	services map[topology.ServiceName]answer   // subscriptions
@@ -32,16 +34,18 @@ const (
 
 // newView checks a Hello's lists.
 func newView(h *configv1.Hello, receiver string, visible func(string) bool) (*view, error) {
+	mostHave, most := limitsOf(h.GetProgram())
+	if err := cmp.Or(atMost("have", len(h.GetHave()), mostHave), atMost("services", len(h.GetServices()), most)); err != nil {
+		return nil, err
+	}
 	v := &view{
 		receiver: receiver,
+		most:     most,
 		gateway:  h.GetProgram() == ProgramGateway,
 		visible:  visible,
 		has:      make(map[string]string, len(h.GetHave())),
 		services: make(map[topology.ServiceName]answer, len(h.GetServices())),
 		touched:  make(map[topology.ServiceName]struct{}),
-	}
-	if err := atMost("have", len(h.GetHave()), MaxHave); err != nil {
-		return nil, err
 	}
 	for _, have := range h.GetHave() {
 		if len(have.GetKey()) > MaxKey || len(have.GetVersion()) > versionSize {
@@ -54,7 +58,7 @@ func newView(h *configv1.Hello, receiver string, visible func(string) bool) (*vi
 
 // subscribe changes which services the client hears of. One that it asks for again is answered again.
 func (v *view) subscribe(add, remove []string) error {
-	if err := atMost("services", max(len(add), len(remove)), MaxSubscriptions); err != nil {
+	if err := atMost("services", max(len(add), len(remove)), v.most); err != nil {
 		return err
 	}
 	for _, s := range remove {
@@ -73,7 +77,7 @@ func (v *view) subscribe(add, remove []string) error {
 		v.services[name] = answerNone
 		v.touched[name] = struct{}{}
 	}
-	return atMost("services", len(v.services), MaxSubscriptions)
+	return atMost("services", len(v.services), v.most)
 }
 
 // cut is the difference between what a client holds and what it should hold.
