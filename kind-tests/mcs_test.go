@@ -65,7 +65,9 @@ func (m *mesh) scenarios(dir string, atOnce int) testscript.Params {
 			env.Setenv("ns", s.namespace)
 			fail := env.T().Fatal
 			env.Defer(func() {
-				release() // what follows is waiting: a namespace takes five seconds to go, however little is in it
+				if !s.alone {
+					release() // what follows is waiting: a namespace takes five seconds to go, however little is in it
+				}
 				if err := s.close(); err != nil {
 					fail(err)
 				}
