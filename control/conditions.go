@@ -10,6 +10,17 @@ import (
 	"github.com/isthmus-mesh/isthmus/topology"
 )
 
+// absence says why there is no Service for an export: it is not declared, or what is declared is not understood.
+func (w *world) absence(e *ServiceExport) string {
+	name := Meta{Kind: "Service", Namespace: e.Namespace, Name: e.Name}.Object()
+	for _, p := range w.in.objects.Problems {
+		if p.Object == name {
+			return fmt.Sprintf("%s is not in force: %s", name, p.Reason)
+		}
+	}
+	return fmt.Sprintf("there is no %s", name)
+}
+
 // exportConditions says of each ServiceExport what became of it.
 func (w *world) exportConditions(valid map[topology.ServiceName]*ServiceExport, merged federation.Merged) {
 	for i := range w.in.objects.Exports {
@@ -17,7 +28,7 @@ func (w *world) exportConditions(valid map[topology.ServiceName]*ServiceExport, 
 		status := ExportStatus{Export: *e}
 		switch r := w.services[e.Service]; {
 		case r == nil:
-			reason := fmt.Sprintf("there is no Service %s/%s", e.Namespace, e.Name)
+			reason := w.absence(e)
 			status.Conditions = []Condition{
 				{Type: conditionValid, Status: False, Reason: reasonNoService, Message: reason},
 				{Type: conditionReady, Status: False, Reason: reasonPending, Message: reason},
