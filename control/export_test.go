@@ -80,24 +80,30 @@ func parseDuration(s string) (time.Duration, error) {
 	return time.ParseDuration(s)
 }
 
-// LimitsFor returns what a process that may open that many files lets in: those with an SVID, of one ID, guests, of one address.
-func LimitsFor(files int) (known, ofID, guests, ofAddress int) {
+// LimitsFor returns what a process that may open that many files lets in: those with an SVID, of one ID; strangers, of one address; guests,
+// of one address.
+func LimitsFor(files int) [6]int {
 	l := limitsFor(files)
-	return l.known, l.knownOfID, l.guests, l.guestsOfAddress
+	return [6]int{l.known, l.knownOfID, l.strangers.total, l.strangers.ofAddress, l.guests.total, l.guests.ofAddress}
 }
 
 // IsHostPort reports whether a gateway may say that it is there.
 func IsHostPort(s string) bool { return isHostPort(s) }
 
-// NewGate returns a gate of which all bounds but these are as ever.
-func NewGate(l net.Listener, known, ofID, guests, ofAddress int) net.Listener {
+// NewGate returns a gate of which all bounds but these are as ever. total and ofAddress are for strangers, and again for guests.
+func NewGate(l net.Listener, known, ofID, total, ofAddress int) net.Listener {
 	limits := limitsFor(0)
-	limits.known, limits.knownOfID, limits.guests, limits.guestsOfAddress = known, ofID, guests, ofAddress
+	limits.known, limits.knownOfID = known, ofID
+	limits.strangers.total, limits.strangers.ofAddress = total, ofAddress
+	limits.guests.total, limits.guests.ofAddress = total, ofAddress
 	return newGate(l, limits, prometheus.NewCounter(prometheus.CounterOpts{Name: "shed"}))
 }
 
 // Visitor is a connection of a gate.
 type Visitor = visitor
+
+// Guest makes a connection of a gate a guest's.
+func Guest(v *Visitor) error { return v.guest() }
 
 // Known makes a connection of a gate somebody's.
 func Known(v *Visitor, id spiffeid.ID) error { return v.known(id) }

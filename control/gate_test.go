@@ -181,8 +181,8 @@ func TestGuestsKeepNobodyOut(t *testing.T) {
 		eu := newMesh(t).start("eu", filepath.Join(t.TempDir(), "eu"), nil)
 		eu.registry.declare(t, checkoutManifest)
 		synctest.Wait()
-		const many = 200
-		_, _, _, ofAddress := control.LimitsFor(0)
+		const many = 600
+		ofAddress := control.LimitsFor(0)[3]
 		var conns []net.Conn
 		for range many { // they say nothing at all
 			conn, err := eu.dial(t.Context())
@@ -215,16 +215,16 @@ func TestGuestsKeepNobodyOut(t *testing.T) {
 }
 
 func TestLimitsFollowTheNumberOfFiles(t *testing.T) {
-	for _, c := range []struct{ files, known, ofID, guests, ofAddress int }{
-		{0, 24_000, 12_000, 512, 64},
-		{1 << 20, 24_000, 12_000, 512, 64},
-		{20_000, 9_488, 4_744, 512, 64},
-		{1024, 448, 224, 64, 64},
-		{256, 112, 56, 16, 16},
-		{1, 1, 1, 1, 1},
+	for files, want := range map[int][6]int{
+		0:       {24_000, 12_000, 2048, 512, 512, 64},
+		1 << 20: {24_000, 12_000, 2048, 512, 512, 64},
+		20_000:  {7_440, 3_720, 2048, 512, 512, 64},
+		1024:    {352, 176, 128, 128, 32, 32},
+		256:     {88, 44, 32, 32, 8, 8},
+		1:       {1, 1, 1, 1, 1, 1},
 	} {
-		if known, ofID, guests, ofAddress := control.LimitsFor(c.files); known != c.known || ofID != c.ofID || guests != c.guests || ofAddress != c.ofAddress {
-			t.Errorf("%d files: %d known, %d of an ID, %d guests, %d of an address; want %v", c.files, known, ofID, guests, ofAddress, c)
+		if got := control.LimitsFor(files); got != want {
+			t.Errorf("%d files: %v, want %v", files, got, want)
 		}
 	}
 }
@@ -307,6 +307,11 @@ func TestWhichGuestGoes(t *testing.T) {
 		}
 		accept("203.0.113.2:1")
 		want("there is room", "+---++++++")
+		if err := control.Guest(all[7]); err != nil {
+			t.Fatal(err)
+		}
+		accept("203.0.113.4:1")
+		want("a guest makes room for a stranger", "+---+++++++")
 		if err := control.Known(all[9], one); err == nil {
 			t.Error("one ID may have two connections, want one")
 		}
@@ -320,11 +325,55 @@ func TestWhichGuestGoes(t *testing.T) {
 			t.Error("a connection that was shed became known")
 		}
 		time.Sleep(2 * control.GuestLife)
-		want("later", "+--------+")
+		want("later", "+--------+-")
 		_ = honest.Close()
 		_ = honest.Close()
 		if err := control.Known(accept("203.0.113.3:1"), one); err != nil {
 			t.Errorf("after the first has gone: %v", err)
+		}
+	})
+}
+
+// TestGuestsAreFew: those whose handshake is over without an SVID are counted for themselves.
+func TestGuestsAreFew(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		const total, ofAddress = 4, 2
+		listener := make(from, 1)
+		gate := control.NewGate(listener, 1, 1, total, ofAddress)
+		var all []*control.Visitor
+		for _, address := range []string{"192.0.2.1:1", "192.0.2.1:2", "192.0.2.1:3", "192.0.2.2:1", "192.0.2.2:2", "192.0.2.3:1"} {
+			time.Sleep(time.Millisecond)
+			listener <- address
+			c, err := gate.Accept()
+			if err != nil {
+				t.Fatal(err)
+			}
+			v := c.(*control.Visitor)
+			if err = control.Guest(v); err != nil {
+				t.Fatal(err)
+			}
+			all = append(all, v)
+		}
+		got := ""
+		for _, v := range all {
+			if v.Conn.(*arrival).closed.Load() {
+				got += "-"
+			} else {
+				got += "+"
+			}
+		}
+		// The first for its address, the second for the last one: its address is the oldest of those that have the most.
+		if want := "--++++"; got != want {
+			t.Errorf("%s, want %s (+ is open)", got, want)
+		}
+		if err := control.Guest(all[0]); err == nil {
+			t.Error("a connection that was shed became a guest")
+		}
+		time.Sleep(2 * control.GuestLife)
+		for i, v := range all {
+			if !v.Conn.(*arrival).closed.Load() {
+				t.Errorf("guest %d is still there", i)
+			}
 		}
 	})
 }

@@ -122,17 +122,23 @@ type guarded struct {
 	policy trust.Policy
 }
 
-// ServerHandshake hands connections of those who have shown an SVID to the guard. Those of others stay guests of the gate.
+// ServerHandshake hands connections of those who have shown an SVID to the guard. Those of others become guests of the gate.
 func (g guarded) ServerHandshake(raw net.Conn) (net.Conn, credentials.AuthInfo, error) {
 	conn, info, err := g.TransportCredentials.ServerHandshake(raw)
 	if err != nil {
 		return nil, nil, err
 	}
+	v, _ := raw.(*visitor)
 	t, ok := info.(credentials.TLSInfo)
 	if !ok || len(t.State.PeerCertificates) == 0 {
+		if v != nil {
+			if err = v.guest(); err != nil {
+				return nil, nil, err // gRPC closes raw
+			}
+		}
 		return conn, info, nil
 	}
-	if v, ok := raw.(*visitor); ok {
+	if v != nil {
 		who, err := trust.PeerOf(t.State)
 		if err == nil {
 			err = v.known(who.ID)

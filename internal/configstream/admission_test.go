@@ -308,3 +308,28 @@ func TestHellosOfAnIdentityTakeTurns(t *testing.T) {
 		}
 	})
 }
+
+// TestWhoHoldsMoreThanMayBeSaidAsksForAllOfIt: a program comes back, however much it holds.
+func TestWhoHoldsMoreThanMayBeSaidAsksForAllOfIt(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		p := newPlane(t, nil)
+		var resources []*configv1.Resource
+		for i := range 12_001 { // more than a sidecar's Hello may name
+			resources = append(resources, gateway(fmt.Sprintf("gateway-%d", i)))
+		}
+		p.server.Set(world(resources...))
+		c := startClient(t, p, nil)
+		synctest.Wait()
+		if !c.Connected() {
+			t.Fatalf("not connected: %v", c.Problems())
+		}
+		p.stop()
+		synctest.Wait()
+		p.start()
+		time.Sleep(10 * moment)
+		synctest.Wait()
+		if n := len(c.Snapshots().Load().Gateways()); !c.Connected() || n != len(resources) {
+			t.Errorf("connected %t with %d gateways: %v", c.Connected(), n, c.Problems())
+		}
+	})
+}
