@@ -331,13 +331,13 @@ func (o *Outbound) failed(t topology.Target, v balance.Verdict, err error) {
 		return
 	}
 	o.metrics.ejections.WithLabelValues(t.Cluster.String(), t.Service.String()).Inc()
-	o.log.Info("copy ejected", slog.String("target", place(t)), slog.String("service", t.Service.String()), slog.Any("error", err))
+	o.log.Info("copy ejected", slog.String("target", place(t)), slog.String("service", t.Service.String()), slog.Int("port", int(t.Port)), slog.Any("error", err))
 }
 
 // answered takes in that a copy answered.
 func (o *Outbound) answered(c choice) {
 	if o.health.Succeeded(o.now(), c.candidate.Target) {
-		o.log.Info("copy is back", slog.String("target", place(c.candidate.Target)), slog.String("service", c.candidate.Target.Service.String()))
+		o.log.Info("copy is back", slog.String("target", place(c.candidate.Target)), slog.String("service", c.candidate.Target.Service.String()), slog.Int("port", int(c.candidate.Target.Port)))
 	}
 }
 

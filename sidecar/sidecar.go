@@ -194,7 +194,7 @@ func (s *Sidecar) Explain(ctx context.Context, q topology.Query) topology.Explan
 	x := topology.Explain(topology.Choose(snapshot, q, load))
 	for i := range x.Rows {
 		r := &x.Rows[i]
-		r.NextTry = s.outbound.health.NextTry(topology.Target{Service: q.Service, Cluster: r.Cluster, Endpoint: r.Endpoint})
+		r.NextTry = s.outbound.health.NextTry(topology.Target{Service: q.Service, Port: q.Port, Cluster: r.Cluster, Endpoint: r.Endpoint})
 	}
 	return x
 }

@@ -11,13 +11,14 @@ import (
 // gateway picks the copy). Comparable, so that health and load can be kept by it.
 type Target struct {
 	Service  ServiceName
+	Port     uint16 // that is called: a copy may answer on one and not on another
 	Cluster  ClusterName
 	Endpoint string // Endpoint.ID in the own cluster; empty for another cluster
 }
 
 // Compare orders by service, cluster, endpoint.
 func (t Target) Compare(o Target) int {
-	return cmp.Or(t.Service.Compare(o.Service), t.Cluster.Compare(o.Cluster), strings.Compare(t.Endpoint, o.Endpoint))
+	return cmp.Or(t.Service.Compare(o.Service), cmp.Compare(t.Port, o.Port), t.Cluster.Compare(o.Cluster), strings.Compare(t.Endpoint, o.Endpoint))
 }
 
 // Scope says which copies a name speaks of.

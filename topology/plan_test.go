@@ -112,3 +112,23 @@ func TestChooseNamesTiers(t *testing.T) {
 		t.Errorf("tiers %+v, %v; want tier-2", plan.Tiers, err)
 	}
 }
+
+// TestEvidenceIsOfAPort: that a copy failed on one port says nothing of another.
+func TestEvidenceIsOfAPort(t *testing.T) {
+	service := name(t, "checkout.shop")
+	eu := cluster(t, "eu")
+	s := topology.NewSnapshot(topology.SnapshotSpec{
+		Self: topology.Self{Cluster: eu},
+		Services: []*topology.Service{{
+			Name: service, Ports: []topology.Port{{Number: 80, Protocol: topology.HTTP}, {Number: 7000, Protocol: topology.TCP}}, Imported: true, Exported: true,
+			Endpoints: []topology.Endpoint{{ID: "a", Ports: []uint16{80, 7000}, Ready: true, Capacity: 1}, {ID: "b", Ports: []uint16{80, 7000}, Ready: true, Capacity: 1}},
+		}},
+	})
+	load := topology.Load{{Service: service, Port: 7000, Cluster: eu, Endpoint: "a"}: "broke off"}
+	for port, want := range map[uint16]int{80: 2, 7000: 1} {
+		plan, err := topology.Choose(s, topology.Query{Service: service, Port: port}, load)
+		if err != nil || len(plan.Tiers[0].Candidates) != want {
+			t.Errorf("port %d: %d copies in the first tier, want %d; %v", port, len(plan.Tiers[0].Candidates), want, err)
+		}
+	}
+}

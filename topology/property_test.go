@@ -249,7 +249,7 @@ func movesNoMore(t *rapid.T, w world) {
 		if r := &next.service.Remotes[i]; r.Cluster.String() == changed {
 			r.Ready = rapid.IntRange(0, 9).Draw(t, "ready")
 			if rapid.Bool().Draw(t, "eject") {
-				next.load[topology.Target{Service: w.service.Name, Cluster: r.Cluster}] = "evidence"
+				next.load[topology.Target{Service: w.service.Name, Port: w.query.Port, Cluster: r.Cluster}] = "evidence"
 			}
 		}
 	}
@@ -282,7 +282,7 @@ func explanationIsPlan(t *rapid.T, w world) {
 	x := topology.Explain(plan, err)
 	shares := traffic(plan)
 	for _, r := range x.Rows {
-		target := topology.Target{Service: x.Service, Cluster: r.Cluster, Endpoint: r.Endpoint}
+		target := topology.Target{Service: x.Service, Port: x.Port, Cluster: r.Cluster, Endpoint: r.Endpoint}
 		if share, ok := shares[target]; ok != (r.Rank > 0) || r.Traffic != share || (r.State == topology.Excluded) == ok {
 			t.Fatalf("row %+v, share %v", r, share)
 		}

@@ -64,7 +64,7 @@ func choose(s *Snapshot, q Query, load Load) (Plan, error) {
 	plan.Port = port
 
 	tiers := make(map[rankKey][]spot)
-	for _, c := range spots(s, service) {
+	for _, c := range spots(s, service, q.Port) {
 		if reason, out := exclude(s, service, q, &c); out {
 			plan.Excluded = append(plan.Excluded, Exclusion{Target: c.Target, Endpoint: c.Endpoint, Remote: c.Remote, Reason: reason})
 			continue
@@ -80,14 +80,14 @@ func choose(s *Snapshot, q Query, load Load) (Plan, error) {
 	return plan, nil
 }
 
-// spots lists every copy of the service, the own cluster's one by one.
-func spots(s *Snapshot, service *Service) []spot {
+// spots lists every copy of the service, the own cluster's one by one, as called on that port.
+func spots(s *Snapshot, service *Service, port uint16) []spot {
 	out := make([]spot, 0, len(service.Endpoints)+len(service.Remotes))
 	for i := range service.Endpoints {
 		e := &service.Endpoints[i]
 		out = append(out, spot{
 			Candidate: Candidate{
-				Target:   Target{Service: service.Name, Cluster: s.self.Cluster, Endpoint: e.ID},
+				Target:   Target{Service: service.Name, Port: port, Cluster: s.self.Cluster, Endpoint: e.ID},
 				Cluster:  s.self.Cluster,
 				Endpoint: e,
 			},
@@ -102,7 +102,7 @@ func spots(s *Snapshot, service *Service) []spot {
 		r := &service.Remotes[i]
 		c := spot{
 			Candidate: Candidate{
-				Target:  Target{Service: service.Name, Cluster: r.Cluster},
+				Target:  Target{Service: service.Name, Port: port, Cluster: r.Cluster},
 				Cluster: r.Cluster,
 				Remote:  r,
 			},

@@ -218,7 +218,7 @@ func parseQuery(t *testing.T, text string) (q topology.Query, load topology.Load
 			}
 		case words[0] == "eject" && len(words) >= 3:
 			c, endpoint, _ := strings.Cut(words[1], "/")
-			load[topology.Target{Service: q.Service, Cluster: cluster(t, c), Endpoint: endpoint}] = strings.Join(words[2:], " ")
+			load[topology.Target{Service: q.Service, Port: q.Port, Cluster: cluster(t, c), Endpoint: endpoint}] = strings.Join(words[2:], " ")
 		default:
 			t.Fatalf("line %q: not understood", line)
 		}

@@ -36,10 +36,10 @@ func (w world) choose() (topology.Plan, error) { return topology.Choose(w.snapsh
 func (w world) targets() []topology.Target {
 	var out []topology.Target
 	for _, e := range w.service.Endpoints {
-		out = append(out, topology.Target{Service: w.service.Name, Cluster: w.self.Cluster, Endpoint: e.ID})
+		out = append(out, topology.Target{Service: w.service.Name, Port: w.query.Port, Cluster: w.self.Cluster, Endpoint: e.ID})
 	}
 	for _, r := range w.service.Remotes {
-		out = append(out, topology.Target{Service: w.service.Name, Cluster: r.Cluster})
+		out = append(out, topology.Target{Service: w.service.Name, Port: w.query.Port, Cluster: r.Cluster})
 	}
 	return out
 }

@@ -48,7 +48,7 @@ type Destination struct {
 
 // Target returns what health is kept by.
 func (d Destination) Target() topology.Target {
-	t := topology.Target{Service: d.Service, Cluster: d.Cluster}
+	t := topology.Target{Service: d.Service, Port: d.Port, Cluster: d.Cluster}
 	if d.Endpoint != nil {
 		t.Endpoint = d.Endpoint.ID
 	}
@@ -378,12 +378,11 @@ func (s *stream) Read(p []byte) (int, error) {
 // key tells pools apart. A copy that came back at another address is another place.
 type key struct {
 	target  topology.Target
-	port    uint16
 	address netip.AddrPort
 }
 
 func (d Destination) key() key {
-	k := key{target: d.Target(), port: d.Port}
+	k := key{target: d.Target()}
 	if d.Endpoint != nil {
 		k.address = d.Endpoint.Address
 	}
