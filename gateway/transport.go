@@ -24,8 +24,9 @@ const (
 	maxConnectionWindow = 16 << 20
 	windowBudget        = 256 << 20
 
-	// maxIncomingStreams bounds the streams that a peer may have open on one connection, and so their goroutines.
-	maxIncomingStreams = 4096
+	// maxIncomingStreams bounds the streams that a peer may have open on one connection: quic-go holds them before they can be counted. Four
+	// connections, as a peer's gateway has them, carry a peer's share of Config.MaxStreams.
+	maxIncomingStreams = 2048
 )
 
 const (
