@@ -114,7 +114,11 @@ func TestNotReadyFindsWhatHangs(t *testing.T) {
 	if err := p.state.Running["us/control"].signal(syscall.SIGSTOP); err != nil {
 		t.Fatal(err)
 	}
+	// The signal has been sent; the kernel stops one thread after the other.
 	sick, err := p.NotReady(t.Context())
+	for deadline := time.Now().Add(30 * time.Second); err == nil && len(sick) == 0 && time.Now().Before(deadline); {
+		sick, err = p.NotReady(t.Context())
+	}
 	if err != nil || len(sick) != 1 || !strings.HasPrefix(sick[0], "us/control: ") {
 		t.Errorf("us/control hangs: %v, %v", sick, err)
 	}
