@@ -28,7 +28,7 @@ const (
 	appRest = 1 * time.Second
 	// What an application's answer may hold when the caller does not take it, in bytes, for each HTTP/2 stream. The application is on this
 	// machine or this node, so that a small window costs no throughput; and there is none for the connection as a whole, because then
-	// one caller that takes nothing would stop the others. maxInFlight bounds the sum.
+	// one caller that takes nothing would stop the others. maxRequests bounds the sum.
 	appWindow = 64 << 10
 )
 

@@ -4,6 +4,7 @@ import (
 	"container/list"
 	"net"
 	"sync"
+	"sync/atomic"
 
 	"github.com/spiffe/go-spiffe/v2/spiffeid"
 
@@ -20,12 +21,34 @@ const (
 	maxFromCaller = 4096
 )
 
-// door counts who is on the way in, and who is in. The zero value is in use. Safe for concurrent use.
+// maxRequests bounds the requests to the application, of all sessions together, and maxRequestsFrom those of one caller: whoever takes all
+// that it may leaves room for others.
+const (
+	maxRequests     = 10_000
+	maxRequestsFrom = maxRequests / 2
+)
+
+// door counts who is on the way in, who is in, and what they ask for. The zero value is in use. Safe for concurrent use.
 type door struct {
+	requests atomic.Int64 // to the application
+
 	mu      sync.Mutex
 	waiting list.List           // guarded by mu; of net.Conn, the oldest first
 	inside  map[spiffeid.ID]int // guarded by mu; sessions by caller
 	total   int                 // guarded by mu
+
+	asking sync.Map // spiffeid.ID to *atomic.Int64: requests by caller. Callers are few, and known to the trust domain
+}
+
+// ask counts a request in; ok is false when there are too many. Call done in either case.
+func (d *door) ask(caller spiffeid.ID) (done func(), ok bool) {
+	own, found := d.asking.Load(caller)
+	if !found {
+		own, _ = d.asking.LoadOrStore(caller, new(atomic.Int64))
+	}
+	n := own.(*atomic.Int64) // nothing else is put in
+	mine, all := n.Add(1), d.requests.Add(1)
+	return func() { n.Add(-1); d.requests.Add(-1) }, mine <= maxRequestsFrom && all <= maxRequests
 }
 
 // knock lets a connection begin its handshake; call done when that has ended. The connection is reset when it takes too long and others

@@ -65,6 +65,28 @@ func TestDoorKeepsRoomForOthers(t *testing.T) {
 	}
 }
 
+// TestDoorSharesRequests: one caller can't hold every request.
+func TestDoorSharesRequests(t *testing.T) {
+	var d door
+	greedy, modest := must(trust.WorkloadID(us, "shop", "greedy")), must(trust.WorkloadID(eu, "shop", "web"))
+	for range maxRequestsFrom {
+		if _, ok := d.ask(greedy); !ok {
+			t.Fatal("refused below its share")
+		}
+	}
+	done, ok := d.ask(greedy)
+	if ok {
+		t.Error("one caller got more than its share")
+	}
+	done()
+	if _, ok := d.ask(modest); !ok {
+		t.Error("another caller was refused")
+	}
+	if n := d.requests.Load(); n != maxRequestsFrom+1 {
+		t.Errorf("%d are counted", n)
+	}
+}
+
 // TestOverload: a copy that carries as much as it may sends a request elsewhere, whatever its method, and lets it through afterwards.
 func TestOverload(t *testing.T) {
 	w := newWorld(t)
@@ -82,11 +104,11 @@ func TestOverload(t *testing.T) {
 		body, _ := io.ReadAll(resp.Body)
 		return string(body)
 	}
-	near.Sidecar.inbound.inFlight.Add(maxInFlight)
+	near.Sidecar.inbound.door.requests.Add(maxRequests)
 	if got := post(); got != "us /" {
 		t.Errorf("while the near copy is full: %q", got)
 	}
-	near.Sidecar.inbound.inFlight.Add(-maxInFlight)
+	near.Sidecar.inbound.door.requests.Add(-maxRequests)
 	if got := post(); got != "eu /" {
 		t.Errorf("afterwards: %q", got)
 	}

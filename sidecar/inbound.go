@@ -29,8 +29,6 @@ import (
 
 const (
 	handshakeTimeout = 3 * time.Second
-	// maxInFlight bounds the requests to the application, of all sessions together. Each may hold appWindow and some buffers.
-	maxInFlight = 10_000
 	// inboundIdle ends an inner session that carries nothing; the caller's side gives up long before.
 	inboundIdle = 10 * time.Minute
 )
@@ -49,13 +47,12 @@ type Inbound struct {
 	requestLevel slog.Level
 	now          func() time.Time
 
-	config   *tls.Config
-	policy   trust.Policy
-	server   *http.Server
-	proxy    *httputil.ReverseProxy
-	work     drain.Drain // requests and opaque connections
-	door     door
-	inFlight atomic.Int64 // requests to the application
+	config *tls.Config
+	policy trust.Policy
+	server *http.Server
+	proxy  *httputil.ReverseProxy
+	work   drain.Drain // requests and opaque connections
+	door   door
 	// arrivals are those of sessions on their way to server, by their connection.
 	arrivals sync.Map
 }

@@ -56,9 +56,10 @@ func (in *Inbound) serve(w http.ResponseWriter, r *http.Request) {
 		}
 		in.end(r, v)
 	}()
-	defer in.inFlight.Add(-1)
-	if in.inFlight.Add(1) > maxInFlight {
-		v.failure = fail(http.StatusServiceUnavailable, CodeOverloaded, "the sidecar of %s carries %d requests, as many as it may", a.service, maxInFlight)
+	answered, room := in.door.ask(a.peer.ID)
+	defer answered()
+	if !room {
+		v.failure = fail(http.StatusServiceUnavailable, CodeOverloaded, "the sidecar of %s carries as many requests as it may: %d, half of them from one caller", a.service, maxRequests)
 	} else {
 		v.failure = in.check(r, v)
 	}

@@ -400,6 +400,21 @@ func (g *fakeGateway) serve(c *tls.Conn) {
 	g.open[c] = target
 	g.mu.Unlock()
 	far, err := net.Dial("tcp", target.String())
+	for range 2 { // as a gateway does: up to three copies, as they are known at the time
+		if err == nil {
+			break
+		}
+		g.mu.Lock()
+		decide := g.decide
+		g.mu.Unlock()
+		if next, refusal := decide(p); refusal == nil {
+			target = next
+			g.mu.Lock()
+			g.open[c] = target
+			g.mu.Unlock()
+			far, err = net.Dial("tcp", target.String())
+		}
+	}
 	if err != nil {
 		_, _ = c.Write(preamble.AppendRefusal(nil, &preamble.Refusal{Code: 8, Path: []string{"eu/" + g.name, g.far}}))
 		return

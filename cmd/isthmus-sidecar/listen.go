@@ -51,15 +51,12 @@ func listen(c *config) (*listeners, error) {
 		*b.into = ln
 	}
 	if c.Listen.DNS != "" {
-		packets, err := net.ListenPacket("udp", loopback(c.Listen.DNS))
-		if err != nil {
+		var err error
+		if l.dnsPackets, l.dnsStream, err = onePort(loopback(c.Listen.DNS)); err != nil {
 			return l, fmt.Errorf("listen.dns: %w", err)
 		}
-		l.bound("dns", packets.LocalAddr(), packets)
-		l.dnsPackets = packets
-		if l.dnsStream, err = tcp("listen.dns", "dns", packets.LocalAddr().String()); err != nil { // the same port
-			return l, err
-		}
+		l.bound("dns", l.dnsPackets.LocalAddr(), l.dnsPackets)
+		l.bound("dns", l.dnsStream.Addr(), l.dnsStream)
 	}
 	for i, s := range c.Listeners {
 		ln, err := tcp(fmt.Sprintf("listeners[%d].listen", i), s.service.String(), loopback(s.Listen))
@@ -69,6 +66,30 @@ func listen(c *config) (*listeners, error) {
 		l.services = append(l.services, sidecar.LocalListener{Service: s.service, Port: s.Port, Scope: s.scope, Listener: ln})
 	}
 	return l, nil
+}
+
+// onePort binds the same port for UDP and TCP. Where the kernel chooses it (port 0), what is free for the one may be taken for the
+// other: then it chooses again.
+func onePort(address string) (net.PacketConn, net.Listener, error) {
+	const tries = 20
+	_, port, err := net.SplitHostPort(address)
+	if err != nil {
+		return nil, nil, err
+	}
+	for try := 1; ; try++ {
+		packets, err := net.ListenPacket("udp", address)
+		if err != nil {
+			return nil, nil, err
+		}
+		stream, err := net.Listen("tcp", packets.LocalAddr().String())
+		if err == nil {
+			return packets, stream, nil
+		}
+		_ = packets.Close()
+		if port != "0" || try == tries {
+			return nil, nil, err
+		}
+	}
 }
 
 func (l *listeners) bound(name string, address net.Addr, c interface{ Close() error }) {
