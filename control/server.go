@@ -6,12 +6,15 @@ import (
 	"fmt"
 	"net"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/spiffe/go-spiffe/v2/spiffeid"
 	"google.golang.org/grpc"
+	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/credentials"
 	"google.golang.org/grpc/peer"
+	"google.golang.org/grpc/status"
 	"google.golang.org/grpc/tap"
 
 	configv1 "github.com/isthmus-mesh/isthmus/api/config/v1"
@@ -44,7 +47,7 @@ func (c *Control) serveGRPC(ctx context.Context) error {
 		grpc.Creds(guarded{credentials.NewTLS(config), c.guard, policy}),
 		grpc.ConnectionTimeout(handshakeTimeout),
 		grpc.MaxHeaderListSize(maxHeaders),
-		grpc.InTapHandle(limitCall),
+		grpc.InTapHandle(new(calls).limit),
 	)...)
 	configv1.RegisterConfigServer(server, c.stream)
 	identityv1.RegisterIdentityServer(server, &identityServer{
@@ -77,14 +80,28 @@ func (c *Control) serveGRPC(ctx context.Context) error {
 	return nil
 }
 
-// limitCall bounds the time of calls that are not a stream. It is asked once a call's headers are there: an interceptor would be asked
+// maxCalls is how many calls that are no stream are served at a time. gRPC holds a call's message, of up to configstream.MaxReceive, before
+// anybody is asked: × maxCalls, half a GiB at most. One takes a millisecond, and who is turned away comes again.
+const maxCalls = 128
+
+// calls are those that are no stream.
+type calls struct{ now atomic.Int64 }
+
+// limit bounds how many there are, and the time of each. It is asked once a call's headers are there: an interceptor would be asked
 // after its message has come, if ever.
-func limitCall(ctx context.Context, info *tap.Info) (context.Context, error) {
+func (c *calls) limit(ctx context.Context, info *tap.Info) (context.Context, error) {
 	if info.FullMethodName == configv1.Config_Stream_FullMethodName {
 		return ctx, nil // bounded by itself: ServerConfig.HelloTimeout, SendTimeout
 	}
+	if c.now.Add(1) > maxCalls {
+		c.now.Add(-1)
+		return nil, status.Error(codes.ResourceExhausted, "too many calls at a time: try again")
+	}
 	limited, cancel := context.WithTimeout(ctx, callTimeout)
-	context.AfterFunc(ctx, cancel) // gRPC cancels ctx when the call ends
+	context.AfterFunc(ctx, func() { // gRPC cancels ctx when the call ends
+		cancel()
+		c.now.Add(-1)
+	})
 	return limited, nil
 }
 
