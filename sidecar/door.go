@@ -33,22 +33,27 @@ type door struct {
 	requests atomic.Int64 // to the application
 
 	mu      sync.Mutex
-	waiting list.List           // guarded by mu; of net.Conn, the oldest first
-	inside  map[spiffeid.ID]int // guarded by mu; sessions by caller
-	total   int                 // guarded by mu
-
-	asking sync.Map // spiffeid.ID to *atomic.Int64: requests by caller. Callers are few, and known to the trust domain
+	waiting list.List              // guarded by mu; of net.Conn, the oldest first
+	inside  map[spiffeid.ID]*guest // guarded by mu; callers with a session, and no others: who vouches for them may make up any number
+	total   int                    // guarded by mu
 }
 
-// ask counts a request in; ok is false when there are too many. Call done in either case.
-func (d *door) ask(caller spiffeid.ID) (done func(), ok bool) {
-	own, found := d.asking.Load(caller)
-	if !found {
-		own, _ = d.asking.LoadOrStore(caller, new(atomic.Int64))
-	}
-	n := own.(*atomic.Int64) // nothing else is put in
-	mine, all := n.Add(1), d.requests.Add(1)
-	return func() { n.Add(-1); d.requests.Add(-1) }, mine <= maxRequestsFrom && all <= maxRequests
+// guest is a caller that is in.
+type guest struct {
+	sessions int          // guarded by the door's mu
+	requests atomic.Int64 // to the application
+}
+
+// ask counts a request of a caller in; ok is false when there are too many. Call answered in either case.
+func (d *door) ask(g *guest) (ok bool) {
+	mine, all := g.requests.Add(1), d.requests.Add(1)
+	return mine <= maxRequestsFrom && all <= maxRequests
+}
+
+// answered counts a request out.
+func (d *door) answered(g *guest) {
+	g.requests.Add(-1)
+	d.requests.Add(-1)
 }
 
 // knock lets a connection begin its handshake; call done when that has ended. The connection is reset when it takes too long and others
@@ -69,24 +74,29 @@ func (d *door) knock(c net.Conn) (done func()) {
 	}
 }
 
-// enter counts a session in; ok is false when there are too many. Call leave when it has ended.
-func (d *door) enter(caller spiffeid.ID) (leave func(), ok bool) {
+// enter counts a session in, and returns its caller; nil when there are too many. Call leave when it has ended.
+func (d *door) enter(caller spiffeid.ID) (g *guest, leave func()) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
-	if d.total >= maxSessions || d.inside[caller] >= maxFromCaller {
-		return nil, false
+	g = d.inside[caller]
+	if d.total >= maxSessions || g != nil && g.sessions >= maxFromCaller {
+		return nil, nil
 	}
 	if d.inside == nil {
-		d.inside = make(map[spiffeid.ID]int)
+		d.inside = make(map[spiffeid.ID]*guest)
 	}
-	d.inside[caller]++
+	if g == nil {
+		g = new(guest)
+		d.inside[caller] = g
+	}
+	g.sessions++
 	d.total++
-	return sync.OnceFunc(func() {
+	return g, sync.OnceFunc(func() {
 		d.mu.Lock()
 		defer d.mu.Unlock()
 		d.total--
-		if d.inside[caller]--; d.inside[caller] == 0 {
+		if g.sessions--; g.sessions == 0 {
 			delete(d.inside, caller)
 		}
-	}), true
+	})
 }

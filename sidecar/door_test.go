@@ -40,8 +40,8 @@ func TestDoorKeepsRoomForOthers(t *testing.T) {
 	greedy, modest := must(trust.WorkloadID(us, "shop", "greedy")), must(trust.WorkloadID(eu, "shop", "web"))
 	var leave []func()
 	for {
-		l, ok := d.enter(greedy)
-		if !ok {
+		g, l := d.enter(greedy)
+		if g == nil {
 			break
 		}
 		leave = append(leave, l)
@@ -49,37 +49,46 @@ func TestDoorKeepsRoomForOthers(t *testing.T) {
 	if len(leave) != maxFromCaller {
 		t.Errorf("one caller got %d sessions, want %d", len(leave), maxFromCaller)
 	}
-	if _, ok := d.enter(modest); !ok {
+	if g, _ := d.enter(modest); g == nil {
 		t.Error("another caller did not get in")
 	}
 	leave[0]()
 	leave[0]() // again does nothing
-	if _, ok := d.enter(greedy); !ok {
+	if g, _ := d.enter(greedy); g == nil {
 		t.Error("what has left still counts")
 	}
 	for _, l := range leave[1:] {
 		l()
 	}
-	if n := d.inside[greedy]; n != 1 || d.total != 2 {
+	if n := d.inside[greedy].sessions; n != 1 || d.total != 2 {
 		t.Errorf("%d of the caller, %d in all are left", n, d.total)
+	}
+	// Callers that come and go leave nothing behind, however many a peer's authority makes up.
+	var other door
+	for range 3 {
+		_, gone := other.enter(modest)
+		gone()
+	}
+	if len(other.inside) != 0 {
+		t.Errorf("%d callers are remembered", len(other.inside))
 	}
 }
 
 // TestDoorSharesRequests: one caller can't hold every request.
 func TestDoorSharesRequests(t *testing.T) {
 	var d door
-	greedy, modest := must(trust.WorkloadID(us, "shop", "greedy")), must(trust.WorkloadID(eu, "shop", "web"))
+	greedy, _ := d.enter(must(trust.WorkloadID(us, "shop", "greedy")))
+	modest, _ := d.enter(must(trust.WorkloadID(eu, "shop", "web")))
 	for range maxRequestsFrom {
-		if _, ok := d.ask(greedy); !ok {
+		if !d.ask(greedy) {
 			t.Fatal("refused below its share")
 		}
 	}
-	done, ok := d.ask(greedy)
-	if ok {
+	if d.ask(greedy) {
 		t.Error("one caller got more than its share")
 	}
-	done()
-	if _, ok := d.ask(modest); !ok {
+	d.answered(greedy)
+	if !d.ask(modest) {
 		t.Error("another caller was refused")
 	}
 	if n := d.requests.Load(); n != maxRequestsFrom+1 {

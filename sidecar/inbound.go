@@ -150,6 +150,7 @@ type arrival struct {
 	peer    trust.Peer
 	service topology.ServiceName
 	port    uint16
+	caller  *guest
 	// admitted: it could call its service at some time. From then on it is closed when it no longer may.
 	admitted atomic.Bool
 }
@@ -249,8 +250,7 @@ func (in *Inbound) handshake(ctx context.Context, raw net.Conn) (*tls.Conn, *arr
 	}
 	var leave func()
 	if err == nil {
-		ok := false
-		if leave, ok = in.door.enter(a.peer.ID); !ok {
+		if a.caller, leave = in.door.enter(a.peer.ID); a.caller == nil {
 			err = errFull
 		}
 	}

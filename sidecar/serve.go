@@ -56,9 +56,8 @@ func (in *Inbound) serve(w http.ResponseWriter, r *http.Request) {
 		}
 		in.end(r, v)
 	}()
-	answered, room := in.door.ask(a.peer.ID)
-	defer answered()
-	if !room {
+	defer in.door.answered(a.caller)
+	if !in.door.ask(a.caller) {
 		v.failure = fail(http.StatusServiceUnavailable, CodeOverloaded, "the sidecar of %s carries as many requests as it may: %d, half of them from one caller", a.service, maxRequests)
 	} else {
 		v.failure = in.check(r, v)
