@@ -10,7 +10,6 @@ import (
 
 	"github.com/spiffe/go-spiffe/v2/spiffeid"
 
-	"github.com/isthmus-mesh/isthmus/internal/atomicfile"
 	"github.com/isthmus-mesh/isthmus/internal/strictyaml"
 	"github.com/isthmus-mesh/isthmus/internal/telemetry"
 	"github.com/isthmus-mesh/isthmus/topology"
@@ -54,19 +53,12 @@ type config struct {
 const maxPlace = 63
 
 func readConfig(file string) (*config, error) {
-	data, err := atomicfile.Read(file, strictyaml.MaxFile)
-	if err != nil {
-		return nil, err
-	}
-	documents, err := strictyaml.Documents(file, data)
-	if err != nil {
-		return nil, err
-	}
 	c := new(config)
-	if err := strictyaml.Decode(file, data, c); err != nil {
+	d, err := strictyaml.ReadConfig(file, c)
+	if err != nil {
 		return nil, err
 	}
-	if err := c.check(&documents[0]); err != nil {
+	if err := c.check(d); err != nil {
 		return nil, err
 	}
 	return c, nil

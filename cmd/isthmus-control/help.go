@@ -7,7 +7,8 @@ Usage:
   isthmus-control --help | --version
 
 The file is YAML. Unknown and duplicate keys are refused, with their line. Paths are
-relative to the working directory, addresses are host:port.
+relative to the working directory, addresses are host:port. ${NAME} stands for the value of
+that environment variable.
 
   cluster: eu                       Name of this cluster, unique in the clusterset: an RFC 1123 label. Required.
   trustDomain: eu.example           The cluster's SPIFFE trust domain; one of its own for each cluster. Required.

@@ -4,8 +4,6 @@ import (
 	"errors"
 	"fmt"
 	"net"
-	"os"
-	"path/filepath"
 	"time"
 
 	"github.com/spiffe/go-spiffe/v2/spiffeid"
@@ -51,19 +49,12 @@ const (
 )
 
 func readConfig(file string) (*config, error) {
-	data, err := os.ReadFile(filepath.Clean(file))
-	if err != nil {
-		return nil, err
-	}
-	documents, err := strictyaml.Documents(file, data)
-	if err != nil {
-		return nil, err
-	}
 	c := new(config)
-	if err := strictyaml.Decode(file, data, c); err != nil {
+	d, err := strictyaml.ReadConfig(file, c)
+	if err != nil {
 		return nil, err
 	}
-	if err := c.check(&documents[0]); err != nil {
+	if err := c.check(d); err != nil {
 		return nil, err
 	}
 	return c, nil

@@ -7,7 +7,8 @@ Usage:
   isthmus-gateway --help | --version
 
 The file is YAML. Unknown and duplicate keys are refused, with their line. Paths are
-relative to the working directory, addresses are host:port.
+relative to the working directory, addresses are host:port. ${NAME} stands for the value of
+that environment variable.
 
   id: gateway-0                     Name of this gateway, unique in its cluster. Required.
   control: 10.0.0.5:7400            Address of the cluster's control plane (gRPC). Required.

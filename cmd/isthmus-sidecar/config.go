@@ -6,8 +6,6 @@ import (
 	"log/slog"
 	"net"
 	"net/netip"
-	"os"
-	"path/filepath"
 	"strings"
 	"time"
 
@@ -62,19 +60,12 @@ type listener struct {
 }
 
 func readConfig(file string) (*config, error) {
-	data, err := os.ReadFile(filepath.Clean(file))
-	if err != nil {
-		return nil, err
-	}
-	documents, err := strictyaml.Documents(file, data)
-	if err != nil {
-		return nil, err
-	}
 	c := new(config)
-	if err := strictyaml.Decode(file, data, c); err != nil {
+	d, err := strictyaml.ReadConfig(file, c)
+	if err != nil {
 		return nil, err
 	}
-	if err := c.check(&documents[0]); err != nil {
+	if err := c.check(d); err != nil {
 		return nil, err
 	}
 	return c, nil

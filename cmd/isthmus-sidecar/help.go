@@ -7,7 +7,8 @@ Usage:
   isthmus-sidecar --help | --version
 
 The file is YAML. Unknown and duplicate keys are refused, with their line. Paths are
-relative to the working directory, addresses are host:port.
+relative to the working directory, addresses are host:port. ${NAME} stands for the value of
+that environment variable.
 
   workload: shop/checkout-0         The workload it stands beside, namespace/name. Either this or
   node: node-0                      the name of a node proxy, that stands in for workloads without a
