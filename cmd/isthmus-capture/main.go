@@ -1,4 +1,4 @@
-// Command isthmus-capture makes the kernel bring connections to services of the mesh to the sidecar, and ends.
+// Command isthmus-capture makes the kernel bring connections to services of the mesh to the sidecar, and ends; or stays, and watches over it.
 //
 // It is run before the application is, in the same network namespace, with CAP_NET_ADMIN: in Kubernetes as an init container of the
 // pod, or of the node proxy. The sidecar, which runs on, needs no such right. docs/reference/capture.md says more.
@@ -7,14 +7,19 @@
 package main
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"io"
 	"os"
+	"os/signal"
+	"syscall"
 )
 
 func main() {
-	err := run(os.Args[1:], os.Stdout)
+	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGTERM, os.Interrupt)
+	err := run(ctx, os.Args[1:], os.Stdout, os.Stderr)
+	stop()
 	if err != nil {
 		_, _ = fmt.Fprintln(os.Stderr, "isthmus-capture:", err)
 	}
@@ -37,7 +42,7 @@ func exitCode(err error) int {
 	return 1
 }
 
-func run(args []string, stdout io.Writer) error {
+func run(ctx context.Context, args []string, stdout, stderr io.Writer) error {
 	o, err := parse(args)
 	switch {
 	case err != nil:
@@ -46,6 +51,6 @@ func run(args []string, stdout io.Writer) error {
 		_, err = io.WriteString(stdout, help)
 		return err
 	default:
-		return o.do(stdout)
+		return o.do(ctx, stdout, stderr)
 	}
 }

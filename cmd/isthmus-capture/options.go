@@ -1,10 +1,12 @@
 package main
 
 import (
+	"context"
 	"errors"
 	"flag"
 	"fmt"
 	"io"
+	"log/slog"
 	"math"
 	"net/netip"
 	"strings"
@@ -16,7 +18,7 @@ import (
 const help = `isthmus-capture makes the kernel bring connections to services of the mesh to the sidecar, and ends.
 
 Usage:
-  isthmus-capture --to PREFIX[,PREFIX…] [--port N] [--skip-user UID | --node IP]
+  isthmus-capture --to PREFIX[,PREFIX…] [--port N] [--skip-user UID | --node IP] [--stay]
   isthmus-capture --remove
   isthmus-capture --help | --version
 
@@ -28,6 +30,8 @@ Usage:
                           those would come back to it for ever: needed in a pod.
   --node 192.0.2.7        On a node: the address on which the node proxy takes them. What the node's pods
                           open is captured, and what its own processes open, but for --skip-user's.
+  --stay                  Doesn't end: puts the rules in force again when somebody takes them out, and takes
+                          them out itself on SIGTERM or SIGINT.
   --remove                Takes the rules out again.
 
 The rules are the nftables table "inet isthmus" of the network namespace that it runs in; they are
@@ -38,8 +42,8 @@ Exit codes: 0 done, 1 failed, 2 usage.
 
 // options are what the command line says.
 type options struct {
-	help, version, remove bool
-	rules                 capture.Rules
+	help, version, remove, stay bool
+	rules                       capture.Rules
 }
 
 func parse(args []string) (options, error) {
@@ -53,6 +57,7 @@ func parse(args []string) (options, error) {
 	flags.Int64Var(&o.rules.SkipUser, "skip-user", -1, "")
 	flags.StringVar(&node, "node", "", "")
 	flags.BoolVar(&o.remove, "remove", false, "")
+	flags.BoolVar(&o.stay, "stay", false, "")
 	flags.BoolVar(&o.version, "version", false, "")
 	switch err := flags.Parse(args); {
 	case errors.Is(err, flag.ErrHelp):
@@ -95,13 +100,15 @@ func parse(args []string) (options, error) {
 }
 
 // do carries out what the command line says.
-func (o options) do(stdout io.Writer) error {
+func (o options) do(ctx context.Context, stdout, stderr io.Writer) error {
 	switch {
 	case o.version:
 		_, err := fmt.Fprintln(stdout, "isthmus-capture", version.Long())
 		return err
 	case o.remove:
 		return capture.Remove()
+	case o.stay:
+		return capture.Stay(ctx, o.rules, slog.New(slog.NewTextHandler(stderr, nil)))
 	default:
 		return capture.Install(o.rules)
 	}

@@ -43,17 +43,17 @@ func TestUsage(t *testing.T) {
 		"--to 241.0.0.0/8 --skip-user 1 x":        `unexpected argument "x"`,
 		"--nonsense":                              "nonsense",
 	} {
-		err := run(strings.Fields(args), nil)
+		err := run(t.Context(), strings.Fields(args), nil, nil)
 		if exitCode(err) != 2 || !strings.Contains(err.Error(), want) || !strings.Contains(err.Error(), "--help") {
 			t.Errorf("%q: %v, want %q and where help is", args, err, want)
 		}
 	}
 	var out strings.Builder
-	if err := run([]string{"--help"}, &out); err != nil || !strings.HasPrefix(out.String(), "isthmus-capture makes") {
+	if err := run(t.Context(), []string{"--help"}, &out, nil); err != nil || !strings.HasPrefix(out.String(), "isthmus-capture makes") {
 		t.Errorf("--help: %v, %q", err, out.String())
 	}
 	out.Reset()
-	if err := run([]string{"--version"}, &out); err != nil || !strings.HasPrefix(out.String(), "isthmus-capture ") {
+	if err := run(t.Context(), []string{"--version"}, &out, nil); err != nil || !strings.HasPrefix(out.String(), "isthmus-capture ") {
 		t.Errorf("--version: %v, %q", err, out.String())
 	}
 }

@@ -2,7 +2,11 @@
 
 package capture
 
-import "errors"
+import (
+	"context"
+	"errors"
+	"log/slog"
+)
 
 var errUnsupported = errors.New("capture needs Linux")
 
@@ -16,3 +20,6 @@ func Install(r Rules) error {
 
 // Remove is for Linux only.
 func Remove() error { return errUnsupported }
+
+// Stay is for Linux only.
+func Stay(_ context.Context, r Rules, _ *slog.Logger) error { return Install(r) }

@@ -1,0 +1,59 @@
+package capture
+
+import (
+	"context"
+	"log/slog"
+	"testing"
+
+	"github.com/google/nftables"
+)
+
+// TestStay: rules that somebody takes out return, and none are left at the end.
+func TestStay(t *testing.T) {
+	rules := Rules{To: prefixes("241.0.0.0/8", "fd00:241::/64"), Port: 15006, SkipUser: 15000}
+	const whole = 3 // one for the user, one a prefix
+	count := func(want int, when string) {
+		t.Helper()
+		if n, err := standing(); n != want || err != nil {
+			t.Errorf("%s: %d rules, %v; want %d", when, n, err, want)
+		}
+	}
+	namespaces(t, func() {
+		count(0, "before")
+		if err := Install(rules); err != nil {
+			t.Error(err)
+			return
+		}
+		count(whole, "in force")
+		for _, harm := range []struct {
+			what     string
+			do       func(*nftables.Conn)
+			restored bool
+		}{
+			{"nothing", func(*nftables.Conn) {}, false},
+			{"nft delete table inet isthmus", func(c *nftables.Conn) { c.DelTable(&nftables.Table{Name: Table, Family: nftables.TableFamilyINet}) }, true},
+			{"nft flush table inet isthmus", func(c *nftables.Conn) { c.FlushTable(&nftables.Table{Name: Table, Family: nftables.TableFamilyINet}) }, true},
+			{"nft flush ruleset", func(c *nftables.Conn) { c.FlushRuleset() }, true},
+		} {
+			c, err := nftables.New()
+			if err == nil {
+				harm.do(c)
+				err = c.Flush()
+			}
+			if err != nil {
+				t.Errorf("%s: %v", harm.what, err)
+			}
+			if restored, err := keep(rules, whole); restored != harm.restored || err != nil {
+				t.Errorf("%s: restored %t, %v", harm.what, restored, err)
+			}
+			count(whole, "after "+harm.what)
+		}
+		// All on this thread, which is in the namespace: so the end comes first.
+		ended, cancel := context.WithCancel(t.Context())
+		cancel()
+		if err := Stay(ended, rules, slog.New(slog.DiscardHandler)); err != nil {
+			t.Error(err)
+		}
+		count(0, "at the end")
+	})
+}
