@@ -31,6 +31,16 @@ const (
 	trustBundleFile  = "trust-bundle.pem"
 )
 
+// What of the state folder whoever moves it must take along: Keys as soon as they change, for nothing brings them back; Memory is what peers
+// would have to tell again.
+var (
+	Keys   = []string{authorityFolder, keysFolder, rosterFile, addressesFile, heardFile}
+	Memory = []string{federationFolder}
+)
+
+// TrustBundleFile is the file of the state folder with the trust domain's roots, PEM: what gateways and sidecars are started with.
+const TrustBundleFile = trustBundleFile
+
 // The conditions of readiness.
 const (
 	checkManifests = "manifests"

@@ -26,6 +26,9 @@ type config struct {
 	Kubernetes *struct {
 		Kubeconfig string `json:"kubeconfig"`
 		Context    string `json:"context"`
+		// StateSecret and TrustBundle are names in control's own namespace; empty: none.
+		StateSecret string `json:"stateSecret"`
+		TrustBundle string `json:"trustBundle"`
 	} `json:"kubernetes"`
 	State  string             `json:"state"`
 	Listen strictyaml.Address `json:"listen"`
@@ -131,6 +134,8 @@ func (c *config) check(d *strictyaml.Document) error {
 		wrong("kubernetes", "stands beside manifests: a cluster is read from one of them")
 	case k != nil && k.Context != "" && k.Kubeconfig == "":
 		wrong("kubernetes.context", "is one of a kubeconfig's, and kubernetes.kubeconfig is missing")
+	case k != nil && k.TrustBundle != "" && k.StateSecret == "":
+		wrong("kubernetes.trustBundle", "is kept together with the state, and kubernetes.stateSecret is missing")
 	}
 	if inside(c.Manifests, c.State) {
 		wrong("state", "is inside the folder of manifests; keep them apart")

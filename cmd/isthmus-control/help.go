@@ -20,6 +20,10 @@ that environment variable.
                                     is written back there. {} is the cluster that control runs in. This, or manifests.
     kubeconfig: /etc/isthmus/kubeconfig  File with the credentials. Default: those of control's own Pod.
     context: eu                     Context of the kubeconfig. Default: its current one.
+    stateSecret: isthmus-control-state  Secret in control's own namespace that keeps the state directory, which may then be
+                                    an emptyDir: what the directory holds counts, and an empty one is filled from the
+                                    Secret. Default: none.
+    trustBundle: isthmus-trust-bundle  ConfigMap there with trust-bundle.pem, for gateways and node proxies. Default: none.
   state: /var/lib/isthmus/control   Directory for keys and state, made if need be, readable by this user alone, and used
                                     by one control at a time. trust-bundle.pem in it is what gateways and sidecars
                                     are started with. Losing it means a new authority and introducing the cluster

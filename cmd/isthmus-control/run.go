@@ -76,6 +76,10 @@ func serve(ctx context.Context, c *config, t *telemetry.Telemetry) error {
 	if err != nil {
 		return err
 	}
+	state, err := restore(ctx, c, registry)
+	if err != nil {
+		return err
+	}
 	l, err := listen(c)
 	if err != nil {
 		return err
@@ -94,7 +98,40 @@ func serve(ctx context.Context, c *config, t *telemetry.Telemetry) error {
 	}
 	t.Log.InfoContext(ctx, "starting", "version", version.String(), "grpc", l.grpc.Addr().String(), "bus", string(c.Bus.Listen),
 		"socket", c.Admin.Socket, "admin", string(c.Admin.Listen), "manifests", c.Manifests, "kubernetes", c.Kubernetes != nil)
-	return together(ctx, plane, registry)
+	if err = state.Keep(ctx, true); err != nil { // before anybody is told of the keys
+		return err
+	}
+	return together(ctx, plane, registry, state)
+}
+
+// keeper keeps the state directory somewhere else too.
+type keeper interface {
+	Keep(ctx context.Context, all bool) error
+	Run(ctx context.Context) error
+}
+
+// restore fills an empty state directory where the configuration says from what, and returns what keeps it.
+func restore(ctx context.Context, c *config, registry registry) (keeper, error) {
+	cluster, ok := registry.(*kube.Kube)
+	if !ok || c.Kubernetes.StateSecret == "" {
+		return onDisk{}, nil
+	}
+	return cluster.RestoreState(ctx, kube.StateConfig{
+		Dir: c.State, Secret: c.Kubernetes.StateSecret, Fast: control.Keys, Slow: control.Memory,
+		ConfigMap: c.Kubernetes.TrustBundle, Public: control.TrustBundleFile,
+	})
+}
+
+// onDisk is a state directory that needs no keeping.
+type onDisk struct{}
+
+// Keep does nothing.
+func (onDisk) Keep(context.Context, bool) error { return nil }
+
+// Run waits for the end.
+func (onDisk) Run(ctx context.Context) error {
+	<-ctx.Done()
+	return nil
 }
 
 // registry is where the cluster's objects are declared, and what keeps up with it.
@@ -117,20 +154,28 @@ func openRegistry(c *config, checks *ready.Checks, t *telemetry.Telemetry) (regi
 	return folder.New(folder.Config{Dir: c.Manifests, StateDir: filepath.Join(c.State, manifestState), Log: t.Log})
 }
 
-// together runs the control plane and the registry that it reads.
-func together(ctx context.Context, plane *control.Control, registry registry) error {
+// together runs the control plane, the registry that it reads, and what keeps its state: the latter for longer, so that it has the last word.
+func together(ctx context.Context, plane *control.Control, registry registry, state keeper) error {
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
-	var wg sync.WaitGroup
-	var fromRegistry error
-	wg.Go(func() {
+	keeping, end := context.WithCancel(context.WithoutCancel(ctx))
+	defer end()
+	var registering, kept sync.WaitGroup
+	var fromRegistry, fromState error
+	registering.Go(func() {
 		defer cancel()
 		fromRegistry = registry.Run(ctx)
 	})
+	kept.Go(func() {
+		defer cancel()
+		fromState = state.Run(keeping)
+	})
 	err := plane.Run(ctx)
 	cancel()
-	wg.Wait()
-	return errors.Join(err, fromRegistry)
+	registering.Wait()
+	end()
+	kept.Wait()
+	return errors.Join(err, fromRegistry, fromState)
 }
 
 // listeners are all that control accepts on, but for the bus, which listens for itself.

@@ -87,6 +87,8 @@ func newMapper() meta.RESTMapper {
 		{core, "Namespace", "namespaces", meta.RESTScopeRoot},
 		{authenticationv1.SchemeGroupVersion, "TokenReview", "tokenreviews", meta.RESTScopeRoot}, // created, not watched
 		{core, "Event", "events", meta.RESTScopeNamespace},                                       // written, not watched
+		{core, "Secret", "secrets", meta.RESTScopeNamespace},                                     // State's one
+		{core, "ConfigMap", "configmaps", meta.RESTScopeNamespace},                               // State's one
 		{discoveryv1.SchemeGroupVersion, "EndpointSlice", "endpointslices", meta.RESTScopeNamespace},
 		{mcs, "ServiceExport", "serviceexports", meta.RESTScopeNamespace},
 		{mcs, "ServiceImport", "serviceimports", meta.RESTScopeNamespace},
