@@ -75,7 +75,7 @@ func build(in inputs) *world {
 	}
 	merged := federation.Merge(in.self.Cluster, exports)
 	w.exportConditions(valid, merged)
-	w.importStatus(merged.Imports)
+	w.importStatus(merged.Imports, exports)
 	w.assemble(valid, exports)
 	w.problems = SortProblems(w.problems)
 	return w

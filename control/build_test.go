@@ -208,6 +208,9 @@ func describeWorld(t *testing.T, b control.Built) string {
 	}
 	for _, i := range b.Imports {
 		fmt.Fprintf(&out, "import %s %s %v %v from %v\n", i.Service(), i.Import.Type, i.IPs, i.Families(), i.Import.Clusters)
+		for _, c := range i.Copies {
+			fmt.Fprintf(&out, "import %s copies of %s ready=%v ports %v\n", i.Service(), c.Cluster, c.Ready, c.Ports)
+		}
 		for _, c := range i.Conditions {
 			fmt.Fprintf(&out, "import %s %s=%s/%s %q\n", i.Service(), c.Type, c.Status, c.Reason, c.Message)
 		}

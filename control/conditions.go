@@ -76,8 +76,8 @@ func conditionOf(c federation.Condition) Condition {
 	return out
 }
 
-// importStatus gives each import its address.
-func (w *world) importStatus(imports []federation.Import) {
+// importStatus gives each import its address, and says what it is made of.
+func (w *world) importStatus(imports []federation.Import, exports map[topology.ClusterName][]federation.Export) {
 	var wanted []topology.ServiceName
 	for _, i := range imports {
 		if i.Type != federation.Headless {
@@ -86,6 +86,13 @@ func (w *world) importStatus(imports []federation.Import) {
 	}
 	var none []topology.ServiceName
 	w.addresses, none = allocate(w.in.addresses, wanted, w.in.cidr, !w.in.complete)
+	offered := make(map[topology.ClusterName]map[topology.ServiceName]*federation.Export, len(exports))
+	for cluster, list := range exports {
+		offered[cluster] = make(map[topology.ServiceName]*federation.Export, len(list))
+		for i := range list {
+			offered[cluster][list[i].Name] = &list[i]
+		}
+	}
 	for _, i := range imports {
 		status := ImportStatus{Import: i, Conditions: []Condition{{Type: conditionReady, Status: True, Reason: reasonReady}}}
 		if a, ok := w.addresses[i.Name]; ok && i.Type != federation.Headless {
@@ -97,9 +104,23 @@ func (w *world) importStatus(imports []federation.Import) {
 				Message: fmt.Sprintf("no address is free in clusterSetCIDR %s", w.in.cidr),
 			}
 		}
+		for _, c := range i.Clusters {
+			status.Copies = append(status.Copies, copiesOf(&i, c, offered[c][i.Name]))
+		}
 		w.imports = append(w.imports, status)
 	}
 	slices.SortFunc(w.imports, func(a, b ImportStatus) int { return a.Service().Compare(b.Service()) })
+}
+
+// copiesOf is what a cluster offers of an import.
+func copiesOf(i *federation.Import, cluster topology.ClusterName, e *federation.Export) Copies {
+	out := Copies{Cluster: cluster, Ready: e.Ready() > 0}
+	for _, p := range i.Ports {
+		if slices.Contains(p.Clusters, cluster) {
+			out.Ports = append(out.Ports, p.Port)
+		}
+	}
+	return out
 }
 
 // stampConditions sets Since of each condition to when its status last changed: now, or what it was in last.

@@ -28,7 +28,15 @@ type ExportStatus struct {
 type ImportStatus struct {
 	Import     federation.Import
 	IPs        []netip.Addr // none for a headless one
+	Copies     []Copies     // what each of Import.Clusters offers, in the same order
 	Conditions []Condition  // Ready
+}
+
+// Copies is what one cluster offers of an import.
+type Copies struct {
+	Cluster topology.ClusterName
+	Ports   []federation.Port // those of the import that it serves, in the import's order
+	Ready   bool              // it has a copy that is ready
 }
 
 // ConditionStatus is the status of a condition, as Kubernetes spells it.

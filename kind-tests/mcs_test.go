@@ -20,6 +20,7 @@ import (
 //	kubectl CLUSTER ARGS...              kubectl in $ns
 //	exports NAME FILE                    waits until the ServiceExports of that name are, in all clusters, as FILE says
 //	imports NAME FILE                    likewise the ServiceImports
+//	slices NAME FILE                     likewise the EndpointSlices of the imports
 //	still exports|imports NAME FILE      waits until every cluster has heard, and written, all that was declared before; then it must be so
 //	isthmus CLUSTER ARGS...              asks the cluster's control plane
 //	eventually REGEXP COMMAND...         repeats kubectl or isthmus until what it prints matches

@@ -49,6 +49,7 @@ var mutants = []struct {
 	{"mcs/ties", []edit{{"federation/merge.go", `c.cluster.Compare(o.cluster)`, `o.cluster.Compare(c.cluster)`}}},
 	{"mcs/hands-off", []edit{{"control/kube/caches.go", `{&mcsv1beta1.ServiceImport{}, toWriter}`, `{&mcsv1beta1.ServiceImport{}, 0}`}}},
 	{"mcs/foreign-import", []edit{{"control/kube/plan.go", `have.Labels[ManagedByLabel] != ManagedBy:`, `false:`}}},
+	{"mcs/slices", []edit{{"control/kube/caches.go", "case isImported(s):\n\t\treturn toWriter", "case isImported(s):\n\t\treturn 0"}}},
 	{"mcs/audience", []edit{{"federation/export.go", `len(e.Audience) == 0 ||`, `len(e.Audience) >= 0 ||`}}},
 	{"mcs/copies", []edit{{"control/conditions.go", `r.stranded > 0 && r.stranded == r.copies`, `false`}}},
 	{"mcs/sctp", []edit{{"control/manifest/check.go", `c.addf(field, "%q is not supported: want TCP or UDP", protocol)`, `_ = protocol`}}},

@@ -64,6 +64,7 @@ var commands = map[string]func(ts *testscript.TestScript, neg bool, args []strin
 	"isthmus":    command((*scenario).isthmus),
 	"exports":    command((*scenario).exports),
 	"imports":    command((*scenario).imports),
+	"slices":     command((*scenario).slices),
 	"still":      command((*scenario).still),
 	"eventually": command((*scenario).eventually),
 	"save":       command((*scenario).save),
@@ -93,6 +94,10 @@ func (s *scenario) exports(ts *testscript.TestScript, args []string) error {
 
 func (s *scenario) imports(ts *testscript.TestScript, args []string) error {
 	return s.become(ts, "imports", args)
+}
+
+func (s *scenario) slices(ts *testscript.TestScript, args []string) error {
+	return s.become(ts, "slices", args)
 }
 
 // become waits until the view of a name is what a file says.

@@ -11,6 +11,7 @@ import (
 	"strings"
 
 	corev1 "k8s.io/api/core/v1"
+	discoveryv1 "k8s.io/api/discovery/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	mcsv1beta1 "sigs.k8s.io/mcs-api/pkg/apis/v1beta1"
 
@@ -30,12 +31,15 @@ const managedBy = "isthmus.dev/managed-by"
 
 // view describes the objects of that name in all clusters.
 func (m *mesh) view(ctx context.Context, kind, namespace, name string) (string, error) {
-	describe := map[string]func([]byte) (string, error){"exports": describeExport, "imports": describeImport}[kind]
+	describe := map[string]func([]byte) (string, error){"exports": describeExport, "imports": describeImport, "slices": describeSlices}[kind]
 	if describe == nil {
-		return "", fmt.Errorf("no view of %q; there are exports and imports", kind)
+		return "", fmt.Errorf("no view of %q; there are exports, imports and slices", kind)
 	}
 	return m.group(func(c *member) (string, error) {
 		path := "/apis/multicluster.x-k8s.io/v1beta1/namespaces/" + namespace + "/service" + kind + "/" + name
+		if kind == "slices" {
+			path = "/apis/discovery.k8s.io/v1/namespaces/" + namespace + "/endpointslices?labelSelector=" + mcsv1beta1.LabelServiceName + "%3D" + name
+		}
 		return c.describe(ctx, path, namespace, describe)
 	})
 }
@@ -120,6 +124,45 @@ func describeImport(data []byte) (string, error) {
 		add("annotation %s=%s", k, i.Annotations[k])
 	}
 	return strings.Join(append(lines, describeConditions(i.Status.Conditions, i.Generation)...), ""), nil
+}
+
+// describeSlices has a line for each slice of an import, and one for each port and endpoint.
+func describeSlices(data []byte) (string, error) {
+	var all discoveryv1.EndpointSliceList
+	if err := json.Unmarshal(data, &all); err != nil {
+		return "", err
+	}
+	if len(all.Items) == 0 {
+		return " none", nil
+	}
+	slices.SortFunc(all.Items, func(a, b discoveryv1.EndpointSlice) int { return strings.Compare(a.Name, b.Name) })
+	var out strings.Builder
+	for i := range all.Items {
+		s := &all.Items[i]
+		fmt.Fprintf(&out, "\n  %s of %s by %s", s.AddressType, s.Labels[mcsv1beta1.LabelSourceCluster], s.Labels[discoveryv1.LabelManagedBy])
+		if local, has := s.Labels[discoveryv1.LabelServiceName]; has {
+			fmt.Fprintf(&out, " as copies of Service %s", local)
+		}
+		for _, p := range s.Ports {
+			fmt.Fprintf(&out, "\n    port %s %d/%s", *p.Name, *p.Port, *p.Protocol)
+		}
+		for _, e := range s.Endpoints {
+			what := strings.Join(e.Addresses, " ")
+			if inClusterSet(e.Addresses) {
+				what = "clusterset IP" // which one, only imports say
+			}
+			if e.Hostname != nil {
+				what += " " + *e.Hostname
+			}
+			fmt.Fprintf(&out, "\n    %s ready=%t", what, e.Conditions.Ready == nil || *e.Conditions.Ready)
+		}
+	}
+	return out.String(), nil
+}
+
+// inClusterSet reports whether an endpoint has one address, and it is of the mesh's own range.
+func inClusterSet(addresses []string) bool {
+	return len(addresses) == 1 && strings.HasPrefix(addresses[0], "241.")
 }
 
 // describeIPs says what is wrong with the addresses: one of each family, in the order of the families; none of a headless service.

@@ -38,7 +38,7 @@ type kind struct {
 // kinds are all that is watched.
 var kinds = []kind{
 	{&corev1.Service{}, toReader},
-	{&discoveryv1.EndpointSlice{}, toReader},
+	{&discoveryv1.EndpointSlice{}, toReader | toWriter}, // see sliceWakes
 	{&corev1.Pod{}, toReader},
 	{metadataOf("Node"), toReader},
 	{metadataOf("Namespace"), toWriter},
@@ -118,29 +118,34 @@ func (k *Kube) listen(ctx context.Context) error {
 		if err != nil {
 			return err
 		}
-		wake := func() {
-			if kind.wakes&toReader != 0 {
+		wake := func(o any) {
+			wakes := kind.wakes
+			if s, is := o.(*discoveryv1.EndpointSlice); is {
+				wakes = sliceWakes(s)
+			}
+			if wakes&toReader != 0 {
 				poke(k.reader.wake)
 			}
-			if kind.wakes&toWriter != 0 {
+			if wakes&toWriter != 0 {
 				poke(k.writer.wake)
 			}
 		}
 		if _, err := informer.AddEventHandler(toolscache.ResourceEventHandlerFuncs{
 			AddFunc: func(o any) {
 				if !isOutside(o) {
-					wake()
+					wake(o)
 				}
 			},
 			DeleteFunc: func(o any) {
 				if !isOutside(o) {
-					wake()
+					wake(o)
 				}
 			},
 			UpdateFunc: func(before, after any) {
 				idle := sameMetadata(before, after) || isOutside(before) && isOutside(after)
 				if !idle {
-					wake()
+					wake(before) // what it was and what it is may be of interest to different loops
+					wake(after)
 				}
 			},
 		}); err != nil {
@@ -148,6 +153,17 @@ func (k *Kube) listen(ctx context.Context) error {
 		}
 	}
 	return nil
+}
+
+// sliceWakes returns whom an EndpointSlice is of interest to: those of Services change all the time, and the writer has no part in them.
+func sliceWakes(s *discoveryv1.EndpointSlice) int {
+	switch {
+	case isImported(s):
+		return toWriter
+	case isElsewhere(*s):
+		return toReader
+	}
+	return toReader | toWriter
 }
 
 // sameMetadata reports whether an update of a kind of which only the metadata is kept is none to us: a Node says every few seconds

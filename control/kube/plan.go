@@ -7,8 +7,10 @@ import (
 	"slices"
 	"strings"
 
+	discoveryv1 "k8s.io/api/discovery/v1"
 	"k8s.io/apimachinery/pkg/api/equality"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"sigs.k8s.io/controller-runtime/pkg/client"
 	mcsv1beta1 "sigs.k8s.io/mcs-api/pkg/apis/v1beta1"
 
 	"github.com/isthmus-mesh/isthmus/control"
@@ -20,11 +22,11 @@ import (
 type verb string
 
 const (
-	createImport    verb = "create"
-	updateImport    verb = "update"        // its labels, annotations and spec
+	create          verb = "create"
+	update          verb = "update" // all but a status
+	remove          verb = "delete"
 	putImportStatus verb = "update status" // of an import
-	deleteImport    verb = "delete"
-	applyExport     verb = "apply status" // of an export
+	applyExport     verb = "apply status"  // of an export
 )
 
 // write is one request that is due. Exactly one of the objects is set.
@@ -32,6 +34,8 @@ type write struct {
 	verb verb
 	// imported is as it shall be, with the resourceVersion that it replaces.
 	imported *mcsv1beta1.ServiceImport
+	// slice likewise; it is one of an import.
+	slice *discoveryv1.EndpointSlice
 	// export holds the conditions that it shall have, and the resourceVersion that it had.
 	export *mcsv1beta1.ServiceExport
 	// news are those of its conditions that are told of by Events.
@@ -40,8 +44,11 @@ type write struct {
 
 // target is the object that the write is for.
 func (w *write) target() object {
-	if w.export != nil {
+	switch {
+	case w.export != nil:
 		return object{mcsv1beta1.ServiceExportKindName, w.export.Namespace, w.export.Name}
+	case w.slice != nil:
+		return object{sliceKind, w.slice.Namespace, w.slice.Name}
 	}
 	return object{mcsv1beta1.ServiceImportKindName, w.imported.Namespace, w.imported.Name}
 }
@@ -51,7 +58,15 @@ func (w *write) base() string {
 	if w.export != nil {
 		return w.export.ResourceVersion
 	}
-	return w.imported.ResourceVersion
+	return w.whole().GetResourceVersion()
+}
+
+// whole is the object that is created, updated or deleted.
+func (w *write) whole() client.Object {
+	if w.slice != nil {
+		return w.slice
+	}
+	return w.imported
 }
 
 // String returns "Kind namespace/name".
@@ -63,7 +78,8 @@ func (o object) String() string {
 type written struct {
 	exports    []mcsv1beta1.ServiceExport
 	imports    []mcsv1beta1.ServiceImport
-	namespaces map[string]bool // that are there and not being deleted
+	slices     []discoveryv1.EndpointSlice // of imports, ours and others'
+	namespaces map[string]bool             // that are there and not being deleted
 }
 
 // plan returns the writes that make what is there what it should be, ordered by kind, namespace and name, and what can't be made so. It is
@@ -77,6 +93,7 @@ func plan(want *control.Status, now *written) (due []write, problems []control.P
 		}
 	}
 	wanted := make(map[topology.ServiceName]bool, len(want.Imports))
+	stands := make(map[topology.ServiceName]bool, len(want.Imports)) // as ours, now or in a moment
 	for i := range want.Imports {
 		s := &want.Imports[i]
 		wanted[s.Service()] = true
@@ -85,13 +102,12 @@ func plan(want *control.Status, now *written) (due []write, problems []control.P
 		case !now.namespaces[s.Service().Namespace()]:
 			// The import stands where the namespace does (KEP-1645, "namespace sameness").
 		case have == nil:
-			due = append(due, write{verb: createImport, imported: importOf(s)})
+			stands[s.Service()] = true
+			due = append(due, write{verb: create, imported: importOf(s)})
 		case have.Labels[ManagedByLabel] != ManagedBy:
-			problems = append(problems, control.Problem{
-				Object: object{mcsv1beta1.ServiceImportKindName, have.Namespace, have.Name}.String(),
-				Reason: fmt.Sprintf("is somebody else's (label %s=%s is missing) and is left alone: remove it, and control writes its own", ManagedByLabel, ManagedBy),
-			})
+			problems = append(problems, foreign(object{mcsv1beta1.ServiceImportKindName, have.Namespace, have.Name}, ManagedByLabel))
 		case have.DeletionTimestamp == nil:
+			stands[s.Service()] = true
 			if w, is := importWrite(s, have); is {
 				due = append(due, w)
 			}
@@ -102,11 +118,21 @@ func plan(want *control.Status, now *written) (due []write, problems []control.P
 		name, err := topology.NewServiceName(have.Namespace, have.Name)
 		ours := have.Labels[ManagedByLabel] == ManagedBy && have.DeletionTimestamp == nil
 		if err == nil && ours && !wanted[name] && !mayReturn(have, want.Silent) {
-			due = append(due, write{verb: deleteImport, imported: have.DeepCopy()})
+			due = append(due, write{verb: remove, imported: have.DeepCopy()})
 		}
 	}
+	more, strange := sliceWrites(want, now, stands)
+	due, problems = append(due, more...), append(problems, strange...)
 	slices.SortStableFunc(due, func(a, b write) int { return a.target().compare(b.target()) })
 	return due, control.SortProblems(problems)
+}
+
+// foreign tells of an object that stands where one of ours shall.
+func foreign(o object, label string) control.Problem {
+	return control.Problem{
+		Object: o.String(),
+		Reason: fmt.Sprintf("is somebody else's (label %s=%s is missing) and is left alone: remove it, and control writes its own", label, ManagedBy),
+	}
 }
 
 func (o object) compare(p object) int {
@@ -131,6 +157,7 @@ func importOf(s *control.ImportStatus) *mcsv1beta1.ServiceImport {
 		out.Labels = make(map[string]string, 1)
 	}
 	out.Labels[ManagedByLabel] = ManagedBy
+	out.Status.EndpointSliceObjects = mcsv1beta1.EndpointSliceObjectsPresent
 	return out
 }
 
@@ -141,7 +168,7 @@ func importWrite(s *control.ImportStatus, have *mcsv1beta1.ServiceImport) (write
 	if !maps.Equal(have.Labels, want.Labels) || !maps.Equal(have.Annotations, want.Annotations) || !equality.Semantic.DeepEqual(have.Spec, want.Spec) {
 		out := have.DeepCopy()
 		out.Labels, out.Annotations, out.Spec = want.Labels, want.Annotations, want.Spec
-		return write{verb: updateImport, imported: out}, true
+		return write{verb: update, imported: out}, true
 	}
 	want.Status.Conditions = merged(have.Status.Conditions, want.Status.Conditions, have.Generation)
 	if !equality.Semantic.DeepEqual(have.Status, want.Status) {

@@ -3,6 +3,7 @@ package kube
 import (
 	"fmt"
 	"net/netip"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -48,7 +49,10 @@ func importStatusOf(t *testing.T, service string) control.ImportStatus {
 			Ports:  []federation.ImportPort{{Port: federation.Port{Name: "http", Number: 80, Transport: federation.TCP}}},
 			Labels: map[string]string{"tier": "prod"}, Clusters: []topology.ClusterName{cluster(t, "us")},
 		},
-		IPs:        []netip.Addr{netip.MustParseAddr("241.0.0.1")},
+		IPs: []netip.Addr{netip.MustParseAddr("241.0.0.1")},
+		Copies: []control.Copies{{
+			Cluster: cluster(t, "us"), Ports: []federation.Port{{Name: "http", Number: 80, Transport: federation.TCP, AppProtocol: "http"}}, Ready: true,
+		}},
 		Conditions: []control.Condition{{Type: "Ready", Status: control.True, Reason: "Ready", Since: later}},
 	}
 }
@@ -135,11 +139,16 @@ func TestPlanOfImports(t *testing.T) {
 				c.have(&i)
 				now.imports = append(now.imports, i)
 			}
+			for _, slice := range slicesOf(&want.Imports[0]) {
+				slice.ResourceVersion = "1"
+				now.slices = append(now.slices, *slice)
+			}
 			if c.want != nil {
 				c.want(want)
 			}
 			before := (&mcsv1beta1.ServiceImportList{Items: now.imports}).DeepCopy().Items
 			due, problems := plan(want, now)
+			due = slices.DeleteFunc(due, func(w write) bool { return w.slice != nil }) // TestPlanOfSlices
 			if diff := cmp.Diff(c.due, describe(due)); diff != "" {
 				t.Errorf("(-want +got)\n%s", diff)
 			}
@@ -158,6 +167,7 @@ func TestImportIsWhole(t *testing.T) {
 	s.Import.SessionAffinity, s.Import.SessionAffinityTimeout = federation.ClientIPAffinity, time.Minute
 	s.Import.InternalTrafficPolicy = "Local"
 	due, _ := plan(&control.Status{Imports: []control.ImportStatus{s}}, &written{namespaces: map[string]bool{"shop": true}})
+	due = slices.DeleteFunc(due, func(w write) bool { return w.slice != nil })
 	if len(due) != 1 {
 		t.Fatalf("%v", describe(due))
 	}

@@ -14,15 +14,16 @@ import (
 func (w *writer) do(ctx context.Context, due *write) error {
 	owner := client.FieldOwner(FieldManager)
 	switch due.verb {
-	case createImport:
-		return w.writes.Create(ctx, due.imported, owner)
-	case updateImport:
-		return w.writes.Update(ctx, due.imported, owner)
+	case create:
+		return w.writes.Create(ctx, due.whole(), owner)
+	case update:
+		return w.writes.Update(ctx, due.whole(), owner)
 	case putImportStatus:
 		return w.writes.Status().Update(ctx, due.imported, owner)
-	case deleteImport:
+	case remove:
 		// Only what was looked at: if it became somebody else's meanwhile, it stays.
-		err := w.writes.Delete(ctx, due.imported, client.Preconditions{UID: &due.imported.UID, ResourceVersion: &due.imported.ResourceVersion})
+		gone := due.whole()
+		err := w.writes.Delete(ctx, gone, client.Preconditions{UID: new(gone.GetUID()), ResourceVersion: new(gone.GetResourceVersion())})
 		return client.IgnoreNotFound(err)
 	case applyExport:
 		object, err := exportStatus(due.export)

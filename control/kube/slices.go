@@ -3,7 +3,6 @@ package kube
 import (
 	discoveryv1 "k8s.io/api/discovery/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
-	mcsv1beta1 "sigs.k8s.io/mcs-api/pkg/apis/v1beta1"
 
 	"github.com/isthmus-mesh/isthmus/control"
 	"github.com/isthmus-mesh/isthmus/topology"
@@ -16,8 +15,7 @@ func ofServices(in []discoveryv1.EndpointSlice) []discoveryv1.EndpointSlice {
 	out := make([]discoveryv1.EndpointSlice, 0, len(in))
 	for i := range in {
 		s := &in[i]
-		_, imported := s.Labels[mcsv1beta1.LabelSourceCluster]
-		if !imported && s.Labels[discoveryv1.LabelManagedBy] != ManagedBy && s.Labels[discoveryv1.LabelServiceName] != "" && len(s.Ports) > 0 {
+		if !isImported(s) && s.Labels[discoveryv1.LabelServiceName] != "" && len(s.Ports) > 0 {
 			out = append(out, *s)
 		}
 	}

@@ -5,9 +5,11 @@ import (
 	"errors"
 	"fmt"
 	"math/rand/v2"
+	"slices"
 	"time"
 
 	corev1 "k8s.io/api/core/v1"
+	discoveryv1 "k8s.io/api/discovery/v1"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	"sigs.k8s.io/controller-runtime/pkg/client"
 	mcsv1beta1 "sigs.k8s.io/mcs-api/pkg/apis/v1beta1"
@@ -129,14 +131,15 @@ func (w *writer) read(ctx context.Context) (*written, error) {
 	var (
 		exports    mcsv1beta1.ServiceExportList
 		imports    mcsv1beta1.ServiceImportList
+		endpoints  discoveryv1.EndpointSliceList
 		namespaces = metadataListOf("Namespace")
 	)
-	for _, list := range []client.ObjectList{&exports, &imports, namespaces} {
+	for _, list := range []client.ObjectList{&exports, &imports, &endpoints, namespaces} {
 		if err := w.reads.List(ctx, list, client.UnsafeDisableDeepCopy); err != nil {
 			return nil, err
 		}
 	}
-	out := &written{exports: exports.Items, imports: imports.Items, namespaces: make(map[string]bool, len(namespaces.Items))}
+	out := &written{exports: exports.Items, imports: imports.Items, slices: slices.DeleteFunc(endpoints.Items, isElsewhere), namespaces: make(map[string]bool, len(namespaces.Items))}
 	for i := range namespaces.Items {
 		out.namespaces[namespaces.Items[i].Name] = namespaces.Items[i].DeletionTimestamp == nil
 	}

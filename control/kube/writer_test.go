@@ -104,6 +104,14 @@ func (b *bench) importOf(name string) *mcsv1beta1.ServiceImport {
 	return out
 }
 
+// bareImport has no slices.
+func bareImport(t *testing.T, service string) control.ImportStatus {
+	t.Helper()
+	out := importStatusOf(t, service)
+	out.Copies = nil
+	return out
+}
+
 func namespaceOf(name string) client.Object {
 	return &corev1.Namespace{ObjectMeta: metav1.ObjectMeta{Name: name}}
 }
@@ -117,7 +125,7 @@ func TestImportsComeAndGo(t *testing.T) {
 	b.settle()
 	got := b.importOf("web")
 	if got == nil || len(got.Spec.IPs) != 1 || len(got.Status.Conditions) != 1 || len(got.Status.Clusters) != 1 ||
-		got.Status.EndpointSliceObjects != mcsv1beta1.EndpointSliceObjectsAbsent {
+		got.Status.EndpointSliceObjects != mcsv1beta1.EndpointSliceObjectsPresent {
 		t.Fatalf("%+v", got)
 	}
 	if got := b.round(); len(got) != 0 {
@@ -245,7 +253,7 @@ func TestNewsAreTold(t *testing.T) {
 // What is refused is tried again, less and less often, said once, and not lost.
 func TestRefusedIsTriedAgain(t *testing.T) {
 	b := newBench(t, namespaceOf("shop"))
-	b.writer.status.Store(&control.Status{Imports: []control.ImportStatus{importStatusOf(t, "web"), importStatusOf(t, "web2")}})
+	b.writer.status.Store(&control.Status{Imports: []control.ImportStatus{bareImport(t, "web"), bareImport(t, "web2")}})
 	b.refuse = apierrors.NewForbidden(schema.GroupResource{Resource: "serviceimports"}, "web", errors.New("no role"))
 	if got := b.round(); len(got) != 2 {
 		t.Fatalf("asked %v; want both: one says nothing of the other", got)
@@ -309,7 +317,7 @@ func (behind) List(_ context.Context, list client.ObjectList, _ ...client.ListOp
 func TestCacheBehind(t *testing.T) {
 	b := newBench(t, namespaceOf("shop"))
 	b.writer.reads = behind{}
-	b.writer.status.Store(&control.Status{Imports: []control.ImportStatus{importStatusOf(t, "web")}})
+	b.writer.status.Store(&control.Status{Imports: []control.ImportStatus{bareImport(t, "web")}})
 	if got := fmt.Sprint(b.round()); got != "[create web]" {
 		t.Fatalf("first: %s", got)
 	}

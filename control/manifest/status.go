@@ -57,7 +57,7 @@ func ServiceImport(s *control.ImportStatus) *mcsv1beta1.ServiceImport {
 			SessionAffinity: corev1.ServiceAffinity(in.SessionAffinity),
 		},
 		Status: mcsv1beta1.ServiceImportStatus{
-			EndpointSliceObjects: mcsv1beta1.EndpointSliceObjectsAbsent, // endpoints never leave their cluster
+			EndpointSliceObjects: mcsv1beta1.EndpointSliceObjectsAbsent, // that a registry writes slices too is its to say
 			Conditions:           Conditions(s.Conditions),
 		},
 	}
