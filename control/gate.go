@@ -85,17 +85,18 @@ func (l poolLimits) within(total int) poolLimits {
 
 // gate is a listener that bounds what connections cost before and after it is known whose they are. Strangers, guests and those with an
 // SVID are counted apart, so that no number of the others keeps a program out. One too many makes the oldest go, of the address that has
-// the most: an honest one is young. Safe for concurrent use.
+// the most: an honest one is young. With an SVID it is the identity that has the most, if that has more than who comes: no few identities,
+// be they all of one thief, keep others out. Safe for concurrent use.
 type gate struct {
 	net.Listener
 	limits gateLimits
 	shed   prometheus.Counter
 
 	mu        sync.Mutex
-	strangers pool                // guarded by mu
-	guests    pool                // guarded by mu
-	known     map[spiffeid.ID]int // guarded by mu
-	open      int                 // guarded by mu: known
+	strangers pool                       // guarded by mu
+	guests    pool                       // guarded by mu
+	known     map[spiffeid.ID][]*visitor // guarded by mu: in the order in which it became known whose they are
+	open      int                        // guarded by mu: known
 }
 
 // pool is connections of which it isn't known whose they are.
@@ -109,7 +110,7 @@ func newPool(l poolLimits) pool { return pool{limits: l, from: make(map[netip.Pr
 
 func newGate(l net.Listener, limits gateLimits, shed prometheus.Counter) *gate {
 	return &gate{
-		Listener: l, limits: limits, shed: shed, known: make(map[spiffeid.ID]int),
+		Listener: l, limits: limits, shed: shed, known: make(map[spiffeid.ID][]*visitor),
 		strangers: newPool(limits.strangers), guests: newPool(limits.guests),
 	}
 }
@@ -220,23 +221,60 @@ func (v *visitor) guest() error {
 
 // known makes a stranger somebody, whose connection lasts.
 func (v *visitor) known(id spiffeid.ID) error {
-	g := v.gate
+	shed, err := v.gate.admit(v, id)
+	v.gate.close(shed)
+	return err
+}
+
+// admit counts a stranger as somebody's, and returns who has to go for it. They are counted out already.
+func (g *gate) admit(v *visitor, id spiffeid.ID) (shed []*visitor, err error) {
 	g.mu.Lock()
 	defer g.mu.Unlock()
-	switch {
-	case g.known[id] >= g.limits.knownOfID:
-		return errTooManyOfID
-	case g.open >= g.limits.known:
-		return errTooManyOpen
-	case !g.strangers.drop(v):
-		return net.ErrClosed // shed meanwhile
+	if len(g.known[id]) >= g.limits.knownOfID {
+		return nil, errTooManyOfID
+	}
+	var oldest *visitor
+	if g.open >= g.limits.known {
+		if oldest = g.oldestOfMost(); len(g.known[oldest.id]) <= len(g.known[id])+1 {
+			return nil, errTooManyOpen // it would only change places
+		}
+	}
+	if !g.strangers.drop(v) {
+		return nil, net.ErrClosed // shed meanwhile
+	}
+	if oldest != nil {
+		g.forget(oldest)
+		shed = append(shed, oldest)
 	}
 	v.bounded.Store(false)
 	v.end.Stop()
 	v.id = id
-	g.known[id]++
+	g.known[id] = append(g.known[id], v)
 	g.open++
-	return nil
+	return shed, nil
+}
+
+// oldestOfMost returns the oldest connection of the identity that has the most. There must be one. The caller holds g.mu.
+func (g *gate) oldestOfMost() *visitor {
+	var most []*visitor
+	for _, of := range g.known {
+		if len(of) > len(most) {
+			most = of
+		}
+	}
+	return most[0]
+}
+
+// forget counts a connection of somebody's out. The caller holds g.mu.
+func (g *gate) forget(v *visitor) {
+	g.open--
+	of := g.known[v.id]
+	if i := slices.Index(of, v); len(of) == 1 {
+		delete(g.known, v.id)
+	} else if i >= 0 {
+		g.known[v.id] = slices.Delete(of, i, i+1)
+	}
+	v.id = spiffeid.ID{}
 }
 
 // Read reads; while it isn't known whose the connection is, no more than it may send.
@@ -262,11 +300,7 @@ func (g *gate) leave(v *visitor) {
 	if g.strangers.drop(v) || g.guests.drop(v) || v.id.IsZero() {
 		return
 	}
-	g.open--
-	if g.known[v.id]--; g.known[v.id] == 0 {
-		delete(g.known, v.id)
-	}
-	v.id = spiffeid.ID{}
+	g.forget(v)
 }
 
 // addressOf returns where a connection comes from, as far as addresses are one's own: a network hands out IPv6 /64s as IPv4 addresses.

@@ -334,6 +334,57 @@ func TestWhichGuestGoes(t *testing.T) {
 	})
 }
 
+// TestFewIdentitiesKeepNobodyOut: when all places are taken, the identity that has the most gives one up, its oldest, to one that has fewer.
+func TestFewIdentitiesKeepNobodyOut(t *testing.T) {
+	const places, ofID = 6, 4
+	listener := make(from, 1)
+	gate := control.NewGate(listener, places, ofID, 100, 100)
+	come := func(id string) (*control.Visitor, error) {
+		listener <- "192.0.2.1:1"
+		c, err := gate.Accept()
+		if err != nil {
+			t.Fatal(err)
+		}
+		v := c.(*control.Visitor)
+		return v, control.Known(v, spiffeid.RequireFromString("spiffe://eu.example/"+id))
+	}
+	var of []*control.Visitor
+	for _, id := range []string{"thief-1", "thief-1", "thief-1", "thief-1", "thief-2", "thief-2"} {
+		v, err := come(id)
+		if err != nil {
+			t.Fatalf("%s: %v", id, err)
+		}
+		of = append(of, v)
+	}
+	closed := func() (n string) {
+		for _, v := range of {
+			n += map[bool]string{true: "-", false: "+"}[v.Conn.(*arrival).closed.Load()]
+		}
+		return n
+	}
+	for i, want := range []string{"-+++++", "--++++"} {
+		if _, err := come("honest-" + string(rune('a'+i))); err != nil {
+			t.Errorf("one that has none: %v", err)
+		}
+		if got := closed(); got != want {
+			t.Errorf("open are %s, want %s", got, want)
+		}
+	}
+	// Two, two, one and one: who has none takes the place of one of the twos; who has one already would only change places with it.
+	if _, err := come("honest-a"); err == nil {
+		t.Error("a second one took the place of another's second")
+	}
+	if _, err := come("honest-c"); err != nil {
+		t.Errorf("one that has none: %v", err)
+	}
+	if _, err := come("honest-d"); err != nil {
+		t.Errorf("one that has none: %v", err)
+	}
+	if _, err := come("honest-e"); err == nil {
+		t.Error("all have one, and one more was let in")
+	}
+}
+
 // TestGuestsAreFew: those whose handshake is over without an SVID are counted for themselves.
 func TestGuestsAreFew(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
