@@ -27,17 +27,17 @@ type Error struct {
 // Error returns what the server said.
 func (e *Error) Error() string { return fmt.Sprintf("%s (HTTP %d)", e.Message, e.Status) }
 
-// Client asks one control over its Unix socket. Safe for concurrent use.
+// Client asks one control, as a rule over its Unix socket. Safe for concurrent use.
 type Client struct {
-	socket string
-	http   *http.Client
+	where string
+	http  *http.Client
 }
 
 // NewClient returns a Client of the control that serves the Unix socket at that path. It dials when asked.
 func NewClient(socket string) *Client {
 	dialer := &net.Dialer{Timeout: 5 * time.Second}
 	return &Client{
-		socket: socket,
+		where: socket,
 		http: &http.Client{Transport: &http.Transport{
 			DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
 				return dialer.DialContext(ctx, "unix", socket)
@@ -47,8 +47,22 @@ func NewClient(socket string) *Client {
 	}
 }
 
-// Socket returns the path that the Client dials.
-func (c *Client) Socket() string { return c.socket }
+// NewClientOver returns a Client of the control that dial connects to; where says in errors which that is. It keeps its connections
+// for the next question, until Close.
+func NewClientOver(where string, dial func(context.Context) (net.Conn, error)) *Client {
+	return &Client{
+		where: where,
+		http: &http.Client{Transport: &http.Transport{
+			DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) { return dial(ctx) },
+		}},
+	}
+}
+
+// Where returns the path of the socket that the Client dials, or what NewClientOver was given.
+func (c *Client) Where() string { return c.where }
+
+// Close ends the connections that nobody uses.
+func (c *Client) Close() { c.http.CloseIdleConnections() }
 
 // Status asks for the cluster at a glance.
 func (c *Client) Status(ctx context.Context) (Status, error) {
@@ -101,25 +115,25 @@ func ask[T any](ctx context.Context, c *Client, method, path string, body any) (
 	if body != nil {
 		b, err := json.Marshal(body)
 		if err != nil {
-			return into, fmt.Errorf("control at %s: %w", c.socket, err)
+			return into, fmt.Errorf("control at %s: %w", c.where, err)
 		}
 		payload = bytes.NewReader(b)
 	}
 	req, err := http.NewRequestWithContext(ctx, method, "http://control"+path, payload)
 	if err != nil {
-		return into, fmt.Errorf("control at %s: %w", c.socket, err)
+		return into, fmt.Errorf("control at %s: %w", c.where, err)
 	}
 	if payload != nil {
 		req.Header.Set("Content-Type", "application/json")
 	}
 	resp, err := c.http.Do(req)
 	if err != nil {
-		return into, fmt.Errorf("control at %s: %w: %w", c.socket, ErrUnreachable, errors.Unwrap(err))
+		return into, fmt.Errorf("control at %s: %w: %w", c.where, ErrUnreachable, errors.Unwrap(err))
 	}
 	defer func() { _ = resp.Body.Close() }()
 	answer, err := io.ReadAll(io.LimitReader(resp.Body, MaxAnswer))
 	if err != nil {
-		return into, fmt.Errorf("control at %s: %w: %w", c.socket, ErrUnreachable, err)
+		return into, fmt.Errorf("control at %s: %w: %w", c.where, ErrUnreachable, err)
 	}
 	if resp.StatusCode >= http.StatusBadRequest {
 		var said struct {
@@ -128,10 +142,10 @@ func ask[T any](ctx context.Context, c *Client, method, path string, body any) (
 		if json.Unmarshal(answer, &said) != nil || said.Error == "" {
 			said.Error = http.StatusText(resp.StatusCode)
 		}
-		return into, fmt.Errorf("control at %s: %w", c.socket, &Error{resp.StatusCode, said.Error})
+		return into, fmt.Errorf("control at %s: %w", c.where, &Error{resp.StatusCode, said.Error})
 	}
 	if err := json.Unmarshal(answer, &into); err != nil {
-		return into, fmt.Errorf("control at %s: %s: %w", c.socket, path, err)
+		return into, fmt.Errorf("control at %s: %s: %w", c.where, path, err)
 	}
 	return into, nil
 }

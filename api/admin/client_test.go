@@ -119,7 +119,7 @@ func TestClientErrors(t *testing.T) {
 	}
 
 	nobody := NewClient(filepath.Join(t.TempDir(), "nobody"))
-	if _, err = nobody.Status(t.Context()); !errors.Is(err, ErrUnreachable) || !strings.Contains(err.Error(), nobody.Socket()) {
+	if _, err = nobody.Status(t.Context()); !errors.Is(err, ErrUnreachable) || !strings.Contains(err.Error(), nobody.Where()) {
 		t.Errorf("nobody there: %v", err)
 	}
 	done, cancel := context.WithCancel(t.Context())

@@ -65,6 +65,8 @@ func alone(t *testing.T) {
 	t.Setenv("HOME", t.TempDir())
 	t.Setenv(envControl, "")
 	t.Setenv(envPlayground, "")
+	t.Setenv(envContext, "")
+	t.Setenv("KUBECONFIG", "")
 }
 
 var healthy = admin.Status{

@@ -27,6 +27,9 @@ func completeFlags(c *cobra.Command, g *global) {
 	if local.Lookup("cluster") != nil {
 		_ = c.RegisterFlagCompletionFunc("cluster", g.completeClusters)
 	}
+	if c.PersistentFlags().Lookup("context") != nil {
+		_ = c.RegisterFlagCompletionFunc("context", g.completeContexts)
+	}
 	for _, sub := range c.Commands() {
 		completeFlags(sub, g)
 	}
@@ -46,6 +49,20 @@ func (g *global) completeClusters(c *cobra.Command, _ []string, _ string) ([]str
 	var names []string
 	for _, a := range askToComplete(g, c, (*admin.Client).Status) {
 		names = append(names, a.status.Cluster)
+	}
+	return names, cobra.ShellCompDirectiveNoFileComp
+}
+
+// completeContexts offers the contexts of the kubeconfig. Of "a,b" each is one.
+func (g *global) completeContexts(_ *cobra.Command, _ []string, begun string) ([]string, cobra.ShellCompDirective) {
+	names, err := g.source().Contexts()
+	if err != nil {
+		return nil, cobra.ShellCompDirectiveNoFileComp
+	}
+	if i := strings.LastIndex(begun, ","); i >= 0 {
+		for j := range names {
+			names[j] = begun[:i+1] + names[j]
+		}
 	}
 	return names, cobra.ShellCompDirectiveNoFileComp
 }

@@ -7,49 +7,105 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"strings"
 	"sync"
 	"time"
 
 	"github.com/isthmus-mesh/isthmus/api/admin"
+	"github.com/isthmus-mesh/isthmus/internal/kubeaccess"
 	"github.com/isthmus-mesh/isthmus/internal/lab"
 )
 
 const (
 	envControl    = "ISTHMUS_CONTROL"
+	envContext    = "ISTHMUS_CONTEXT"
 	envPlayground = "ISTHMUS_PLAYGROUND"
 )
 
 // target is a control that a verb speaks of.
 type target struct {
 	*admin.Client
-	cluster string // by the playground that it is of; empty: it has not said yet
+	cluster string              // by the playground that it is of; empty: it has not said yet
+	kube    *kubeaccess.Cluster // whose control it is; nil: it was named by its socket
 }
 
-// targets returns each control that the verb speaks of, by the order that the help of isthmus gives.
-func (g *global) targets() ([]target, error) {
-	sockets := g.controls
-	if len(sockets) == 0 && g.playground == "" {
-		sockets = filepath.SplitList(os.Getenv(envControl))
+// scope says by what the clusters that a verb speaks of are named. One of them is not empty, or isPlayground.
+type scope struct {
+	sockets      []string
+	contexts     []string // "" is the current one
+	isPlayground bool
+}
+
+// scope chooses by the order that the help of isthmus gives.
+func (g *global) scope() (scope, error) {
+	current := func() (scope, bool) {
+		_, err := g.source().Cluster("")
+		return scope{contexts: []string{""}}, err == nil
 	}
-	if len(sockets) == 0 {
-		p, err := g.open()
-		if errors.Is(err, lab.ErrNotUp) && g.playground == "" && os.Getenv(envPlayground) == "" {
-			return nil, usage{errors.New("which mesh? Name a control with --control SOCKET (" + envControl +
-				"), a playground with --playground DIR (" + envPlayground + "), or start one: isthmus playground up")}
+	switch {
+	case len(g.controls) > 0 || len(g.contexts) > 0:
+		return scope{sockets: g.controls, contexts: g.contexts}, nil
+	case g.playground != "":
+		return scope{isPlayground: true}, nil
+	case g.kubeconfig != "": // whoever names a file means a cluster in it
+		return scope{contexts: []string{""}}, nil
+	}
+	sockets := filepath.SplitList(os.Getenv(envControl))
+	contexts := strings.FieldsFunc(os.Getenv(envContext), func(r rune) bool { return r == ',' })
+	switch {
+	case len(sockets) > 0 || len(contexts) > 0:
+		return scope{sockets: sockets, contexts: contexts}, nil
+	case os.Getenv(envPlayground) != "":
+		return scope{isPlayground: true}, nil
+	case g.plugin: // kubectl's users mean kubectl's cluster
+		if s, ok := current(); ok {
+			return s, nil
 		}
+	}
+	p, err := g.open()
+	if err == nil {
+		p.Close()
+		return scope{isPlayground: true}, nil
+	}
+	if !errors.Is(err, lab.ErrNotUp) {
+		return scope{}, err
+	}
+	if s, ok := current(); ok {
+		return s, nil
+	}
+	return scope{}, usage{errors.New("which mesh? Name a cluster with --context CONTEXT (" + envContext + ") or --control SOCKET (" + envControl +
+		"), a playground with --playground DIR (" + envPlayground + "), or start one: isthmus playground up")}
+}
+
+// targets returns each control that the verb speaks of.
+func (g *global) targets() ([]target, error) {
+	in, err := g.scope()
+	if err != nil {
+		return nil, err
+	}
+	var out []target
+	if in.isPlayground {
+		p, err := g.open()
 		if err != nil {
 			return nil, err
 		}
 		defer p.Close()
-		var out []target
 		for _, c := range p.Spec().Clusters {
-			out = append(out, target{admin.NewClient(p.SocketOf(c.Name)), c.Name})
+			out = append(out, target{Client: admin.NewClient(p.SocketOf(c.Name)), cluster: c.Name})
 		}
 		return out, nil
 	}
-	var out []target
-	for _, s := range sockets {
-		out = append(out, target{admin.NewClient(s), ""})
+	for _, s := range in.sockets {
+		out = append(out, target{Client: admin.NewClient(s)})
+	}
+	if len(in.contexts) > 0 {
+		clusters, err := g.source().Clusters(in.contexts...)
+		if err != nil {
+			return nil, err
+		}
+		for _, c := range clusters {
+			out = append(out, g.kubeTarget(c))
+		}
 	}
 	return out, nil
 }

@@ -5,6 +5,7 @@ import (
 	"errors"
 
 	"github.com/isthmus-mesh/isthmus/api/admin"
+	"github.com/isthmus-mesh/isthmus/internal/kubeaccess"
 	"github.com/isthmus-mesh/isthmus/internal/lab"
 )
 
@@ -44,11 +45,11 @@ func exitCode(err error) int {
 		return exitOK
 	case errors.As(err, &u):
 		return exitUsage
-	case errors.Is(err, lab.ErrNoTarget):
+	case errors.Is(err, lab.ErrNoTarget), errors.Is(err, kubeaccess.ErrNoContext):
 		return exitUsage
 	case errors.Is(err, context.DeadlineExceeded):
 		return exitTimeout
-	case errors.Is(err, admin.ErrUnreachable), errors.Is(err, lab.ErrNotUp):
+	case errors.Is(err, admin.ErrUnreachable), errors.Is(err, kubeaccess.ErrUnreachable), errors.Is(err, lab.ErrNotUp):
 		return exitUnreachable
 	default:
 		return exitFinding

@@ -10,6 +10,8 @@ import (
 	"io"
 	"os"
 	"os/signal"
+	"path/filepath"
+	"strings"
 	"syscall"
 )
 
@@ -33,8 +35,15 @@ func endingSignals() []os.Signal {
 	return signals
 }
 
+// isPlugin reports whether kubectl runs this program: it finds plugins by their name.
+func isPlugin(program string) bool {
+	return strings.TrimSuffix(filepath.Base(program), ".exe") == "kubectl-isthmus"
+}
+
 func run(ctx context.Context, args []string, stdin io.Reader, stdout, stderr io.Writer) error {
-	root := newRoot(stdin, stdout, stderr)
+	g := &global{plugin: isPlugin(os.Args[0])}
+	defer g.close()
+	root := newRoot(g, stdin, stdout, stderr)
 	root.SetArgs(args)
 	return root.ExecuteContext(ctx)
 }

@@ -23,7 +23,8 @@ func newPlaygroundEnv(p *playground) *cobra.Command {
 		Use:   "env {CLUSTER/WORKLOAD | --unset}",
 		Short: "Shell lines that let this shell call as a workload of the playground",
 		Long: `env prints export lines. After  eval "$(isthmus playground env eu/web)"  plain curl goes through the sidecar of eu/web, and the
-other isthmus verbs speak of this playground: ISTHMUS_CONTROL, which would win, is unset where it is set.
+other isthmus verbs speak of this playground: ISTHMUS_CONTROL and ISTHMUS_CONTEXT, which would win, are unset where they
+are set.
 
 env --unset prints the lines that undo it. It needs no playground: use it after "isthmus playground down" too.`,
 		Example: example(`eval "$(isthmus playground env eu/web)"`, "curl http://checkout.shop.svc.clusterset.local/", unsetLine),
@@ -64,9 +65,11 @@ func printEnv(w io.Writer, pg *lab.Playground, workload string) error {
 		return err
 	}
 	dnsHost, dnsPort, _ := strings.Cut(dns, ":")
-	wins := ""
-	if os.Getenv(envControl) != "" {
-		wins = "unset " + envControl + " # it would win over " + envPlayground + "\n"
+	var wins strings.Builder
+	for _, name := range []string{envControl, envContext} {
+		if os.Getenv(name) != "" {
+			wins.WriteString("unset " + name + " # it would win over " + envPlayground + "\n")
+		}
 	}
 	_, err = fmt.Fprintf(w, `export http_proxy=http://%[1]s
 export HTTP_PROXY=http://%[1]s
@@ -78,7 +81,7 @@ export ISTHMUS_PLAYGROUND=%[2]s
 # gRPC:      HTTPS_PROXY=http://%[1]s grpcurl -plaintext checkout.shop.svc.clusterset.local:9090 grpc.health.v1.Health/Check
 # names:     dig @%[3]s -p %[4]s checkout.shop.svc.clusterset.local
 # undo:      %[6]s
-`, proxy, shellQuote(pg.Dir()), dnsHost, dnsPort, wins, unsetLine)
+`, proxy, shellQuote(pg.Dir()), dnsHost, dnsPort, wins.String(), unsetLine)
 	return err
 }
 

@@ -10,30 +10,47 @@ import (
 
 	"github.com/spf13/cobra"
 
+	"github.com/isthmus-mesh/isthmus/api/admin"
 	"github.com/isthmus-mesh/isthmus/internal/version"
 )
 
 // global holds the flags that every verb has.
 type global struct {
 	controls   []string
+	contexts   []string
+	kubeconfig string
+	namespace  string // that Isthmus is installed in
 	playground string
 	timeout    time.Duration
+	plugin     bool // kubectl runs it
+
+	opened []*admin.Client // that hold connections
+}
+
+// close ends what the verb's clients hold open.
+func (g *global) close() {
+	for _, c := range g.opened {
+		c.Close()
+	}
 }
 
 // newRoot returns the command. The streams come first: cobra's completion verbs take the standard output of when they are made.
-func newRoot(stdin io.Reader, stdout, stderr io.Writer) *cobra.Command {
-	g := &global{}
+func newRoot(g *global, stdin io.Reader, stdout, stderr io.Writer) *cobra.Command {
 	root := &cobra.Command{
 		Use:   "isthmus",
 		Short: "One service mesh across clusters, without a hub",
 		Long: `isthmus shows what stands in a mesh, why a call goes where it goes, and starts a playground of clusters.
 
 Which clusters a verb speaks of, the first that is given:
-  --control SOCKET     the admin socket of a control plane (may be given several times)
+  --context CONTEXT    a Kubernetes cluster, by its context in the kubeconfig (several: a,b or given again)
+  --control SOCKET     the admin socket of a control plane (may be given several times, and beside --context)
   --playground DIR     the clusters of the playground in that folder
+  --kubeconfig FILE    the current context of that file
+  ISTHMUS_CONTEXT      like --context
   ISTHMUS_CONTROL      like --control; several are separated as in PATH
   ISTHMUS_PLAYGROUND   like --playground; "isthmus playground env" sets it
   the default playground, when it is up
+  the current context of the kubeconfig; "kubectl isthmus" looks there before it looks for the default playground
 
 Exit codes: 0 ok, 1 a finding, 2 usage, 3 unreachable, 4 time-out.`,
 		Version:           version.Long(),
@@ -50,11 +67,17 @@ Exit codes: 0 ok, 1 a finding, 2 usage, 3 unreachable, 4 time-out.`,
 	root.SetVersionTemplate("isthmus {{.Version}}\n")
 	flags := root.PersistentFlags()
 	flags.StringArrayVar(&g.controls, "control", nil, "admin `socket` of a control plane; may be given several times")
+	flags.StringSliceVar(&g.contexts, "context", nil, "`context` of a Kubernetes cluster; several: a,b or given again")
+	flags.StringVar(&g.kubeconfig, "kubeconfig", "", "`file` that has the contexts (default: KUBECONFIG, or ~/.kube/config)")
+	flags.StringVar(&g.namespace, "system-namespace", "isthmus-system", "`namespace` that Isthmus is installed in")
 	flags.StringVar(&g.playground, "playground", "", "`folder` of the playground whose clusters are meant")
 	flags.DurationVar(&g.timeout, "timeout", 10*time.Second, "how long to wait for answers")
 	root.AddCommand(
-		newStatus(g), newGet(g), newExplain(g), newIntroduction(g), newJoinToken(g), newVersion(), newPlayground(g),
+		newStatus(g), newGet(g), newExplain(g), newIntroduction(g), newJoinToken(g), newVersion(), newPlayground(g), newAdminPipe(),
 	)
+	if g.plugin {
+		root.Annotations = map[string]string{cobra.CommandDisplayNameAnnotation: "kubectl isthmus"}
+	}
 	root.InitDefaultHelpCmd()
 	root.InitDefaultCompletionCmd()
 	strictHelp(root)
@@ -72,13 +95,16 @@ func checkFlags(c *cobra.Command, g *global) error {
 		}
 		return f.Value.String(), true
 	}
-	for _, name := range []string{"dir", "playground", "report", "cluster", "workload", "gateway", "node"} {
+	for _, name := range []string{"dir", "playground", "report", "cluster", "workload", "gateway", "node", "kubeconfig", "system-namespace"} {
 		if v, ok := given(name); ok && v == "" {
 			return usage{fmt.Errorf("--%s is empty", name)}
 		}
 	}
 	if slices.Contains(g.controls, "") {
 		return usage{errors.New("--control is empty")}
+	}
+	if _, ok := given("context"); ok && (len(g.contexts) == 0 || slices.Contains(g.contexts, "")) {
+		return usage{errors.New("--context is empty")}
 	}
 	for _, name := range []string{"timeout", "patience"} {
 		if v, ok := given(name); ok {

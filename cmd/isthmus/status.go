@@ -20,10 +20,12 @@ import (
 // clusterStatus is one element of `isthmus status -o json`.
 type clusterStatus struct {
 	Cluster       string   `json:"cluster,omitempty"`
-	Socket        string   `json:"socket"`
+	Socket        string   `json:"socket,omitempty"`   // of the control, where it was named by its socket
+	Context       string   `json:"context,omitempty"`  // of the cluster, where it was named by its context
 	Error         string   `json:"error,omitempty"`    // the control did not answer
 	Findings      []string `json:"findings,omitempty"` // what is not as it should be, in words
 	*admin.Status          // none when there is an Error
+	where         string   // the socket or the context, as the table says it
 }
 
 func newStatus(g *global) *cobra.Command {
@@ -46,7 +48,12 @@ It exits with 1 when something is not as it should be, and with 3 when a control
 			var all []clusterStatus
 			findings := 0
 			for _, a := range asked {
-				cs := clusterStatus{Cluster: a.client.cluster, Socket: a.client.Socket()}
+				cs := clusterStatus{Cluster: a.client.cluster, where: a.client.Where()}
+				if a.client.kube != nil {
+					cs.Context = a.client.kube.Context
+				} else {
+					cs.Socket = a.client.Where()
+				}
 				if a.err != nil {
 					cs.Error = a.err.Error()
 				} else {
@@ -145,7 +152,7 @@ func perCluster(reasons string) bool {
 func printStatus(w io.Writer, format output.Format, all []clusterStatus) error {
 	clusters := output.Table{
 		Columns: []string{"CLUSTER", "READY", "PEERS", "LINKS", "PROXIES", "SERVICES", "EXPORTS", "IMPORTS", "MANIFESTS"},
-		Wide:    []string{"REGION", "TRUST DOMAIN", "UP", "ROOT EXPIRES", "VERSION", "SOCKET"},
+		Wide:    []string{"REGION", "TRUST DOMAIN", "UP", "ROOT EXPIRES", "VERSION", "CONTROL"},
 	}
 	links := output.Table{
 		Columns: []string{"CLUSTER", "GATEWAY", "LINK TO", "STATE", "CONNECTIONS", "RTT", "DETAIL"},
@@ -159,7 +166,7 @@ func printStatus(w io.Writer, format output.Format, all []clusterStatus) error {
 	var found []string
 	for _, cs := range all {
 		if cs.Status == nil {
-			clusters.Row(cmp.Or(cs.Cluster, "?"), "?", "-", "-", "-", "-", "-", "-", "-", "-", "-", "-", "-", "-", cs.Socket)
+			clusters.Row(cmp.Or(cs.Cluster, "?"), "?", "-", "-", "-", "-", "-", "-", "-", "-", "-", "-", "-", "-", cs.where)
 			found = append(found, cs.Error)
 			continue
 		}
@@ -168,7 +175,7 @@ func printStatus(w io.Writer, format output.Format, all []clusterStatus) error {
 			share(s.Links, func(l admin.Link) bool { return l.State == "up" }),
 			share(s.Proxies, func(p admin.Proxy) bool { return p.Connected }),
 			strconv.Itoa(s.Services), strconv.Itoa(s.Exports), strconv.Itoa(s.Imports), manifests(s.Manifests),
-			s.Region, s.TrustDomain, ago(s.Started), s.RootExpires.Format(time.DateOnly), s.Version, cs.Socket)
+			s.Region, s.TrustDomain, ago(s.Started), s.RootExpires.Format(time.DateOnly), s.Version, cs.where)
 		for _, p := range s.Peers {
 			peers.Row(s.Cluster, p.Cluster, p.State, strconv.Itoa(p.Services), strconv.Itoa(p.Gateways), p.Bus, ago(p.Issued), p.Reason,
 				p.TrustDomain, p.Region, strconv.FormatUint(p.Epoch, 10), strconv.FormatUint(p.Seq, 10))

@@ -28,7 +28,7 @@ func (c *Cluster) Explain(doing string, err error) error {
 	case errors.Is(err, context.Canceled):
 		return fmt.Errorf("%s: %w", who, err)
 	case errors.Is(err, context.DeadlineExceeded), errors.As(err, &netw) && netw.Timeout():
-		return fmt.Errorf("%s: the API server at %s did not answer in time: %w: %w", who, c.Config.Host, context.DeadlineExceeded, err)
+		return fmt.Errorf("%s: the API server at %s, or what it asks, did not answer in time: %w: %w", who, c.Config.Host, context.DeadlineExceeded, err)
 	case apierrors.IsUnauthorized(err):
 		return fmt.Errorf("%s: the API server does not know who asks; log in to that cluster again: %w", who, err)
 	case apierrors.IsForbidden(err):

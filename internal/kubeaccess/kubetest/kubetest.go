@@ -1,0 +1,254 @@
+// Package kubetest is as much of a Kubernetes API server as tests of the CLI need: objects by their path, exec, and what is forbidden.
+package kubetest
+
+import (
+	"encoding/json"
+	"fmt"
+	"io"
+	"net/http"
+	"net/http/httptest"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/go-logr/logr"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/klog/v2"
+	"k8s.io/streaming/pkg/httpstream"
+	"k8s.io/streaming/pkg/httpstream/spdy"
+	"k8s.io/streaming/pkg/httpstream/wsstream"
+	"sigs.k8s.io/yaml"
+)
+
+// Exec is a command that runs in a container: it returns its exit code.
+type Exec func(pod string, command []string, stdin io.Reader, stdout, stderr io.Writer) int
+
+// Server is an API server. Set its fields before the first request.
+type Server struct {
+	Exec         Exec // nil: no Pod is there
+	NoWebSockets bool // as proxies that don't let them through
+
+	http *httptest.Server
+
+	mu       sync.Mutex
+	objects  map[string]map[string]any // guarded by mu, by path
+	denied   map[string]string         // guarded by mu: "VERB PATH-PREFIX" to what is said
+	requests []string                  // guarded by mu
+}
+
+// quiet is done once: the server's half of exec logs every connection that ends.
+var quiet sync.Once
+
+// New returns a Server that lives until the test ends.
+func New(tb testing.TB) *Server {
+	tb.Helper()
+	quiet.Do(func() { klog.SetLogger(logr.Discard()) })
+	s := &Server{objects: map[string]map[string]any{}, denied: map[string]string{}}
+	s.http = httptest.NewServer(s)
+	tb.Cleanup(s.http.Close)
+	return s
+}
+
+// Kubeconfig writes a kubeconfig with a context for each server, by name; the first by the alphabet is the current one.
+func Kubeconfig(tb testing.TB, servers map[string]*Server) string {
+	tb.Helper()
+	type named map[string]any
+	var contexts, clusters []named
+	var names []string
+	for name, s := range servers {
+		names = append(names, name)
+		contexts = append(contexts, named{"name": name, "context": named{"cluster": name, "user": "u"}})
+		clusters = append(clusters, named{"name": name, "cluster": named{"server": s.http.URL}})
+	}
+	b, err := yaml.Marshal(named{
+		"apiVersion": "v1", "kind": "Config", "current-context": slices.Min(names), "contexts": contexts, "clusters": clusters,
+		"users": []named{{"name": "u", "user": named{}}},
+	})
+	if err != nil {
+		tb.Fatal(err)
+	}
+	path := filepath.Join(tb.TempDir(), "kubeconfig")
+	if err := os.WriteFile(path, b, 0o600); err != nil {
+		tb.Fatal(err)
+	}
+	return path
+}
+
+// Put makes an object there at a path like /api/v1/namespaces/shop/pods/web.
+func (s *Server) Put(path string, object any) {
+	b, err := json.Marshal(object)
+	var m map[string]any
+	if err == nil {
+		err = json.Unmarshal(b, &m)
+	}
+	if err != nil {
+		panic(err)
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.objects[path] = m
+}
+
+// Get returns the object at a path; nil: none.
+func (s *Server) Get(path string) map[string]any {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.objects[path]
+}
+
+// Forbid makes the Server refuse a method at all paths that begin so.
+func (s *Server) Forbid(method, prefix, message string) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.denied[method+" "+prefix] = message
+}
+
+// Requests returns "METHOD PATH" of all requests so far.
+func (s *Server) Requests() []string {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return slices.Clone(s.requests)
+}
+
+// ServeHTTP answers as an API server does.
+func (s *Server) ServeHTTP(w http.ResponseWriter, r *http.Request) {
+	path := r.URL.Path
+	s.mu.Lock()
+	s.requests = append(s.requests, r.Method+" "+path)
+	for key, message := range s.denied {
+		if strings.HasPrefix(r.Method+" "+path, key) {
+			s.mu.Unlock()
+			fail(w, http.StatusForbidden, metav1.StatusReasonForbidden, message)
+			return
+		}
+	}
+	s.mu.Unlock()
+	if pod, ok := strings.CutSuffix(path, "/exec"); ok {
+		s.exec(w, r, pod[strings.LastIndex(pod, "/")+1:])
+		return
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	switch r.Method {
+	case http.MethodGet:
+		s.get(w, path)
+	case http.MethodPatch, http.MethodPut: // apply: what is applied becomes the object
+		var m map[string]any
+		b, _ := io.ReadAll(r.Body)
+		if err := yaml.Unmarshal(b, &m); err != nil {
+			fail(w, http.StatusBadRequest, metav1.StatusReasonBadRequest, err.Error())
+			return
+		}
+		s.objects[path] = m
+		answer(w, http.StatusOK, m)
+	case http.MethodDelete:
+		m, ok := s.objects[path]
+		if !ok {
+			notFound(w, path)
+			return
+		}
+		delete(s.objects, path)
+		answer(w, http.StatusOK, m)
+	default:
+		fail(w, http.StatusMethodNotAllowed, metav1.StatusReasonMethodNotAllowed, r.Method)
+	}
+}
+
+// get answers with the object at a path, or with a list of those below it. The caller holds mu.
+func (s *Server) get(w http.ResponseWriter, path string) {
+	if m, ok := s.objects[path]; ok {
+		answer(w, http.StatusOK, m)
+		return
+	}
+	var items []map[string]any
+	for at, m := range s.objects {
+		if below, ok := strings.CutPrefix(at, path+"/"); ok && !strings.Contains(below, "/") {
+			items = append(items, m)
+		}
+	}
+	if items == nil {
+		notFound(w, path)
+		return
+	}
+	answer(w, http.StatusOK, map[string]any{"apiVersion": items[0]["apiVersion"], "kind": fmt.Sprint(items[0]["kind"], "List"), "items": items})
+}
+
+func answer(w http.ResponseWriter, status int, body any) {
+	w.Header().Set("Content-Type", "application/json")
+	w.WriteHeader(status)
+	_ = json.NewEncoder(w).Encode(body)
+}
+
+func fail(w http.ResponseWriter, code int, reason metav1.StatusReason, message string) {
+	answer(w, code, metav1.Status{
+		TypeMeta: metav1.TypeMeta{APIVersion: "v1", Kind: "Status"}, Status: metav1.StatusFailure,
+		Reason: reason, Code: int32(code), Message: message, //nolint:gosec // of net/http
+	})
+}
+
+func notFound(w http.ResponseWriter, path string) {
+	fail(w, http.StatusNotFound, metav1.StatusReasonNotFound, fmt.Sprintf("%q not found", path[strings.LastIndex(path, "/")+1:]))
+}
+
+func (s *Server) exec(w http.ResponseWriter, r *http.Request, pod string) {
+	if s.Exec == nil {
+		notFound(w, pod)
+		return
+	}
+	var streams map[string]io.ReadWriteCloser
+	switch {
+	case wsstream.IsWebSocketRequest(r) && s.NoWebSockets:
+		fail(w, http.StatusBadRequest, metav1.StatusReasonBadRequest, "no WebSockets here")
+		return
+	case wsstream.IsWebSocketRequest(r):
+		conn := wsstream.NewConn(map[string]wsstream.ChannelProtocolConfig{"v5.channel.k8s.io": {Binary: true, Channels: []wsstream.ChannelType{
+			wsstream.ReadChannel, wsstream.WriteChannel, wsstream.WriteChannel, wsstream.WriteChannel, wsstream.IgnoreChannel,
+		}}})
+		_, channels, err := conn.Open(w, r)
+		if err != nil {
+			return
+		}
+		defer func() { _ = conn.Close() }()
+		streams = map[string]io.ReadWriteCloser{"stdin": channels[0], "stdout": channels[1], "stderr": channels[2], "error": channels[3]}
+	default:
+		if _, err := httpstream.Handshake(r, w, []string{"v4.channel.k8s.io"}); err != nil {
+			return
+		}
+		arrived := make(chan httpstream.Stream, 4)
+		conn := spdy.NewResponseUpgrader().UpgradeResponse(w, r, func(s httpstream.Stream, _ <-chan struct{}) error {
+			arrived <- s
+			return nil
+		})
+		if conn == nil {
+			return
+		}
+		defer func() { _ = conn.Close() }()
+		streams = map[string]io.ReadWriteCloser{}
+		for len(streams) < 4 {
+			select {
+			case s := <-arrived:
+				streams[s.Headers().Get("streamType")] = s
+			case <-conn.CloseChan():
+				return
+			case <-time.After(time.Minute): // a client that is broken
+				return
+			}
+		}
+	}
+	code := s.Exec(pod, r.URL.Query()["command"], streams["stdin"], streams["stdout"], streams["stderr"])
+	status := metav1.Status{Status: metav1.StatusSuccess}
+	if code != 0 {
+		status = metav1.Status{
+			Status: metav1.StatusFailure, Reason: "NonZeroExitCode", Message: fmt.Sprintf("exit code %d", code),
+			Details: &metav1.StatusDetails{Causes: []metav1.StatusCause{{Type: "ExitCode", Message: fmt.Sprint(code)}}},
+		}
+	}
+	_ = json.NewEncoder(streams["error"]).Encode(status)
+	for _, s := range streams {
+		_ = s.Close()
+	}
+}
