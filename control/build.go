@@ -154,9 +154,10 @@ func (w *world) reportStranded(r *resolved, exported bool) {
 func (w *world) ownRecords() map[topology.ServiceName]*ServiceExport {
 	w.own.Roots = w.in.roots
 	for _, g := range w.in.gateways {
-		if g.QUIC != "" {
+		at := cmp.Or(w.in.objects.Outside.Gateways[g.ID], g.QUIC)
+		if at != "" {
 			w.own.Gateways = append(w.own.Gateways, federation.Gateway{
-				ID: g.ID, QUIC: []string{g.QUIC}, Identity: g.Identity, Capacity: 1, Draining: g.Draining, Zone: g.Zone,
+				ID: g.ID, QUIC: []string{at}, Identity: g.Identity, Capacity: 1, Draining: g.Draining, Zone: g.Zone,
 			})
 		}
 	}

@@ -26,7 +26,7 @@ import (
 )
 
 // TestBuild builds the world of each archive under testdata/build and compares all of it with the archive's file "want".
-// UPDATE=1 writes it anew. An archive holds manifests (*.yaml, but for the following), self.yaml, fleet.yaml and views.yaml.
+// UPDATE=1 writes it anew. An archive holds manifests (*.yaml, but for the following), self.yaml, fleet.yaml, outside.yaml and views.yaml.
 func TestBuild(t *testing.T) {
 	paths, err := filepath.Glob("testdata/build/*.txtar")
 	if err != nil || len(paths) == 0 {
@@ -106,6 +106,8 @@ func readScene(t *testing.T, archive *txtar.Archive) control.Scene {
 			}
 			decode(t, f, &fleet)
 			scene.Gateways, scene.Nodes, scene.Links = fleet.Gateways, fleet.Nodes, fleet.Links
+		case "outside.yaml":
+			decode(t, f, &scene.Objects.Outside)
 		case "views.yaml":
 			decode(t, f, &scene.Views)
 		default:

@@ -36,7 +36,15 @@ type Objects struct {
 	Exports   []ServiceExport
 	Peers     []ClusterPeer
 	Policies  []FailoverPolicy
+	Outside   Outside
 	Problems  []Problem
+}
+
+// Outside is where other clusters reach this one, as far as the registry knows it better than the programs do: by the load balancers in
+// front of them.
+type Outside struct {
+	Gateways map[string]string // host:port (UDP), by the gateway's ID
+	Bus      []string          // URLs of the bus; used where none are configured
 }
 
 // Len returns the number of objects.

@@ -230,8 +230,8 @@ func hops(r *http.Request) int {
 // requests would travel that nobody on the way has seen.
 func dropForeignUpgrade(r *http.Request) {
 	for token := range strings.SplitSeq(strings.Join(r.Header.Values("Upgrade"), ","), ",") {
-		token, _, _ = strings.Cut(token, ";") // parameters have no meaning here, and must not hide the name
-		token = strings.ToLower(strings.Trim(token, " \t\"")) // quoted it is no token, but somebody may read it as one
+		token, _, _ = strings.Cut(token, ";")                                                                      // parameters have no meaning here, and must not hide the name
+		token = strings.ToLower(strings.Trim(token, " \t\""))                                                      // quoted it is no token, but somebody may read it as one
 		if strings.HasPrefix(token, "h2") || strings.HasPrefix(token, "http") || strings.HasPrefix(token, "tls") { // h2c-14 is one too
 			r.Header.Del("Upgrade")
 			r.Header.Del("Http2-Settings")

@@ -35,6 +35,7 @@ func convert(now *reading, last memory) (*control.Objects, memory) {
 	c := &converter{last: last, next: make(memory, len(last)), out: new(control.Objects)}
 	meshed := c.meshedPods(now)
 	each(c, "Service", now.services, func(v conversion) { c.out.Services = append(c.out.Services, *v.value.Service) })
+	c.out.Outside = outside(now.services, now.namespace)
 	copies := newCopies(c.out.Services, meshed)
 	each(c, "EndpointSlice", ofServices(now.slices), copies.add)
 	c.out.Slices = copies.slices()

@@ -21,6 +21,7 @@ import (
 
 // reading is what the caches hold at one moment. Nothing in it may be changed: it is the caches' own.
 type reading struct {
+	namespace string // control's own
 	services  []corev1.Service
 	slices    []discoveryv1.EndpointSlice
 	pods      []corev1.Pod
@@ -128,7 +129,8 @@ func (r *reader) read(ctx context.Context) (*reading, error) {
 		zones[nodes.Items[i].Name] = nodes.Items[i].Labels[corev1.LabelTopologyZone]
 	}
 	return &reading{
-		services: services.Items, slices: endpoints.Items, pods: pods.Items, exports: exports.Items,
+		namespace: r.cfg.Namespace,
+		services:  services.Items, slices: endpoints.Items, pods: pods.Items, exports: exports.Items,
 		workloads: workloads.Items, peers: peers.Items, policies: policies.Items, zones: zones,
 	}, nil
 }

@@ -13,7 +13,10 @@ func trim(in any) (any, error) {
 	case *corev1.Pod:
 		return trimPod(o), nil
 	case *corev1.Service:
-		o.ManagedFields, o.Annotations, o.Status = nil, nil, corev1.ServiceStatus{}
+		o.ManagedFields, o.Annotations = nil, nil
+		if o.Labels[AdvertisesLabel] == "" {
+			o.Status = corev1.ServiceStatus{}
+		}
 	case *discoveryv1.EndpointSlice:
 		o.ManagedFields, o.Annotations = nil, nil
 	case *metav1.PartialObjectMetadata:
