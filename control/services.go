@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"maps"
 	"slices"
+	"strings"
 
 	"github.com/isthmus-mesh/isthmus/federation"
 	"github.com/isthmus-mesh/isthmus/topology"
@@ -35,6 +36,7 @@ func (w *world) callables(valid map[topology.ServiceName]*ServiceExport, exports
 			s.Imported = true
 			s.ClusterSetIPs = i.IPs
 			s.Ports = joinPorts(s.Ports, i.Import.Ports)
+			s.OtherPorts = otherPorts(i.Import.Ports)
 			if w.services[name] == nil {
 				s.Headless = i.Import.Type == federation.Headless
 			}
@@ -71,11 +73,22 @@ func joinPorts(own []topology.Port, imported []federation.ImportPort) []topology
 		byNumber[p.Number] = p
 	}
 	for _, p := range imported {
-		if p.Transport != federation.UDP {
+		if p.Transport == federation.TCP {
 			byNumber[p.Number] = topology.Port{Name: p.Name, Number: p.Number, Protocol: p.Protocol()}
 		}
 	}
 	return slices.SortedFunc(maps.Values(byNumber), func(a, b topology.Port) int { return cmp.Compare(a.Number, b.Number) })
+}
+
+// otherPorts returns the ports of an import that are named in DNS and not carried.
+func otherPorts(imported []federation.ImportPort) []topology.OtherPort {
+	var out []topology.OtherPort
+	for _, p := range imported {
+		if p.Transport != federation.TCP {
+			out = append(out, topology.OtherPort{Name: p.Name, Number: p.Number, Protocol: strings.ToLower(string(p.Transport))})
+		}
+	}
+	return out
 }
 
 // remotes is what other clusters say of an import: only on the ports that each exposes (KEP-1645).
@@ -87,7 +100,7 @@ func remotes(i *ImportStatus, offers []offer) []topology.Remote {
 			Stale: o.view.Freshness != federation.Fresh || o.view.Quarantined,
 		}
 		for _, p := range i.Import.Ports {
-			if p.Transport != federation.UDP && slices.Contains(p.Clusters, o.view.Cluster) {
+			if p.Transport == federation.TCP && slices.Contains(p.Clusters, o.view.Cluster) {
 				r.Ports = append(r.Ports, p.Number)
 			}
 		}

@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"maps"
 	"slices"
+	"strings"
 	"time"
 
 	"github.com/isthmus-mesh/isthmus/api/admin"
@@ -159,8 +160,8 @@ func (p *present) imports() []admin.Import {
 		}
 		for _, port := range i.Import.Ports {
 			protocol := string(port.Protocol())
-			if port.Transport == federation.UDP {
-				protocol = "udp"
+			if port.Transport != federation.TCP {
+				protocol = strings.ToLower(string(port.Transport))
 			}
 			a.Ports = append(a.Ports, fmt.Sprintf("%d/%s", port.Number, protocol))
 		}

@@ -218,7 +218,7 @@ func decodeExport(domain spiffeid.TrustDomain, p *federationv1.ExportedService) 
 	}
 	for _, port := range p.GetPorts() {
 		number, transport := port.GetPort(), Transport(port.GetProtocol())
-		if number == 0 || number > 65535 || transport != TCP && transport != UDP {
+		if number == 0 || number > 65535 || transport != TCP && transport != UDP && transport != SCTP {
 			return Export{}, bad("port %d/%s", number, transport)
 		}
 		decoded := Port{Name: port.GetName(), Number: uint16(number), Transport: transport, AppProtocol: port.GetAppProtocol()}

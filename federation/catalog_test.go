@@ -89,7 +89,7 @@ func TestCatalogLeavesOut(t *testing.T) {
 		"traffic policy":  func(e *Export) { e.InternalTrafficPolicy = "Elsewhere" },
 		"port 0":          func(e *Export) { e.Ports = []Port{{Number: 0}} },
 		"port twice":      func(e *Export) { e.Ports = []Port{{Name: "a", Number: 1}, {Name: "b", Number: 1}} },
-		"transport":       func(e *Export) { e.Ports = []Port{{Number: 1, Transport: "SCTP"}} },
+		"transport":       func(e *Export) { e.Ports = []Port{{Number: 1, Transport: "DCCP"}} },
 		"many ports":      func(e *Export) { e.Ports = make([]Port, maxPorts+1) },
 		"long label":      func(e *Export) { e.Labels = map[string]string{"a": strings.Repeat("x", maxLabelBytes+1)} },
 		"empty key":       func(e *Export) { e.Labels = map[string]string{"": "x"} },

@@ -52,7 +52,7 @@ var mutants = []struct {
 	{"mcs/slices", []edit{{"control/kube/caches.go", "case isImported(s):\n\t\treturn toWriter", "case isImported(s):\n\t\treturn 0"}}},
 	{"mcs/audience", []edit{{"federation/export.go", `len(e.Audience) == 0 ||`, `len(e.Audience) >= 0 ||`}}},
 	{"mcs/copies", []edit{{"control/conditions.go", `r.stranded > 0 && r.stranded == r.copies`, `false`}}},
-	{"mcs/sctp", []edit{{"control/manifest/check.go", `c.addf(field, "%q is not supported: want TCP or UDP", protocol)`, `_ = protocol`}}},
+	{"mcs/sctp", []edit{{"federation/catalog.go", `transport != TCP && transport != UDP && transport != SCTP`, `transport != TCP && transport != UDP`}}},
 	{"faults/control-restart", []edit{ // either is enough for the other
 		{"federation/recall.go", `saved, ok := s.loadCut(spec.RootFingerprint)`, "saved, ok := s.loadCut(spec.RootFingerprint)\nok = false"},
 		{"control/kube/plan.go", `&& !mayReturn(have, want.Silent)`, ``},

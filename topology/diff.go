@@ -84,6 +84,7 @@ func equalValue[T comparable](a, b *T) bool { return *a == *b }
 func (s *Service) equal(o *Service) bool {
 	return s.Name == o.Name &&
 		slices.Equal(s.Ports, o.Ports) &&
+		slices.Equal(s.OtherPorts, o.OtherPorts) &&
 		slices.Equal(s.ClusterIPs, o.ClusterIPs) &&
 		slices.Equal(s.ClusterSetIPs, o.ClusterSetIPs) &&
 		s.Imported == o.Imported && s.Exported == o.Exported && s.Headless == o.Headless &&

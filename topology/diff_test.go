@@ -35,6 +35,7 @@ func fullSpec(t *testing.T) topology.SnapshotSpec {
 		Services: []*topology.Service{{
 			Name:          n,
 			Ports:         []topology.Port{{Name: "http", Number: 80, Protocol: topology.HTTP}},
+			OtherPorts:    []topology.OtherPort{{Name: "dns", Number: 53, Protocol: "udp"}},
 			ClusterIPs:    []netip.Addr{addr.Addr()},
 			ClusterSetIPs: []netip.Addr{addr.Addr()},
 			Endpoints:     []topology.Endpoint{endpoint()},

@@ -35,6 +35,13 @@ type Port struct {
 	Protocol Protocol `json:"protocol"`
 }
 
+// OtherPort is a port of a service that is not TCP's: it has a name in DNS, and the mesh carries nothing on it.
+type OtherPort struct {
+	Name     string `json:"name,omitempty"`
+	Number   uint16 `json:"port"`
+	Protocol string `json:"protocol"` // "udp" or "sctp"
+}
+
 // Endpoint is one copy of a service in the own cluster, reached at its sidecar, or at the node proxy that stands in.
 type Endpoint struct {
 	ID       string         // unique within the service, e.g. the workload's name
@@ -62,6 +69,7 @@ type Remote struct {
 type Service struct {
 	Name          ServiceName
 	Ports         []Port
+	OtherPorts    []OtherPort
 	ClusterIPs    []netip.Addr // of the Service in the own cluster
 	ClusterSetIPs []netip.Addr // of the ServiceImport
 	Imported      bool         // a ServiceImport exists: <name>.<ns>.svc.clusterset.local resolves

@@ -128,10 +128,10 @@ func (c *checker) transport(field, protocol string) federation.Transport {
 	switch t := federation.Transport(protocol); t {
 	case "", federation.TCP:
 		return federation.TCP
-	case federation.UDP:
+	case federation.UDP, federation.SCTP:
 		return t
 	default:
-		c.addf(field, "%q is not supported: want TCP or UDP", protocol)
+		c.addf(field, "%q is not known: want TCP, UDP or SCTP", protocol)
 		return federation.TCP
 	}
 }

@@ -18,8 +18,16 @@ func decodeService(b *configv1.Service) (*topology.Service, error) {
 	if s.Name, err = topology.NewServiceName(b.GetNamespace(), b.GetName()); err != nil {
 		return nil, err
 	}
-	if err = atMost("ports", len(b.GetPorts()), maxPorts); err != nil {
+	if err = cmp.Or(atMost("ports", len(b.GetPorts()), maxPorts), atMost("other ports", len(b.GetOtherPorts()), maxPorts)); err != nil {
 		return nil, err
+	}
+	for _, bp := range b.GetOtherPorts() {
+		p := topology.OtherPort{Name: bp.GetName(), Protocol: bp.GetProtocol()}
+		p.Number, err = decodeNumber(bp.GetPort())
+		if err = cmp.Or(err, checkTexts(p.Name, p.Protocol)); err != nil {
+			return nil, err
+		}
+		s.OtherPorts = append(s.OtherPorts, p)
 	}
 	for _, bp := range b.GetPorts() {
 		p := topology.Port{Name: bp.GetName(), Protocol: topology.Protocol(bp.GetProtocol())}

@@ -83,6 +83,9 @@ func EncodeService(s *topology.Service) *configv1.Resource {
 	for _, p := range s.Ports {
 		body.Ports = append(body.Ports, &configv1.Port{Name: p.Name, Port: uint32(p.Number), Protocol: string(p.Protocol)})
 	}
+	for _, p := range s.OtherPorts {
+		body.OtherPorts = append(body.OtherPorts, &configv1.OtherPort{Name: p.Name, Port: uint32(p.Number), Protocol: p.Protocol})
+	}
 	for _, r := range s.Remotes {
 		body.Remotes = append(body.Remotes, &configv1.Remote{
 			Cluster:   r.Cluster.String(),

@@ -134,6 +134,9 @@ func genService(t *rapid.T) *topology.Service {
 	for range rapid.IntRange(0, 3).Draw(t, "ports") {
 		s.Ports = append(s.Ports, topology.Port{Name: genText.Draw(t, "port_name"), Number: genPort.Draw(t, "port"), Protocol: genProto.Draw(t, "protocol")})
 	}
+	for range rapid.IntRange(0, 2).Draw(t, "other_ports") {
+		s.OtherPorts = append(s.OtherPorts, topology.OtherPort{Name: genText.Draw(t, "port_name"), Number: genPort.Draw(t, "port"), Protocol: genText.Draw(t, "protocol")})
+	}
 	return s
 }
 

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"net/netip"
+	"slices"
 	"strings"
 
 	"golang.org/x/net/dns/dnsmessage"
@@ -23,6 +24,9 @@ const (
 	maxQuery = 1232
 	// maxQueryRecords bounds the records that a query carries behind its question (an OPT, perhaps a TSIG).
 	maxQueryRecords = 4
+
+	// srvWeight is that of each SRV record: all are alike.
+	srvWeight = 100
 
 	// schemaVersion is that of the multicluster DNS schema (KEP-1645).
 	schemaVersion = "1.0.0"
@@ -188,6 +192,12 @@ func (s *Server) service(ctx context.Context, r *reply, labels []string, scope t
 	if service == nil {
 		return
 	}
+	if r.question.Type == dnsmessage.TypeSRV { // of all ports: what Kubernetes' own DNS says, too
+		for _, p := range named(service) {
+			r.srv(service, p.number, labels, scope)
+		}
+		return
+	}
 	for _, ip := range addresses(service, scope) {
 		if body := address(ip); body != nil && typeOf(body) == r.question.Type {
 			r.add(r.question.Name, body)
@@ -200,33 +210,64 @@ func (s *Server) belowService(ctx context.Context, r *reply, labels []string, sc
 	_ = s.find(ctx, r, labels, scope)
 }
 
-// port answers for _<port>._<protocol>.<name>.<namespace>.svc. Every port is TCP underneath.
+// port answers for _<port>._<protocol>.<name>.<namespace>.svc.
 func (s *Server) port(ctx context.Context, r *reply, labels []string, scope topology.Scope) {
 	service := s.find(ctx, r, labels[2:], scope)
 	if service == nil {
 		return
 	}
-	for _, p := range service.Ports {
-		if p.Name == "" || labels[0] != "_"+strings.ToLower(p.Name) || labels[1] != "_tcp" {
+	for _, p := range named(service) {
+		if labels[0] != "_"+p.name || labels[1] != "_"+p.protocol {
 			continue
 		}
-		if r.question.Type != dnsmessage.TypeSRV {
-			return
-		}
-		target, err := dnsmessage.NewName(strings.Join(labels[2:], ".") + "." + r.zone + ".")
-		if err != nil {
-			r.code = dnsmessage.RCodeNameError
-			return
-		}
-		r.add(r.question.Name, &dnsmessage.SRVResource{Weight: 100, Port: p.Number, Target: target})
-		for _, ip := range addresses(service, scope) {
-			if body := address(ip); body != nil {
-				r.extra = append(r.extra, record{target, body})
-			}
+		if r.question.Type == dnsmessage.TypeSRV {
+			r.srv(service, p.number, labels[2:], scope)
 		}
 		return
 	}
 	r.code = dnsmessage.RCodeNameError
+}
+
+// port is a port that has a name in DNS.
+type port struct {
+	name, protocol string
+	number         uint16
+}
+
+// named returns the ports of a service that have a name: no other has an SRV record.
+func named(s *topology.Service) []port {
+	out := make([]port, 0, len(s.Ports)+len(s.OtherPorts))
+	for _, p := range s.Ports { // whatever they speak, it is TCP underneath
+		out = append(out, port{strings.ToLower(p.Name), "tcp", p.Number})
+	}
+	for _, p := range s.OtherPorts {
+		out = append(out, port{strings.ToLower(p.Name), p.Protocol, p.Number})
+	}
+	return slices.DeleteFunc(out, func(p port) bool { return p.name == "" })
+}
+
+// srv adds an SRV record to the service that labels name, and the addresses of that. Of two ports with one number, one for TCP and one for
+// UDP, the records are the same, and a set holds each once (RFC 2181 section 5).
+func (r *reply) srv(service *topology.Service, number uint16, labels []string, scope topology.Scope) {
+	target, err := dnsmessage.NewName(strings.Join(labels, ".") + "." + r.zone + ".")
+	if err != nil {
+		r.code = dnsmessage.RCodeNameError
+		return
+	}
+	for _, have := range r.answers {
+		if have.body.(*dnsmessage.SRVResource).Port == number { // an answer to such a question has no others
+			return
+		}
+	}
+	r.add(r.question.Name, &dnsmessage.SRVResource{Weight: srvWeight, Port: number, Target: target})
+	if len(r.extra) > 0 {
+		return
+	}
+	for _, ip := range addresses(service, scope) {
+		if body := address(ip); body != nil {
+			r.extra = append(r.extra, record{target, body})
+		}
+	}
 }
 
 func addresses(s *topology.Service, scope topology.Scope) []netip.Addr {

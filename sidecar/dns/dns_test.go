@@ -45,6 +45,10 @@ func server() *Server {
 		name("shop", "checkout"): {Imported: true, Ports: ports, ClusterSetIPs: addrs("241.0.0.7", "fd00::7"), ClusterIPs: addrs("10.0.0.7")},
 		name("shop", "cart"):     {Ports: ports, ClusterIPs: addrs("10.0.0.8")},
 		name("shop", "abroad"):   {Imported: true, Ports: ports, ClusterSetIPs: addrs("241.0.0.9")},
+		name("shop", "names"): {
+			Imported: true, ClusterSetIPs: addrs("241.0.0.10"), Ports: []topology.Port{{Name: "Tcp", Number: 42}, {Name: "web", Number: 80}},
+			OtherPorts: []topology.OtherPort{{Name: "udp", Number: 42, Protocol: "udp"}, {Number: 43, Protocol: "udp"}, {Name: "stcp", Number: 142, Protocol: "sctp"}},
+		},
 		name("shop", "headless"): {Imported: true, Headless: true, Ports: ports},
 	}
 	many := &topology.Service{Imported: true}
@@ -158,6 +162,16 @@ func TestAnswers(t *testing.T) {
 		{"_http._tcp.checkout.shop.svc.clusterset.local.", srv, []string{"AA", "SRV 80 checkout.shop.svc.clusterset.local.", "Success", "extra 241.0.0.7", "extra fd00::7"}},
 		{"_http._tcp.checkout.shop.svc.clusterset.local.", a, []string{"AA", "Success", setSOA}},
 		{"_http._udp.checkout.shop.svc.clusterset.local.", srv, []string{"AA", "NameError", setSOA}},
+		{"names.shop.svc.clusterset.local.", srv, []string{
+			"AA", "SRV 142 names.shop.svc.clusterset.local.", "SRV 42 names.shop.svc.clusterset.local.", "SRV 80 names.shop.svc.clusterset.local.", "Success", "extra 241.0.0.10",
+		}},
+		{"checkout.shop.svc.cluster.local.", srv, []string{"AA", "SRV 80 checkout.shop.svc.cluster.local.", "Success", "extra 10.0.0.7"}},
+		{"none.shop.svc.clusterset.local.", srv, []string{"AA", "NameError", setSOA}},
+		{"_udp._udp.names.shop.svc.clusterset.local.", srv, []string{"AA", "SRV 42 names.shop.svc.clusterset.local.", "Success", "extra 241.0.0.10"}},
+		{"_tcp._tcp.names.shop.svc.clusterset.local.", srv, []string{"AA", "SRV 42 names.shop.svc.clusterset.local.", "Success", "extra 241.0.0.10"}},
+		{"_stcp._sctp.names.shop.svc.clusterset.local.", srv, []string{"AA", "SRV 142 names.shop.svc.clusterset.local.", "Success", "extra 241.0.0.10"}},
+		{"_udp._tcp.names.shop.svc.clusterset.local.", srv, []string{"AA", "NameError", setSOA}},
+		{"_udp._udp.names.shop.svc.clusterset.local.", aaaa, []string{"AA", "Success", setSOA}},
 		{"_._tcp.checkout.shop.svc.clusterset.local.", srv, []string{"AA", "NameError", setSOA}},
 		{"_tcp.checkout.shop.svc.clusterset.local.", srv, []string{"AA", "Success", setSOA}},
 		{"us.checkout.shop.svc.clusterset.local.", a, []string{"AA", "NameError", setSOA}},

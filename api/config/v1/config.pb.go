@@ -1282,6 +1282,7 @@ type Service struct {
 	Policy        *FailoverPolicy        `protobuf:"bytes,9,opt,name=policy,proto3" json:"policy,omitempty"`
 	Headless      bool                   `protobuf:"varint,10,opt,name=headless,proto3" json:"headless,omitempty"`
 	Exported      bool                   `protobuf:"varint,11,opt,name=exported,proto3" json:"exported,omitempty"` // the own cluster exports it: its endpoints count for clusterset.local names
+	OtherPorts    []*OtherPort           `protobuf:"bytes,12,rep,name=other_ports,json=otherPorts,proto3" json:"other_ports,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1393,6 +1394,75 @@ func (x *Service) GetExported() bool {
 	return false
 }
 
+func (x *Service) GetOtherPorts() []*OtherPort {
+	if x != nil {
+		return x.OtherPorts
+	}
+	return nil
+}
+
+// OtherPort is a port that is not TCP's: it has a name in DNS, and nothing is carried on it.
+type OtherPort struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	Name  string                 `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
+	Port  uint32                 `protobuf:"varint,2,opt,name=port,proto3" json:"port,omitempty"`
+	// "udp" or "sctp".
+	Protocol      string `protobuf:"bytes,3,opt,name=protocol,proto3" json:"protocol,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *OtherPort) Reset() {
+	*x = OtherPort{}
+	mi := &file_api_config_v1_config_proto_msgTypes[17]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *OtherPort) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*OtherPort) ProtoMessage() {}
+
+func (x *OtherPort) ProtoReflect() protoreflect.Message {
+	mi := &file_api_config_v1_config_proto_msgTypes[17]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use OtherPort.ProtoReflect.Descriptor instead.
+func (*OtherPort) Descriptor() ([]byte, []int) {
+	return file_api_config_v1_config_proto_rawDescGZIP(), []int{17}
+}
+
+func (x *OtherPort) GetName() string {
+	if x != nil {
+		return x.Name
+	}
+	return ""
+}
+
+func (x *OtherPort) GetPort() uint32 {
+	if x != nil {
+		return x.Port
+	}
+	return 0
+}
+
+func (x *OtherPort) GetProtocol() string {
+	if x != nil {
+		return x.Protocol
+	}
+	return ""
+}
+
 // Endpoint is one copy in the own cluster, at its sidecar (or at the node proxy that stands in for it).
 type Endpoint struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
@@ -1412,7 +1482,7 @@ type Endpoint struct {
 
 func (x *Endpoint) Reset() {
 	*x = Endpoint{}
-	mi := &file_api_config_v1_config_proto_msgTypes[17]
+	mi := &file_api_config_v1_config_proto_msgTypes[18]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1424,7 +1494,7 @@ func (x *Endpoint) String() string {
 func (*Endpoint) ProtoMessage() {}
 
 func (x *Endpoint) ProtoReflect() protoreflect.Message {
-	mi := &file_api_config_v1_config_proto_msgTypes[17]
+	mi := &file_api_config_v1_config_proto_msgTypes[18]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1437,7 +1507,7 @@ func (x *Endpoint) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Endpoint.ProtoReflect.Descriptor instead.
 func (*Endpoint) Descriptor() ([]byte, []int) {
-	return file_api_config_v1_config_proto_rawDescGZIP(), []int{17}
+	return file_api_config_v1_config_proto_rawDescGZIP(), []int{18}
 }
 
 func (x *Endpoint) GetId() string {
@@ -1524,7 +1594,7 @@ type Remote struct {
 
 func (x *Remote) Reset() {
 	*x = Remote{}
-	mi := &file_api_config_v1_config_proto_msgTypes[18]
+	mi := &file_api_config_v1_config_proto_msgTypes[19]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1536,7 +1606,7 @@ func (x *Remote) String() string {
 func (*Remote) ProtoMessage() {}
 
 func (x *Remote) ProtoReflect() protoreflect.Message {
-	mi := &file_api_config_v1_config_proto_msgTypes[18]
+	mi := &file_api_config_v1_config_proto_msgTypes[19]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1549,7 +1619,7 @@ func (x *Remote) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Remote.ProtoReflect.Descriptor instead.
 func (*Remote) Descriptor() ([]byte, []int) {
-	return file_api_config_v1_config_proto_rawDescGZIP(), []int{18}
+	return file_api_config_v1_config_proto_rawDescGZIP(), []int{19}
 }
 
 func (x *Remote) GetCluster() string {
@@ -1605,7 +1675,7 @@ type FailoverPolicy struct {
 
 func (x *FailoverPolicy) Reset() {
 	*x = FailoverPolicy{}
-	mi := &file_api_config_v1_config_proto_msgTypes[19]
+	mi := &file_api_config_v1_config_proto_msgTypes[20]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1617,7 +1687,7 @@ func (x *FailoverPolicy) String() string {
 func (*FailoverPolicy) ProtoMessage() {}
 
 func (x *FailoverPolicy) ProtoReflect() protoreflect.Message {
-	mi := &file_api_config_v1_config_proto_msgTypes[19]
+	mi := &file_api_config_v1_config_proto_msgTypes[20]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1630,7 +1700,7 @@ func (x *FailoverPolicy) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use FailoverPolicy.ProtoReflect.Descriptor instead.
 func (*FailoverPolicy) Descriptor() ([]byte, []int) {
-	return file_api_config_v1_config_proto_rawDescGZIP(), []int{19}
+	return file_api_config_v1_config_proto_rawDescGZIP(), []int{20}
 }
 
 func (x *FailoverPolicy) GetName() string {
@@ -1665,7 +1735,7 @@ type Tier struct {
 
 func (x *Tier) Reset() {
 	*x = Tier{}
-	mi := &file_api_config_v1_config_proto_msgTypes[20]
+	mi := &file_api_config_v1_config_proto_msgTypes[21]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1677,7 +1747,7 @@ func (x *Tier) String() string {
 func (*Tier) ProtoMessage() {}
 
 func (x *Tier) ProtoReflect() protoreflect.Message {
-	mi := &file_api_config_v1_config_proto_msgTypes[20]
+	mi := &file_api_config_v1_config_proto_msgTypes[21]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1690,7 +1760,7 @@ func (x *Tier) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Tier.ProtoReflect.Descriptor instead.
 func (*Tier) Descriptor() ([]byte, []int) {
-	return file_api_config_v1_config_proto_rawDescGZIP(), []int{20}
+	return file_api_config_v1_config_proto_rawDescGZIP(), []int{21}
 }
 
 func (x *Tier) GetName() string {
@@ -1727,7 +1797,7 @@ type Selector struct {
 
 func (x *Selector) Reset() {
 	*x = Selector{}
-	mi := &file_api_config_v1_config_proto_msgTypes[21]
+	mi := &file_api_config_v1_config_proto_msgTypes[22]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1739,7 +1809,7 @@ func (x *Selector) String() string {
 func (*Selector) ProtoMessage() {}
 
 func (x *Selector) ProtoReflect() protoreflect.Message {
-	mi := &file_api_config_v1_config_proto_msgTypes[21]
+	mi := &file_api_config_v1_config_proto_msgTypes[22]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1752,7 +1822,7 @@ func (x *Selector) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Selector.ProtoReflect.Descriptor instead.
 func (*Selector) Descriptor() ([]byte, []int) {
-	return file_api_config_v1_config_proto_rawDescGZIP(), []int{21}
+	return file_api_config_v1_config_proto_rawDescGZIP(), []int{22}
 }
 
 func (x *Selector) GetCluster() string {
@@ -1797,7 +1867,7 @@ type Export struct {
 
 func (x *Export) Reset() {
 	*x = Export{}
-	mi := &file_api_config_v1_config_proto_msgTypes[22]
+	mi := &file_api_config_v1_config_proto_msgTypes[23]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1809,7 +1879,7 @@ func (x *Export) String() string {
 func (*Export) ProtoMessage() {}
 
 func (x *Export) ProtoReflect() protoreflect.Message {
-	mi := &file_api_config_v1_config_proto_msgTypes[22]
+	mi := &file_api_config_v1_config_proto_msgTypes[23]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1822,7 +1892,7 @@ func (x *Export) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Export.ProtoReflect.Descriptor instead.
 func (*Export) Descriptor() ([]byte, []int) {
-	return file_api_config_v1_config_proto_rawDescGZIP(), []int{22}
+	return file_api_config_v1_config_proto_rawDescGZIP(), []int{23}
 }
 
 func (x *Export) GetNamespace() string {
@@ -1875,7 +1945,7 @@ type Inbound struct {
 
 func (x *Inbound) Reset() {
 	*x = Inbound{}
-	mi := &file_api_config_v1_config_proto_msgTypes[23]
+	mi := &file_api_config_v1_config_proto_msgTypes[24]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1887,7 +1957,7 @@ func (x *Inbound) String() string {
 func (*Inbound) ProtoMessage() {}
 
 func (x *Inbound) ProtoReflect() protoreflect.Message {
-	mi := &file_api_config_v1_config_proto_msgTypes[23]
+	mi := &file_api_config_v1_config_proto_msgTypes[24]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1900,7 +1970,7 @@ func (x *Inbound) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Inbound.ProtoReflect.Descriptor instead.
 func (*Inbound) Descriptor() ([]byte, []int) {
-	return file_api_config_v1_config_proto_rawDescGZIP(), []int{23}
+	return file_api_config_v1_config_proto_rawDescGZIP(), []int{24}
 }
 
 func (x *Inbound) GetNamespace() string {
@@ -1949,7 +2019,7 @@ type InboundPort struct {
 
 func (x *InboundPort) Reset() {
 	*x = InboundPort{}
-	mi := &file_api_config_v1_config_proto_msgTypes[24]
+	mi := &file_api_config_v1_config_proto_msgTypes[25]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1961,7 +2031,7 @@ func (x *InboundPort) String() string {
 func (*InboundPort) ProtoMessage() {}
 
 func (x *InboundPort) ProtoReflect() protoreflect.Message {
-	mi := &file_api_config_v1_config_proto_msgTypes[24]
+	mi := &file_api_config_v1_config_proto_msgTypes[25]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1974,7 +2044,7 @@ func (x *InboundPort) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use InboundPort.ProtoReflect.Descriptor instead.
 func (*InboundPort) Descriptor() ([]byte, []int) {
-	return file_api_config_v1_config_proto_rawDescGZIP(), []int{24}
+	return file_api_config_v1_config_proto_rawDescGZIP(), []int{25}
 }
 
 func (x *InboundPort) GetPort() uint32 {
@@ -2091,7 +2161,7 @@ const file_api_config_v1_config_proto_rawDesc = "" +
 	"\x04Port\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12\x12\n" +
 	"\x04port\x18\x02 \x01(\rR\x04port\x12\x1a\n" +
-	"\bprotocol\x18\x03 \x01(\tR\bprotocol\"\xb1\x03\n" +
+	"\bprotocol\x18\x03 \x01(\tR\bprotocol\"\xf0\x03\n" +
 	"\aService\x12\x1c\n" +
 	"\tnamespace\x18\x01 \x01(\tR\tnamespace\x12\x12\n" +
 	"\x04name\x18\x02 \x01(\tR\x04name\x12-\n" +
@@ -2105,7 +2175,13 @@ const file_api_config_v1_config_proto_rawDesc = "" +
 	"\x06policy\x18\t \x01(\v2!.isthmus.config.v1.FailoverPolicyR\x06policy\x12\x1a\n" +
 	"\bheadless\x18\n" +
 	" \x01(\bR\bheadless\x12\x1a\n" +
-	"\bexported\x18\v \x01(\bR\bexported\"\xdc\x02\n" +
+	"\bexported\x18\v \x01(\bR\bexported\x12=\n" +
+	"\vother_ports\x18\f \x03(\v2\x1c.isthmus.config.v1.OtherPortR\n" +
+	"otherPorts\"O\n" +
+	"\tOtherPort\x12\x12\n" +
+	"\x04name\x18\x01 \x01(\tR\x04name\x12\x12\n" +
+	"\x04port\x18\x02 \x01(\rR\x04port\x12\x1a\n" +
+	"\bprotocol\x18\x03 \x01(\tR\bprotocol\"\xdc\x02\n" +
 	"\bEndpoint\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12\x18\n" +
 	"\aaddress\x18\x02 \x01(\tR\aaddress\x12\x1b\n" +
@@ -2183,7 +2259,7 @@ func file_api_config_v1_config_proto_rawDescGZIP() []byte {
 	return file_api_config_v1_config_proto_rawDescData
 }
 
-var file_api_config_v1_config_proto_msgTypes = make([]protoimpl.MessageInfo, 29)
+var file_api_config_v1_config_proto_msgTypes = make([]protoimpl.MessageInfo, 30)
 var file_api_config_v1_config_proto_goTypes = []any{
 	(*ResolveRequest)(nil),    // 0: isthmus.config.v1.ResolveRequest
 	(*ResolveResponse)(nil),   // 1: isthmus.config.v1.ResolveResponse
@@ -2202,18 +2278,19 @@ var file_api_config_v1_config_proto_goTypes = []any{
 	(*Cluster)(nil),           // 14: isthmus.config.v1.Cluster
 	(*Port)(nil),              // 15: isthmus.config.v1.Port
 	(*Service)(nil),           // 16: isthmus.config.v1.Service
-	(*Endpoint)(nil),          // 17: isthmus.config.v1.Endpoint
-	(*Remote)(nil),            // 18: isthmus.config.v1.Remote
-	(*FailoverPolicy)(nil),    // 19: isthmus.config.v1.FailoverPolicy
-	(*Tier)(nil),              // 20: isthmus.config.v1.Tier
-	(*Selector)(nil),          // 21: isthmus.config.v1.Selector
-	(*Export)(nil),            // 22: isthmus.config.v1.Export
-	(*Inbound)(nil),           // 23: isthmus.config.v1.Inbound
-	(*InboundPort)(nil),       // 24: isthmus.config.v1.InboundPort
-	nil,                       // 25: isthmus.config.v1.Endpoint.LabelsEntry
-	nil,                       // 26: isthmus.config.v1.Remote.LabelsEntry
-	nil,                       // 27: isthmus.config.v1.Tier.WeightsEntry
-	nil,                       // 28: isthmus.config.v1.Selector.LabelsEntry
+	(*OtherPort)(nil),         // 17: isthmus.config.v1.OtherPort
+	(*Endpoint)(nil),          // 18: isthmus.config.v1.Endpoint
+	(*Remote)(nil),            // 19: isthmus.config.v1.Remote
+	(*FailoverPolicy)(nil),    // 20: isthmus.config.v1.FailoverPolicy
+	(*Tier)(nil),              // 21: isthmus.config.v1.Tier
+	(*Selector)(nil),          // 22: isthmus.config.v1.Selector
+	(*Export)(nil),            // 23: isthmus.config.v1.Export
+	(*Inbound)(nil),           // 24: isthmus.config.v1.Inbound
+	(*InboundPort)(nil),       // 25: isthmus.config.v1.InboundPort
+	nil,                       // 26: isthmus.config.v1.Endpoint.LabelsEntry
+	nil,                       // 27: isthmus.config.v1.Remote.LabelsEntry
+	nil,                       // 28: isthmus.config.v1.Tier.WeightsEntry
+	nil,                       // 29: isthmus.config.v1.Selector.LabelsEntry
 }
 var file_api_config_v1_config_proto_depIdxs = []int32{
 	3,  // 0: isthmus.config.v1.Request.hello:type_name -> isthmus.config.v1.Hello
@@ -2229,31 +2306,32 @@ var file_api_config_v1_config_proto_depIdxs = []int32{
 	13, // 10: isthmus.config.v1.Resource.gateway:type_name -> isthmus.config.v1.Gateway
 	14, // 11: isthmus.config.v1.Resource.cluster:type_name -> isthmus.config.v1.Cluster
 	16, // 12: isthmus.config.v1.Resource.service:type_name -> isthmus.config.v1.Service
-	22, // 13: isthmus.config.v1.Resource.export:type_name -> isthmus.config.v1.Export
-	23, // 14: isthmus.config.v1.Resource.inbound:type_name -> isthmus.config.v1.Inbound
+	23, // 13: isthmus.config.v1.Resource.export:type_name -> isthmus.config.v1.Export
+	24, // 14: isthmus.config.v1.Resource.inbound:type_name -> isthmus.config.v1.Inbound
 	13, // 15: isthmus.config.v1.Cluster.gateways:type_name -> isthmus.config.v1.Gateway
 	15, // 16: isthmus.config.v1.Service.ports:type_name -> isthmus.config.v1.Port
-	17, // 17: isthmus.config.v1.Service.endpoints:type_name -> isthmus.config.v1.Endpoint
-	18, // 18: isthmus.config.v1.Service.remotes:type_name -> isthmus.config.v1.Remote
-	19, // 19: isthmus.config.v1.Service.policy:type_name -> isthmus.config.v1.FailoverPolicy
-	25, // 20: isthmus.config.v1.Endpoint.labels:type_name -> isthmus.config.v1.Endpoint.LabelsEntry
-	26, // 21: isthmus.config.v1.Remote.labels:type_name -> isthmus.config.v1.Remote.LabelsEntry
-	20, // 22: isthmus.config.v1.FailoverPolicy.tiers:type_name -> isthmus.config.v1.Tier
-	21, // 23: isthmus.config.v1.FailoverPolicy.never:type_name -> isthmus.config.v1.Selector
-	21, // 24: isthmus.config.v1.Tier.match:type_name -> isthmus.config.v1.Selector
-	27, // 25: isthmus.config.v1.Tier.weights:type_name -> isthmus.config.v1.Tier.WeightsEntry
-	28, // 26: isthmus.config.v1.Selector.labels:type_name -> isthmus.config.v1.Selector.LabelsEntry
-	17, // 27: isthmus.config.v1.Export.endpoints:type_name -> isthmus.config.v1.Endpoint
-	24, // 28: isthmus.config.v1.Inbound.ports:type_name -> isthmus.config.v1.InboundPort
-	2,  // 29: isthmus.config.v1.Config.Stream:input_type -> isthmus.config.v1.Request
-	0,  // 30: isthmus.config.v1.Config.Resolve:input_type -> isthmus.config.v1.ResolveRequest
-	9,  // 31: isthmus.config.v1.Config.Stream:output_type -> isthmus.config.v1.Response
-	1,  // 32: isthmus.config.v1.Config.Resolve:output_type -> isthmus.config.v1.ResolveResponse
-	31, // [31:33] is the sub-list for method output_type
-	29, // [29:31] is the sub-list for method input_type
-	29, // [29:29] is the sub-list for extension type_name
-	29, // [29:29] is the sub-list for extension extendee
-	0,  // [0:29] is the sub-list for field type_name
+	18, // 17: isthmus.config.v1.Service.endpoints:type_name -> isthmus.config.v1.Endpoint
+	19, // 18: isthmus.config.v1.Service.remotes:type_name -> isthmus.config.v1.Remote
+	20, // 19: isthmus.config.v1.Service.policy:type_name -> isthmus.config.v1.FailoverPolicy
+	17, // 20: isthmus.config.v1.Service.other_ports:type_name -> isthmus.config.v1.OtherPort
+	26, // 21: isthmus.config.v1.Endpoint.labels:type_name -> isthmus.config.v1.Endpoint.LabelsEntry
+	27, // 22: isthmus.config.v1.Remote.labels:type_name -> isthmus.config.v1.Remote.LabelsEntry
+	21, // 23: isthmus.config.v1.FailoverPolicy.tiers:type_name -> isthmus.config.v1.Tier
+	22, // 24: isthmus.config.v1.FailoverPolicy.never:type_name -> isthmus.config.v1.Selector
+	22, // 25: isthmus.config.v1.Tier.match:type_name -> isthmus.config.v1.Selector
+	28, // 26: isthmus.config.v1.Tier.weights:type_name -> isthmus.config.v1.Tier.WeightsEntry
+	29, // 27: isthmus.config.v1.Selector.labels:type_name -> isthmus.config.v1.Selector.LabelsEntry
+	18, // 28: isthmus.config.v1.Export.endpoints:type_name -> isthmus.config.v1.Endpoint
+	25, // 29: isthmus.config.v1.Inbound.ports:type_name -> isthmus.config.v1.InboundPort
+	2,  // 30: isthmus.config.v1.Config.Stream:input_type -> isthmus.config.v1.Request
+	0,  // 31: isthmus.config.v1.Config.Resolve:input_type -> isthmus.config.v1.ResolveRequest
+	9,  // 32: isthmus.config.v1.Config.Stream:output_type -> isthmus.config.v1.Response
+	1,  // 33: isthmus.config.v1.Config.Resolve:output_type -> isthmus.config.v1.ResolveResponse
+	32, // [32:34] is the sub-list for method output_type
+	30, // [30:32] is the sub-list for method input_type
+	30, // [30:30] is the sub-list for extension type_name
+	30, // [30:30] is the sub-list for extension extendee
+	0,  // [0:30] is the sub-list for field type_name
 }
 
 func init() { file_api_config_v1_config_proto_init() }
@@ -2281,7 +2359,7 @@ func file_api_config_v1_config_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_api_config_v1_config_proto_rawDesc), len(file_api_config_v1_config_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   29,
+			NumMessages:   30,
 			NumExtensions: 0,
 			NumServices:   1,
 		},
