@@ -101,7 +101,10 @@ func (p *present) endpoints() []admin.Endpoint {
 func (p *present) peers() []admin.Peer {
 	out := []admin.Peer{}
 	for _, peer := range p.world.peers {
-		a := admin.Peer{Cluster: peer.Cluster.String(), TrustDomain: peer.Domain.Name(), State: string(federation.Waiting), Bus: "inbound"}
+		a := admin.Peer{
+			Cluster: peer.Cluster.String(), TrustDomain: peer.Domain.Name(), State: string(federation.Waiting), Bus: "inbound",
+			RootFingerprint: peer.RootFingerprint, BusKey: peer.BusKey, BusURLs: peer.BusURLs,
+		}
 		if state := p.buses[a.Cluster]; state != nil {
 			a.Bus = state()
 		}

@@ -64,6 +64,10 @@ type Peer struct {
 	Bus         string    `json:"bus"` // connected, connecting, inbound
 	Gateways    int       `json:"gateways"`
 	Services    int       `json:"services"`
+	// As its ClusterPeer says:
+	RootFingerprint string   `json:"root_fingerprint"`
+	BusKey          string   `json:"bus_key"`
+	BusURLs         []string `json:"bus_urls,omitempty"`
 }
 
 // Link is what one local gateway reports of the links to one peer cluster.

@@ -181,27 +181,27 @@ func failures[T any](from []asked[T]) error {
 }
 
 // one returns the only control that is meant, or that of the named cluster.
-func (g *global) one(ctx context.Context, cluster string) (*admin.Client, error) {
+func (g *global) one(ctx context.Context, cluster string) (target, error) {
 	clients, err := g.targets()
 	if err != nil {
-		return nil, err
+		return target{}, err
 	}
 	if cluster == "" && len(clients) == 1 {
-		return clients[0].Client, nil
+		return clients[0], nil
 	}
 	if cluster == "" {
-		return nil, usage{fmt.Errorf("which of %d clusters? Name it with --cluster", len(clients))}
+		return target{}, usage{fmt.Errorf("which of %d clusters? Name it with --cluster", len(clients))}
 	}
 	all, err := askAll(ctx, g, func(*admin.Client, context.Context) (struct{}, error) { return struct{}{}, nil })
 	if err != nil {
-		return nil, err
+		return target{}, err
 	}
 	for _, a := range all {
 		if a.err == nil && a.status.Cluster == cluster {
-			return a.client.Client, nil
+			return a.client, nil
 		}
 	}
-	return nil, noCluster(cluster, all)
+	return target{}, noCluster(cluster, all)
 }
 
 // noCluster is the error when the named cluster is none of those that answered.

@@ -52,11 +52,11 @@ var kinds = []kind{
 	})},
 	{"peers", []string{"peer"}, getter((*admin.Client).Peers, output.Table{
 		Columns: []string{"CLUSTER", "PEER", "STATE", "SERVICES", "GATEWAYS", "BUS", "LAST WORD", "REASON"},
-		Wide:    []string{"TRUST DOMAIN", "REGION", "EPOCH", "SEQ"},
+		Wide:    []string{"TRUST DOMAIN", "REGION", "EPOCH", "SEQ", "FINGERPRINT", "BUS URLS"},
 	}, func(from string, p admin.Peer) []string {
 		return []string{
 			from, p.Cluster, p.State, strconv.Itoa(p.Services), strconv.Itoa(p.Gateways), p.Bus, ago(p.Issued), p.Reason,
-			p.TrustDomain, p.Region, strconv.FormatUint(p.Epoch, 10), strconv.FormatUint(p.Seq, 10),
+			p.TrustDomain, p.Region, strconv.FormatUint(p.Epoch, 10), strconv.FormatUint(p.Seq, 10), p.RootFingerprint, list(p.BusURLs),
 		}
 	})},
 	{"exports", []string{"export", "serviceexports", "serviceexport"}, getter((*admin.Client).Exports, output.Table{

@@ -50,20 +50,7 @@ func printClusterPeers(w io.Writer, intros []admin.Introduction) error {
 		if i > 0 {
 			_, _ = fmt.Fprintln(w, "---") // the next write has the error
 		}
-		urls := make([]string, len(in.BusURLs))
-		for i, u := range in.BusURLs {
-			urls[i] = fmt.Sprintf("%q", u)
-		}
-		if _, err := fmt.Fprintf(w, `apiVersion: isthmus.dev/v1alpha1
-kind: ClusterPeer
-metadata: {name: %s}
-spec:
-  trustDomain: %s
-  rootFingerprint: %s
-  bus:
-    key: %s
-    urls: [%s]
-`, in.Cluster, in.TrustDomain, in.RootFingerprint, in.BusKey, list(urls)); err != nil {
+		if _, err := io.WriteString(w, clusterPeer(in, "")); err != nil {
 			return err
 		}
 	}

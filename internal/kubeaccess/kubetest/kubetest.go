@@ -158,23 +158,29 @@ func (s *Server) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	}
 }
 
+// Serve makes a collection there, empty at first: what is put below its path is listed.
+func (s *Server) Serve(path, apiVersion, kind string) {
+	s.Put(path, map[string]any{"apiVersion": apiVersion, "kind": kind + "List", "metadata": map[string]any{}})
+}
+
 // get answers with the object at a path, or with a list of those below it. The caller holds mu.
 func (s *Server) get(w http.ResponseWriter, path string) {
-	if m, ok := s.objects[path]; ok {
+	m, ok := s.objects[path]
+	if kind, _ := m["kind"].(string); ok && !strings.HasSuffix(kind, "List") {
 		answer(w, http.StatusOK, m)
 		return
 	}
-	var items []map[string]any
+	if !ok {
+		notFound(w, path)
+		return
+	}
+	items := []map[string]any{}
 	for at, m := range s.objects {
 		if below, ok := strings.CutPrefix(at, path+"/"); ok && !strings.Contains(below, "/") {
 			items = append(items, m)
 		}
 	}
-	if items == nil {
-		notFound(w, path)
-		return
-	}
-	answer(w, http.StatusOK, map[string]any{"apiVersion": items[0]["apiVersion"], "kind": fmt.Sprint(items[0]["kind"], "List"), "items": items})
+	answer(w, http.StatusOK, map[string]any{"apiVersion": m["apiVersion"], "kind": m["kind"], "metadata": m["metadata"], "items": items})
 }
 
 func answer(w http.ResponseWriter, status int, body any) {
