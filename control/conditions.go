@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"net/netip"
 	"slices"
+	"strings"
 	"time"
 
 	"github.com/isthmus-mesh/isthmus/federation"
@@ -123,6 +124,44 @@ func copiesOf(i *federation.Import, cluster topology.ClusterName, e *federation.
 	return out
 }
 
+// peerStates says of each state of a peer what it means.
+var peerStates = map[string]string{
+	string(federation.Waiting): "nothing of it has been accepted yet: both clusters must let each other in, and one of them reach the other's bus",
+	string(federation.Stale):   "no word for a while; what it said stays in use",
+	string(federation.Frozen):  "silent for long: no new exports and no new trust anchors are taken from it",
+	string(federation.Expired): "silent for too long: no new connections to or from it",
+}
+
+// peerConditions says of each ClusterPeer whether the word of that cluster is good.
+func (w *world) peerConditions() []PeerStatus {
+	var out []PeerStatus
+	for _, p := range w.in.objects.Peers {
+		c := Condition{Type: conditionReady, Status: False}
+		switch i := slices.IndexFunc(w.in.views, func(v *federation.View) bool { return v.Cluster == p.Cluster && v.Domain == p.Domain }); {
+		case !slices.ContainsFunc(w.peers, func(o ClusterPeer) bool { return o.Name == p.Name }):
+			c.Reason = reasonNotInForce
+			for _, problem := range w.problems {
+				if problem.Object == p.Object() {
+					c.Message = problem.Reason
+				}
+			}
+		case i < 0: // it has just been declared
+			c.Reason = string(federation.Waiting)
+			c.Message = peerStates[c.Reason]
+		default:
+			v := w.in.views[i]
+			c.Reason = v.State()
+			c.Message = strings.TrimSuffix(strings.Join([]string{peerStates[c.Reason], v.Reason}, ": "), ": ")
+			c.Message = strings.TrimPrefix(c.Message, ": ")
+			if v.Freshness == federation.Fresh && !v.Quarantined {
+				c.Status = True
+			}
+		}
+		out = append(out, PeerStatus{Peer: p, Conditions: []Condition{c}})
+	}
+	return out
+}
+
 // stampConditions sets Since of each condition to when its status last changed: now, or what it was in last.
 func stampConditions(conditions, last []Condition, now time.Time) {
 	for i := range conditions {
@@ -147,6 +186,13 @@ func stampStatus(next, last *Status, now time.Time) {
 	imports := make(map[topology.ServiceName][]Condition, len(last.Imports))
 	for _, i := range last.Imports {
 		imports[i.Service()] = i.Conditions
+	}
+	peers := make(map[string][]Condition, len(last.Peers))
+	for _, p := range last.Peers {
+		peers[p.Peer.Name] = p.Conditions
+	}
+	for _, p := range next.Peers {
+		stampConditions(p.Conditions, peers[p.Peer.Name], now)
 	}
 	for _, e := range next.Exports {
 		stampConditions(e.Conditions, exports[e.Export.Service], now)

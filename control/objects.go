@@ -130,6 +130,7 @@ type ClusterPeer struct {
 	RootFingerprint string   // "sha256:" and 64 lower-case hex digits
 	BusURLs         []string // empty: we don't dial
 	BusKey          string   // public NKey, "U…"
+	Generation      int64    // as of a ServiceExport
 }
 
 // FailoverPolicy orders where calls to a service go (isthmus.dev/v1alpha1).

@@ -12,6 +12,7 @@ import (
 type Status struct {
 	Exports  []ExportStatus // ordered by service
 	Imports  []ImportStatus // ordered by service
+	Peers    []PeerStatus   // ordered by name
 	Problems []Problem
 	// Silent are the peers that have not spoken since the start, ordered. That an import which one of them offered is not among
 	// Imports says nothing yet: nothing is deleted until its owner has spoken.
@@ -22,6 +23,12 @@ type Status struct {
 type ExportStatus struct {
 	Export     ServiceExport
 	Conditions []Condition // Valid, Ready, Conflict
+}
+
+// PeerStatus is the status of a ClusterPeer.
+type PeerStatus struct {
+	Peer       ClusterPeer
+	Conditions []Condition // Ready
 }
 
 // ImportStatus is a ServiceImport, whole: only control writes imports.
@@ -58,7 +65,8 @@ type Condition struct {
 	Since   time.Time // when Status last changed
 }
 
-// Types and reasons of a ServiceExport's and a ServiceImport's conditions, but for those of a conflict (federation.Merge).
+// Types and reasons of a ServiceExport's, a ServiceImport's and a ClusterPeer's conditions, but for those of a conflict (federation.Merge),
+// and of a peer's state (federation.View).
 const (
 	conditionValid = "Valid"
 	conditionReady = "Ready"
@@ -70,6 +78,7 @@ const (
 	reasonReady              = "Ready"
 	reasonPending            = "Pending"
 	reasonFailed             = "Failed"
+	reasonNotInForce         = "NotInForce" // of a ClusterPeer
 )
 
 // family returns the IP family of an address, as Kubernetes spells it.

@@ -16,6 +16,8 @@ import (
 // good version is known. Immutable.
 type memory map[object]conversion
 
+const peerKind = "ClusterPeer"
+
 // object names an object.
 type object struct{ kind, namespace, name string }
 
@@ -40,7 +42,7 @@ func convert(now *reading, last memory) (*control.Objects, memory) {
 	each(c, "EndpointSlice", ofServices(now.slices), copies.add)
 	c.out.Slices = copies.slices()
 	each(c, mcsv1beta1.ServiceExportKindName, present(now.exports), func(v conversion) { c.out.Exports = append(c.out.Exports, *v.value.Export) })
-	each(c, "ClusterPeer", present(now.peers), func(v conversion) { c.out.Peers = append(c.out.Peers, *v.value.Peer) })
+	each(c, peerKind, present(now.peers), func(v conversion) { c.out.Peers = append(c.out.Peers, *v.value.Peer) })
 	each(c, "FailoverPolicy", present(now.policies), func(v conversion) { c.out.Policies = append(c.out.Policies, *v.value.Policy) })
 	each(c, "Workload", present(now.workloads), func(v conversion) {
 		w := v.value.Workload

@@ -13,6 +13,7 @@ import (
 	"sigs.k8s.io/controller-runtime/pkg/client"
 	mcsv1beta1 "sigs.k8s.io/mcs-api/pkg/apis/v1beta1"
 
+	meshv1alpha1 "github.com/isthmus-mesh/isthmus/api/mesh/v1alpha1"
 	"github.com/isthmus-mesh/isthmus/control"
 	"github.com/isthmus-mesh/isthmus/control/manifest"
 	"github.com/isthmus-mesh/isthmus/topology"
@@ -27,6 +28,7 @@ const (
 	remove          verb = "delete"
 	putImportStatus verb = "update status" // of an import
 	applyExport     verb = "apply status"  // of an export
+	applyPeer       verb = "apply state"   // of a ClusterPeer, likewise
 )
 
 // write is one request that is due. Exactly one of the objects is set.
@@ -38,6 +40,8 @@ type write struct {
 	slice *discoveryv1.EndpointSlice
 	// export holds the conditions that it shall have, and the resourceVersion that it had.
 	export *mcsv1beta1.ServiceExport
+	// peer likewise.
+	peer *meshv1alpha1.ClusterPeer
 	// news are those of its conditions that are told of by Events.
 	news []metav1.Condition
 }
@@ -47,6 +51,8 @@ func (w *write) target() object {
 	switch {
 	case w.export != nil:
 		return object{mcsv1beta1.ServiceExportKindName, w.export.Namespace, w.export.Name}
+	case w.peer != nil:
+		return object{peerKind, "", w.peer.Name}
 	case w.slice != nil:
 		return object{sliceKind, w.slice.Namespace, w.slice.Name}
 	}
@@ -55,8 +61,11 @@ func (w *write) target() object {
 
 // base is the resourceVersion that the write was decided on; "" where there was no object.
 func (w *write) base() string {
-	if w.export != nil {
+	switch {
+	case w.export != nil:
 		return w.export.ResourceVersion
+	case w.peer != nil:
+		return w.peer.ResourceVersion
 	}
 	return w.whole().GetResourceVersion()
 }
@@ -77,6 +86,7 @@ func (o object) String() string {
 // written is what the caches hold of what is written. Nothing in it may be changed: it is the caches' own.
 type written struct {
 	exports    []mcsv1beta1.ServiceExport
+	peers      []meshv1alpha1.ClusterPeer
 	imports    []mcsv1beta1.ServiceImport
 	slices     []discoveryv1.EndpointSlice // of imports, ours and others'
 	namespaces map[string]bool             // that are there and not being deleted
@@ -85,7 +95,7 @@ type written struct {
 // plan returns the writes that make what is there what it should be, ordered by kind, namespace and name, and what can't be made so. It is
 // pure.
 func plan(want *control.Status, now *written) (due []write, problems []control.Problem) {
-	due = exportWrites(want, now)
+	due = append(exportWrites(want, now), peerWrites(want, now)...)
 	there := make(map[topology.ServiceName]*mcsv1beta1.ServiceImport, len(now.imports))
 	for i := range now.imports {
 		if name, err := topology.NewServiceName(now.imports[i].Namespace, now.imports[i].Name); err == nil {
@@ -204,6 +214,35 @@ func exportWrites(want *control.Status, now *written) []write {
 			ObjectMeta: metav1.ObjectMeta{Namespace: e.Namespace, Name: e.Name, UID: have.UID, ResourceVersion: have.ResourceVersion},
 			Status:     mcsv1beta1.ServiceExportStatus{Conditions: ours},
 		}, news: news(have.Status.Conditions, ours)})
+	}
+	return due
+}
+
+// peerWrites compares the conditions of the ClusterPeers with what they shall be.
+func peerWrites(want *control.Status, now *written) []write {
+	there := make(map[string]*meshv1alpha1.ClusterPeer, len(now.peers))
+	for i := range now.peers {
+		there[now.peers[i].Name] = &now.peers[i]
+	}
+	var due []write
+	for i := range want.Peers {
+		p := &want.Peers[i].Peer
+		have := there[p.Name]
+		if have == nil {
+			continue
+		}
+		ours := manifest.Conditions(want.Peers[i].Conditions)
+		conditions := merged(have.Status.Conditions, ours, p.Generation)
+		if equality.Semantic.DeepEqual(have.Status.Conditions, conditions) {
+			continue
+		}
+		conditions = slices.DeleteFunc(conditions, func(c metav1.Condition) bool {
+			return !slices.ContainsFunc(ours, func(o metav1.Condition) bool { return o.Type == c.Type })
+		})
+		due = append(due, write{verb: applyPeer, peer: &meshv1alpha1.ClusterPeer{
+			ObjectMeta: metav1.ObjectMeta{Name: p.Name, UID: have.UID, ResourceVersion: have.ResourceVersion},
+			Status:     meshv1alpha1.ClusterPeerStatus{Conditions: conditions},
+		}})
 	}
 	return due
 }

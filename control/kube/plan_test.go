@@ -13,6 +13,7 @@ import (
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	mcsv1beta1 "sigs.k8s.io/mcs-api/pkg/apis/v1beta1"
 
+	meshv1alpha1 "github.com/isthmus-mesh/isthmus/api/mesh/v1alpha1"
 	"github.com/isthmus-mesh/isthmus/control"
 	"github.com/isthmus-mesh/isthmus/control/manifest"
 	"github.com/isthmus-mesh/isthmus/federation"
@@ -231,5 +232,35 @@ func TestPlanOfExports(t *testing.T) {
 	due, _ := plan(&control.Status{Exports: []control.ExportStatus{exportStatusOf(t, "gone", valid)}}, &written{})
 	if len(due) != 0 {
 		t.Errorf("for an export that is gone: %v", describe(due))
+	}
+}
+
+func TestPlanOfPeers(t *testing.T) {
+	fresh := control.Condition{Type: "Ready", Status: control.True, Reason: "Fresh", Since: later}
+	status := func(c control.Condition) *control.Status {
+		return &control.Status{Peers: []control.PeerStatus{{
+			Peer: control.ClusterPeer{Meta: control.Meta{Kind: "ClusterPeer", Name: "us"}, Generation: 2}, Conditions: []control.Condition{c},
+		}}}
+	}
+	have := meshv1alpha1.ClusterPeer{ObjectMeta: metaOf("us")}
+	have.Namespace = ""
+	due, _ := plan(status(fresh), &written{peers: []meshv1alpha1.ClusterPeer{have}})
+	if d := cmp.Diff([]string{"apply state ClusterPeer us @1"}, describe(due)); d != "" {
+		t.Fatal(d)
+	}
+	want := []metav1.Condition{{Type: "Ready", Status: "True", Reason: "Fresh", ObservedGeneration: 2, LastTransitionTime: metav1.NewTime(later)}}
+	if d := cmp.Diff(want, due[0].peer.Status.Conditions); d != "" {
+		t.Error(d)
+	}
+	have.Status.Conditions = append(want, metav1.Condition{Type: "Theirs", Status: "True", Reason: "So"})
+	if due, _ = plan(status(fresh), &written{peers: []meshv1alpha1.ClusterPeer{have}}); len(due) != 0 {
+		t.Errorf("as it should be: %v", describe(due))
+	}
+	fresh.Status, fresh.Reason = control.False, "Stale"
+	if due, _ = plan(status(fresh), &written{peers: []meshv1alpha1.ClusterPeer{have}}); len(due) != 1 || len(due[0].peer.Status.Conditions) != 1 {
+		t.Errorf("another state: %v", describe(due))
+	}
+	if due, _ = plan(status(fresh), &written{}); len(due) != 0 {
+		t.Errorf("of a peer that is gone: %v", describe(due))
 	}
 }

@@ -4,10 +4,14 @@ import (
 	"context"
 	"fmt"
 
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/apis/meta/v1/unstructured"
 	"k8s.io/apimachinery/pkg/runtime"
+	"k8s.io/apimachinery/pkg/runtime/schema"
 	"sigs.k8s.io/controller-runtime/pkg/client"
 	mcsv1beta1 "sigs.k8s.io/mcs-api/pkg/apis/v1beta1"
+
+	meshv1alpha1 "github.com/isthmus-mesh/isthmus/api/mesh/v1alpha1"
 )
 
 // do makes the request of a write.
@@ -26,7 +30,13 @@ func (w *writer) do(ctx context.Context, due *write) error {
 		err := w.writes.Delete(ctx, gone, client.Preconditions{UID: new(gone.GetUID()), ResourceVersion: new(gone.GetResourceVersion())})
 		return client.IgnoreNotFound(err)
 	case applyExport:
-		object, err := exportStatus(due.export)
+		object, err := conditionsOf(schema.FromAPIVersionAndKind(mcsv1beta1.GroupVersion.String(), mcsv1beta1.ServiceExportKindName), due.export, due.export.Status.Conditions)
+		if err != nil {
+			return err
+		}
+		return w.writes.Status().Apply(ctx, client.ApplyConfigurationFromUnstructured(object), owner, client.ForceOwnership)
+	case applyPeer:
+		object, err := conditionsOf(meshv1alpha1.GroupVersion.WithKind(peerKind), due.peer, due.peer.Status.Conditions)
 		if err != nil {
 			return err
 		}
@@ -35,22 +45,22 @@ func (w *writer) do(ctx context.Context, due *write) error {
 	return fmt.Errorf("no way to %s", due.verb)
 }
 
-// exportStatus is what server-side apply is given: the conditions that are ours, and nothing else. The UID keeps them from an export
-// that was made anew under the same name.
-func exportStatus(e *mcsv1beta1.ServiceExport) (*unstructured.Unstructured, error) {
-	conditions := make([]any, 0, len(e.Status.Conditions))
-	for i := range e.Status.Conditions {
-		c, err := runtime.DefaultUnstructuredConverter.ToUnstructured(&e.Status.Conditions[i])
+// conditionsOf is what server-side apply is given: the conditions that are ours, and nothing else. The UID keeps them from an object that
+// was made anew under the same name.
+func conditionsOf(kind schema.GroupVersionKind, of metav1.Object, ours []metav1.Condition) (*unstructured.Unstructured, error) {
+	conditions := make([]any, 0, len(ours))
+	for i := range ours {
+		c, err := runtime.DefaultUnstructuredConverter.ToUnstructured(&ours[i])
 		if err != nil {
 			return nil, err
 		}
 		conditions = append(conditions, c)
 	}
-	out := &unstructured.Unstructured{Object: map[string]any{
-		"metadata": map[string]any{"namespace": e.Namespace, "name": e.Name, "uid": string(e.UID)},
-		"status":   map[string]any{"conditions": conditions},
-	}}
-	out.SetAPIVersion(mcsv1beta1.GroupVersion.String())
-	out.SetKind(mcsv1beta1.ServiceExportKindName)
+	metadata := map[string]any{"name": of.GetName(), "uid": string(of.GetUID())}
+	if of.GetNamespace() != "" {
+		metadata["namespace"] = of.GetNamespace()
+	}
+	out := &unstructured.Unstructured{Object: map[string]any{"metadata": metadata, "status": map[string]any{"conditions": conditions}}}
+	out.SetGroupVersionKind(kind)
 	return out, nil
 }

@@ -14,6 +14,7 @@ import (
 	"sigs.k8s.io/controller-runtime/pkg/client"
 	mcsv1beta1 "sigs.k8s.io/mcs-api/pkg/apis/v1beta1"
 
+	meshv1alpha1 "github.com/isthmus-mesh/isthmus/api/mesh/v1alpha1"
 	"github.com/isthmus-mesh/isthmus/control"
 	"github.com/isthmus-mesh/isthmus/internal/live"
 )
@@ -130,16 +131,17 @@ func (w *writer) round(ctx context.Context) (again time.Duration, err error) {
 func (w *writer) read(ctx context.Context) (*written, error) {
 	var (
 		exports    mcsv1beta1.ServiceExportList
+		peers      meshv1alpha1.ClusterPeerList
 		imports    mcsv1beta1.ServiceImportList
 		endpoints  discoveryv1.EndpointSliceList
 		namespaces = metadataListOf("Namespace")
 	)
-	for _, list := range []client.ObjectList{&exports, &imports, &endpoints, namespaces} {
+	for _, list := range []client.ObjectList{&exports, &peers, &imports, &endpoints, namespaces} {
 		if err := w.reads.List(ctx, list, client.UnsafeDisableDeepCopy); err != nil {
 			return nil, err
 		}
 	}
-	out := &written{exports: exports.Items, imports: imports.Items, slices: slices.DeleteFunc(endpoints.Items, isElsewhere), namespaces: make(map[string]bool, len(namespaces.Items))}
+	out := &written{exports: exports.Items, peers: peers.Items, imports: imports.Items, slices: slices.DeleteFunc(endpoints.Items, isElsewhere), namespaces: make(map[string]bool, len(namespaces.Items))}
 	for i := range namespaces.Items {
 		out.namespaces[namespaces.Items[i].Name] = namespaces.Items[i].DeletionTimestamp == nil
 	}

@@ -19,6 +19,7 @@ import (
 	"sigs.k8s.io/controller-runtime/pkg/client/interceptor"
 	mcsv1beta1 "sigs.k8s.io/mcs-api/pkg/apis/v1beta1"
 
+	meshv1alpha1 "github.com/isthmus-mesh/isthmus/api/mesh/v1alpha1"
 	"github.com/isthmus-mesh/isthmus/control"
 	"github.com/isthmus-mesh/isthmus/internal/live"
 )
@@ -44,7 +45,7 @@ func newBench(t *testing.T, objects ...client.Object) *bench {
 		return b.refuse
 	}
 	b.api = fake.NewClientBuilder().WithScheme(scheme).WithRESTMapper(mapper).WithObjects(objects...).
-		WithStatusSubresource(&mcsv1beta1.ServiceExport{}, &mcsv1beta1.ServiceImport{}).
+		WithStatusSubresource(&mcsv1beta1.ServiceExport{}, &mcsv1beta1.ServiceImport{}, &meshv1alpha1.ClusterPeer{}).
 		WithInterceptorFuncs(interceptor.Funcs{
 			Create: func(ctx context.Context, c client.WithWatch, o client.Object, opts ...client.CreateOption) error {
 				return errors.Join(note("create", o), ifNil(b.refuse, func() error { return c.Create(ctx, o, opts...) }))
@@ -344,5 +345,23 @@ func TestBackOff(t *testing.T) {
 	}
 	if last < retryMost*3/4 {
 		t.Errorf("ends at %s", last)
+	}
+}
+
+func TestPeerStateIsApplied(t *testing.T) {
+	peer := meshv1alpha1.ClusterPeer{ObjectMeta: metaOf("us")}
+	peer.Namespace, peer.ResourceVersion = "", ""
+	b := newBench(t, &peer)
+	b.writer.status.Store(&control.Status{Peers: []control.PeerStatus{{
+		Peer:       control.ClusterPeer{Meta: control.Meta{Kind: "ClusterPeer", Name: "us"}, Generation: 1},
+		Conditions: []control.Condition{{Type: "Ready", Status: control.True, Reason: "Fresh", Since: later}},
+	}}})
+	b.settle()
+	var got meshv1alpha1.ClusterPeer
+	if err := b.api.Get(t.Context(), client.ObjectKeyFromObject(&peer), &got); err != nil {
+		t.Fatal(err)
+	}
+	if c := got.Status.Conditions; len(c) != 1 || c[0].Reason != "Fresh" || c[0].ObservedGeneration != 1 || got.Spec.TrustDomain != peer.Spec.TrustDomain {
+		t.Errorf("%+v", got)
 	}
 }

@@ -24,6 +24,7 @@ func clusterPeer(c *checker, in *meshv1alpha1.ClusterPeer) Object {
 	p := &control.ClusterPeer{
 		Meta:            c.meta(&in.ObjectMeta, false, validation.IsDNS1123Label),
 		RootFingerprint: in.Spec.RootFingerprint, BusURLs: in.Spec.Bus.URLs, BusKey: in.Spec.Bus.Key,
+		Generation: in.Generation,
 	}
 	if len(c.errs) == 0 {
 		name, err := topology.ParseClusterName(p.Name)

@@ -7,6 +7,8 @@ import metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 //
 // +kubebuilder:object:root=true
 // +kubebuilder:resource:scope=Cluster,shortName=cpeer,categories=isthmus
+// +kubebuilder:subresource:status
+// +kubebuilder:printcolumn:name="State",type=string,JSONPath=`.status.conditions[?(@.type=="Ready")].reason`
 // +kubebuilder:printcolumn:name="Trust Domain",type=string,JSONPath=`.spec.trustDomain`
 // +kubebuilder:printcolumn:name="Bus",type=string,JSONPath=`.spec.bus.urls`
 // +kubebuilder:printcolumn:name="Fingerprint",type=string,JSONPath=`.spec.rootFingerprint`,priority=1
@@ -20,6 +22,9 @@ type ClusterPeer struct {
 	// Spec pins who the peer is.
 	// +required
 	Spec ClusterPeerSpec `json:"spec"`
+	// Status is control's to write.
+	// +optional
+	Status ClusterPeerStatus `json:"status,omitzero"`
 }
 
 // ClusterPeerSpec pins who the peer is.
@@ -51,6 +56,16 @@ type ClusterPeerBus struct {
 	// +required
 	// +kubebuilder:validation:Pattern=`^U[A-Z2-7]{55}$`
 	Key string `json:"key"`
+}
+
+// ClusterPeerStatus says how it is between the two clusters, as this one sees it.
+type ClusterPeerStatus struct {
+	// Conditions: "Ready" is True while the peer's signed word is recent (reason Fresh). Else its reason is the state that "isthmus get peers"
+	// shows (Waiting, Stale, Frozen, Expired, Quarantined), or NotInForce.
+	// +optional
+	// +listType=map
+	// +listMapKey=type
+	Conditions []metav1.Condition `json:"conditions,omitempty"`
 }
 
 // ClusterPeerList is a list of ClusterPeers.
