@@ -87,6 +87,8 @@ func Imports(fsys fs.FS) ([]Import, error) {
 			return err
 		case d.IsDir() && name != "." && (strings.HasPrefix(d.Name(), ".") || d.Name() == "testdata" || d.Name() == "bin"):
 			return fs.SkipDir
+		case d.IsDir() && name != "." && isModule(fsys, name):
+			return fs.SkipDir // what it imports is its own business
 		case d.IsDir() || path.Ext(name) != ".go":
 			return nil
 		}
@@ -112,6 +114,12 @@ func Imports(fsys fs.FS) ([]Import, error) {
 		return nil
 	})
 	return imports, err
+}
+
+// isModule reports whether a folder is the root of a module of its own.
+func isModule(fsys fs.FS, dir string) bool {
+	_, err := fs.Stat(fsys, path.Join(dir, "go.mod"))
+	return err == nil
 }
 
 // Check returns what breaks the rules, one sentence each.
