@@ -13,7 +13,7 @@ VERSION        ?=
 LDFLAGS        := $(if $(VERSION),-ldflags "-X github.com/isthmus-mesh/isthmus/internal/version.release=$(VERSION)")
 
 .DEFAULT_GOAL := help
-.PHONY: help build demo test race lint generate check fuzz bench kube-binaries kube-test kube-mutants clean
+.PHONY: help build demo test race lint generate check fuzz bench kube-binaries kube-test kube-mutants kind-image kind-up kind-down kind-test clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  %-13s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -66,6 +66,20 @@ kube-test: kube-binaries ## the MCS scenarios on three real API servers (ARGS='-
 # Breaks control on purpose, in each way that mutants_test.go lists: a scenario that does not notice is no check.
 kube-mutants: kube-binaries ## see each of those scenarios fail (about fifteen minutes)
 	ISTHMUS_KUBE_MUTANTS=1 $(KUBE_TEST) ./kind-tests -timeout 60m -run TestMutants -v
+
+KINDLAB = $(GO) run ./kind-tests/kindlab
+
+kind-image: ## the image of a kind node, built without a registry: about fifteen minutes, once
+	$(KINDLAB) image
+
+kind-test: ## two kind clusters, Isthmus in both, the MCS specifications and faults (ARGS='-run TestKind/scenarios')
+	$(KINDLAB) test $(ARGS)
+
+kind-up: ## two kind clusters to try things by hand (go run ./kind-tests/kindlab exec kubectl --context eu get pods)
+	$(KINDLAB) up
+
+kind-down: ## remove them, and all that came with them
+	$(KINDLAB) down
 
 clean: ## remove what the targets made
 	rm -rf $(BIN) .cache

@@ -1,0 +1,111 @@
+// App is what the tests call, and what calls it:
+//
+//	app serve ADDRESS    answers each HTTP request with: copy $POD of $CLUSTER
+//	app load URL         calls without a pause longer than 10 ms, and prints each second how many calls were answered, by which cluster, and each that failed
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"maps"
+	"net/http"
+	"os"
+	"os/signal"
+	"slices"
+	"strings"
+	"syscall"
+	"time"
+)
+
+func main() {
+	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
+	defer stop()
+	var err error
+	switch args := os.Args[1:]; {
+	case len(args) == 2 && args[0] == "serve":
+		err = serve(ctx, args[1])
+	case len(args) == 2 && args[0] == "load":
+		load(ctx, args[1])
+	default:
+		err = errors.New("usage: app serve ADDRESS | app load URL")
+	}
+	if err != nil {
+		slog.Error("app", "error", err)
+		os.Exit(1)
+	}
+}
+
+// lame is how long a copy still answers that has been told to end: whoever calls learns of it a little later.
+const lame = 2 * time.Second
+
+func serve(ctx context.Context, address string) error {
+	server := &http.Server{
+		Addr: address, ReadHeaderTimeout: 10 * time.Second,
+		Handler: http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
+			_, _ = fmt.Fprintf(w, "copy %s of %s\n", os.Getenv("POD"), os.Getenv("CLUSTER"))
+		}),
+	}
+	ended := make(chan error, 1)
+	go func() { ended <- server.ListenAndServe() }()
+	select {
+	case err := <-ended:
+		return err
+	case <-ctx.Done():
+	}
+	time.Sleep(lame)
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), 10*time.Second)
+	defer cancel()
+	return server.Shutdown(ctx)
+}
+
+const (
+	between  = 10 * time.Millisecond
+	callTime = 10 * time.Second
+)
+
+func load(ctx context.Context, url string) {
+	client := http.Client{Timeout: callTime}
+	answered, failed := map[string]int{}, 0
+	next := time.Now().Add(time.Second)
+	for ctx.Err() == nil {
+		from, err := call(&client, url)
+		if err != nil {
+			failed++
+			_, _ = fmt.Fprintf(os.Stdout, "%s FAILED: %v\n", time.Now().UTC().Format(time.TimeOnly), err)
+		} else {
+			answered[from]++
+		}
+		if time.Now().After(next) {
+			next = time.Now().Add(time.Second)
+			report(answered, failed)
+		}
+		time.Sleep(between)
+	}
+	report(answered, failed)
+}
+
+func report(answered map[string]int, failed int) {
+	line, total := "", 0
+	for _, from := range slices.Sorted(maps.Keys(answered)) {
+		line += fmt.Sprintf(" %s=%d", from, answered[from])
+		total += answered[from]
+	}
+	_, _ = fmt.Fprintf(os.Stdout, "%s answered=%d failed=%d%s\n", time.Now().UTC().Format(time.TimeOnly), total, failed, line)
+}
+
+func call(client *http.Client, url string) (from string, err error) {
+	response, err := client.Get(url)
+	if err != nil {
+		return "", err
+	}
+	defer func() { _ = response.Body.Close() }()
+	body, err := io.ReadAll(io.LimitReader(response.Body, 1<<10))
+	if err == nil && response.StatusCode != http.StatusOK {
+		err = fmt.Errorf("%s: %s", response.Status, body)
+	}
+	_, from, _ = strings.Cut(strings.TrimSpace(string(body)), " of ")
+	return from, err
+}
