@@ -27,7 +27,7 @@ func (s *scenario) apply(ts *testscript.TestScript, args []string) error {
 		return err
 	}
 	return onEach(in, func(c *member) error {
-		_, _, err := c.cluster.Kubectl(s.ctx, text, "-n", s.namespace, "apply", "-f", "-")
+		_, _, err := c.api.Kubectl(s.ctx, text, "-n", s.namespace, "apply", "-f", "-")
 		return err
 	})
 }
@@ -41,7 +41,7 @@ func (s *scenario) together(ts *testscript.TestScript, args []string) error {
 		return err
 	}
 	do := func(verb string, c *member, more ...string) (string, error) {
-		out, _, failed := c.cluster.Kubectl(s.ctx, text, append([]string{"-n", s.namespace, verb, "-f", "-"}, more...)...)
+		out, _, failed := c.api.Kubectl(s.ctx, text, append([]string{"-n", s.namespace, verb, "-f", "-"}, more...)...)
 		return out, failed
 	}
 	for range togetherTries {
@@ -104,7 +104,7 @@ func (s *scenario) runKubectl(args []string) (stdout, stderr string, err error) 
 	if err != nil {
 		return "", "", err
 	}
-	return c.cluster.Kubectl(s.ctx, "", append([]string{"-n", s.namespace}, args[1:]...)...)
+	return c.api.Kubectl(s.ctx, "", append([]string{"-n", s.namespace}, args[1:]...)...)
 }
 
 func (s *scenario) isthmus(ts *testscript.TestScript, args []string) error {
@@ -137,7 +137,7 @@ func (s *scenario) settle() error {
 	s.marks++
 	name := func(c *member) string { return fmt.Sprintf("zzz-%d-%s", s.marks, c.name) }
 	if err := onEach(s.in, func(c *member) error {
-		_, _, err := c.cluster.Kubectl(s.ctx, fmt.Sprintf(mark, name(c)), "-n", s.namespace, "create", "-f", "-")
+		_, _, err := c.api.Kubectl(s.ctx, fmt.Sprintf(mark, name(c)), "-n", s.namespace, "create", "-f", "-")
 		return err
 	}); err != nil {
 		return err
@@ -146,7 +146,7 @@ func (s *scenario) settle() error {
 		var errs []error
 		for _, at := range s.in {
 			for _, of := range s.in {
-				_, err := at.cluster.Get(s.ctx, "/apis/multicluster.x-k8s.io/v1beta1/namespaces/"+s.namespace+"/serviceimports/"+name(of))
+				_, err := at.api.Get(s.ctx, "/apis/multicluster.x-k8s.io/v1beta1/namespaces/"+s.namespace+"/serviceimports/"+name(of))
 				errs = append(errs, err)
 			}
 		}

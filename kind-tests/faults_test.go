@@ -45,6 +45,16 @@ func (s *scenario) apiserver(_ *testscript.TestScript, args []string) error {
 	if err != nil {
 		return err
 	}
+	if c.node != "" {
+		switch verb {
+		case "stop":
+			return c.stopServer(s.ctx)
+		case "start":
+			return c.startServer(s.ctx)
+		default:
+			return errUsage
+		}
+	}
 	switch verb {
 	case "kill":
 		c.cluster.KillServer()
@@ -66,6 +76,9 @@ func (s *scenario) fault(args []string) (verb string, c *member, err error) {
 
 // heal starts again what a scenario left dead, and gives back what it took, which it only does when it fails.
 func (m *mesh) heal(ctx context.Context) error {
+	if m.members[0].node != "" {
+		return m.each(func(c *member) error { return c.healNode(ctx) })
+	}
 	if err := m.each(func(c *member) error { return c.heal(ctx) }); err != nil {
 		return err
 	}
@@ -73,7 +86,7 @@ func (m *mesh) heal(ctx context.Context) error {
 }
 
 func (c *member) heal(ctx context.Context) error {
-	if _, err := c.cluster.Get(ctx, "/readyz"); err != nil {
+	if _, err := c.api.Get(ctx, "/readyz"); err != nil {
 		if err := c.cluster.StartServer(ctx); err != nil {
 			return err
 		}
@@ -82,7 +95,7 @@ func (c *member) heal(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	if _, _, err := c.cluster.Kubectl(ctx, text, "apply", "--server-side", "--force-conflicts", "-f", "-"); err != nil {
+	if _, _, err := c.api.Kubectl(ctx, text, "apply", "--server-side", "--force-conflicts", "-f", "-"); err != nil {
 		return err
 	}
 	if c.control.Err() == nil {

@@ -21,10 +21,19 @@ type member struct {
 	programs string // folder of our own programs
 	mutant   string // takes the place of isthmus-control; none when empty
 	cluster  *apiserver.Cluster
+	api      api // of the cluster
 
 	control, gateway *child.Process
 	socket           string // of control
 	join             string // where gateways join control
+
+	node string // the container of a cluster that kind made, in which control and gateways are Pods; none of those that are all API
+}
+
+// api is what a scenario does in a cluster, wherever that runs.
+type api interface {
+	Get(ctx context.Context, path string) ([]byte, error)
+	Kubectl(ctx context.Context, stdin string, args ...string) (stdout, stderr string, err error)
 }
 
 const control = "isthmus-control"
@@ -44,21 +53,22 @@ func (c *member) startCluster(ctx context.Context, binaries apiserver.Binaries) 
 	if err != nil {
 		return err
 	}
+	c.api = c.cluster
 	for _, what := range []func() (string, error){crds, role} {
 		var text string
 		if text, err = what(); err != nil {
 			return err
 		}
-		if _, _, err = c.cluster.Kubectl(ctx, text, "create", "-f", "-"); err != nil {
+		if _, _, err = c.api.Kubectl(ctx, text, "create", "-f", "-"); err != nil {
 			return err
 		}
 	}
-	_, _, err = c.cluster.Kubectl(ctx, "", "wait", "crd", "--all", "--for=condition=Established", "--timeout=60s")
+	_, _, err = c.api.Kubectl(ctx, "", "wait", "crd", "--all", "--for=condition=Established", "--timeout=60s")
 	return err
 }
 
 func (c *member) makeNamespace(ctx context.Context, name string) error {
-	_, _, err := c.cluster.Kubectl(ctx, "", "create", "namespace", name)
+	_, _, err := c.api.Kubectl(ctx, "", "create", "namespace", name)
 	return err
 }
 
@@ -158,7 +168,11 @@ func (c *member) run(program, name string) (*child.Process, error) {
 
 // isthmus asks the cluster's control plane.
 func (c *member) isthmus(ctx context.Context, args ...string) (string, error) {
-	cmd := exec.CommandContext(ctx, filepath.Join(c.programs, "isthmus"), append(args, "--control", c.socket)...)
+	where := []string{"--control", c.socket}
+	if c.node != "" {
+		where = []string{"--context", c.name}
+	}
+	cmd := exec.CommandContext(ctx, filepath.Join(c.programs, "isthmus"), append(args, where...)...)
 	var out, errs bytes.Buffer
 	cmd.Stdout, cmd.Stderr = &out, &errs
 	err := cmd.Run()

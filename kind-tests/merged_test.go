@@ -55,7 +55,7 @@ func (c *member) exports(ctx context.Context, namespace string) ([]federation.Ex
 		"/api/v1/namespaces/" + namespace + "/services":                                   &services,
 		"/apis/multicluster.x-k8s.io/v1beta1/namespaces/" + namespace + "/serviceexports": &exports,
 	} {
-		data, err := c.cluster.Get(ctx, path)
+		data, err := c.api.Get(ctx, path)
 		if err = errors.Join(err, json.Unmarshal(data, list)); err != nil {
 			return nil, err
 		}

@@ -125,7 +125,7 @@ func (m *mesh) introduce(ctx context.Context) error {
 			if o == c {
 				continue
 			}
-			if _, _, err := o.cluster.Kubectl(ctx, peer, "apply", "-f", "-"); err != nil {
+			if _, _, err := o.api.Kubectl(ctx, peer, "apply", "-f", "-"); err != nil {
 				return err
 			}
 		}

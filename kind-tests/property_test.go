@@ -107,7 +107,7 @@ func (r *randomExports) declare(s *scenario) error {
 	}
 	return s.mesh.each(func(c *member) error {
 		if names := remove[c.name]; len(names) > 0 {
-			if _, _, err := c.cluster.Kubectl(s.ctx, "", append([]string{"-n", s.namespace, "delete"}, names...)...); err != nil {
+			if _, _, err := c.api.Kubectl(s.ctx, "", append([]string{"-n", s.namespace, "delete"}, names...)...); err != nil {
 				return err
 			}
 		}
@@ -115,8 +115,8 @@ func (r *randomExports) declare(s *scenario) error {
 			return nil
 		}
 		// Of ports with one number and two protocols only the server can tell which is which; of a map that was emptied only kubectl.
-		_, _, err1 := c.cluster.Kubectl(s.ctx, services[c.name], "-n", s.namespace, "apply", "--server-side", "--force-conflicts", "-f", "-")
-		_, _, err2 := c.cluster.Kubectl(s.ctx, exports[c.name], "-n", s.namespace, "apply", "-f", "-")
+		_, _, err1 := c.api.Kubectl(s.ctx, services[c.name], "-n", s.namespace, "apply", "--server-side", "--force-conflicts", "-f", "-")
+		_, _, err2 := c.api.Kubectl(s.ctx, exports[c.name], "-n", s.namespace, "apply", "-f", "-")
 		return errors.Join(err1, err2)
 	})
 }

@@ -49,7 +49,7 @@ func (s *scenario) close() error {
 		return nil
 	}
 	return onEach(s.in, func(c *member) error {
-		_, _, err := c.cluster.Kubectl(s.ctx, "", "delete", "namespace", s.namespace, "--ignore-not-found", "--timeout="+deadline.String())
+		_, _, err := c.api.Kubectl(s.ctx, "", "delete", "namespace", s.namespace, "--ignore-not-found", "--timeout="+deadline.String())
 		return err
 	})
 }
@@ -70,6 +70,11 @@ var commands = map[string]func(ts *testscript.TestScript, neg bool, args []strin
 	"save":       command((*scenario).save),
 	"control":    command((*scenario).control),
 	"apiserver":  command((*scenario).apiserver),
+	"sh":         command((*scenario).shell),
+	"ready":      command((*scenario).ready),
+	"always":     command((*scenario).always),
+	"never":      command((*scenario).never),
+	"node":       command((*scenario).pauseNode),
 }
 
 var errUsage = errors.New("usage: see TestMCS and TestFaults")
@@ -134,7 +139,7 @@ func (s *scenario) eventually(ts *testscript.TestScript, args []string) error {
 	if len(args) < 2 {
 		return errUsage
 	}
-	run := map[string]func([]string) (string, string, error){"kubectl": s.runKubectl, "isthmus": s.runIsthmus}[args[1]]
+	run := s.printing(args[1])
 	if run == nil {
 		return errUsage
 	}
@@ -153,6 +158,11 @@ func (s *scenario) eventually(ts *testscript.TestScript, args []string) error {
 	})
 	_, _ = ts.Stdout().Write([]byte(out))
 	return err
+}
+
+// printing returns the command of that name whose output can be waited for.
+func (s *scenario) printing(name string) func(args []string) (stdout, stderr string, err error) {
+	return map[string]func([]string) (string, string, error){"kubectl": s.runKubectl, "isthmus": s.runIsthmus, "sh": s.runShell}[name]
 }
 
 // save makes a variable of what was printed last.

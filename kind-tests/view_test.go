@@ -68,14 +68,14 @@ func (m *mesh) group(say func(*member) (string, error)) (string, error) {
 }
 
 func (c *member) describe(ctx context.Context, path, namespace string, describe func([]byte) (string, error)) (string, error) {
-	data, err := c.cluster.Get(ctx, path)
+	data, err := c.api.Get(ctx, path)
 	if err == nil {
 		return describe(data)
 	}
 	if !errors.Is(err, apiserver.ErrNotFound) {
 		return "", err
 	}
-	if _, err = c.cluster.Get(ctx, "/api/v1/namespaces/"+namespace); errors.Is(err, apiserver.ErrNotFound) {
+	if _, err = c.api.Get(ctx, "/api/v1/namespaces/"+namespace); errors.Is(err, apiserver.ErrNotFound) {
 		return " no namespace", nil
 	}
 	return " none", err
