@@ -9,6 +9,7 @@ import (
 	"log/slog"
 	"math"
 	"net/netip"
+	"strconv"
 	"strings"
 
 	"github.com/isthmus-mesh/isthmus/internal/version"
@@ -18,7 +19,8 @@ import (
 const help = `isthmus-capture makes the kernel bring connections to services of the mesh to the sidecar, and ends.
 
 Usage:
-  isthmus-capture --to PREFIX[,PREFIX…] [--port N] [--skip-user UID | --node IP] [--stay]
+  isthmus-capture --to PREFIX[,PREFIX…] [--port N] [--skip-user UID[,UID…] | --node IP] [--skip-to PREFIX[,…]]
+                  [--skip-ports N[,…]] [--stay]
   isthmus-capture --remove
   isthmus-capture --help | --version
 
@@ -27,7 +29,9 @@ Usage:
   --port 15006            Where the sidecar takes them (listen.captured in its configuration).
                           Default 15006.
   --skip-user 15000       User ID of the sidecar, whose own connections are left alone. Without it,
-                          those would come back to it for ever: needed in a pod.
+                          those would come back to it for ever: needed in a pod. More may follow.
+  --skip-to 241.7.0.0/16  Destinations among those of --to that are left alone.
+  --skip-ports 22,9090    Destination ports that are left alone.
   --node 192.0.2.7        On a node: the address on which the node proxy takes them. What the node's pods
                           open is captured, and what its own processes open, but for --skip-user's.
   --stay                  Doesn't end: puts the rules in force again when somebody takes them out, and takes
@@ -48,13 +52,15 @@ type options struct {
 
 func parse(args []string) (options, error) {
 	var o options
-	var to, node string
+	var to, node, skipTo, skipPorts, skipUsers string
 	var port uint
 	flags := flag.NewFlagSet("isthmus-capture", flag.ContinueOnError)
 	flags.SetOutput(io.Discard) // errors are returned, help goes to standard output
 	flags.StringVar(&to, "to", "", "")
 	flags.UintVar(&port, "port", 15006, "")
-	flags.Int64Var(&o.rules.SkipUser, "skip-user", -1, "")
+	flags.StringVar(&skipUsers, "skip-user", "", "")
+	flags.StringVar(&skipTo, "skip-to", "", "")
+	flags.StringVar(&skipPorts, "skip-ports", "", "")
 	flags.StringVar(&node, "node", "", "")
 	flags.BoolVar(&o.remove, "remove", false, "")
 	flags.BoolVar(&o.stay, "stay", false, "")
@@ -71,21 +77,19 @@ func parse(args []string) (options, error) {
 		return o, nil
 	case port > math.MaxUint16:
 		return o, &usageError{fmt.Errorf("--port %d: want 1 to 65535", port)}
-	case o.rules.SkipUser > math.MaxUint32:
-		return o, &usageError{fmt.Errorf("--skip-user %d: want a user ID", o.rules.SkipUser)}
-	case node == "" && o.rules.SkipUser < 0:
-		return o, &usageError{errors.New("--skip-user or --node is missing: the sidecar's own connections would come back to it")}
 	}
 	o.rules.Port = uint16(port)
-	for part := range strings.SplitSeq(to, ",") {
-		if part = strings.TrimSpace(part); part == "" {
-			continue
-		}
-		p, err := netip.ParsePrefix(part)
-		if err != nil {
-			return o, &usageError{fmt.Errorf("--to %q: want prefixes such as 241.0.0.0/8", part)}
-		}
-		o.rules.To = append(o.rules.To, p)
+	err := errors.Join(
+		list("--to", to, "prefixes such as 241.0.0.0/8", netip.ParsePrefix, &o.rules.To),
+		list("--skip-to", skipTo, "prefixes such as 241.7.0.0/16", netip.ParsePrefix, &o.rules.SkipTo),
+		list("--skip-ports", skipPorts, "ports, 1 to 65535", port16, &o.rules.SkipPorts),
+		list("--skip-user", skipUsers, "user IDs", userID, &o.rules.SkipUsers),
+	)
+	switch {
+	case err != nil:
+		return o, &usageError{err}
+	case node == "" && len(o.rules.SkipUsers) == 0:
+		return o, &usageError{errors.New("--skip-user or --node is missing: the sidecar's own connections would come back to it")}
 	}
 	if node != "" {
 		var err error
@@ -97,6 +101,34 @@ func parse(args []string) (options, error) {
 		return o, &usageError{err}
 	}
 	return o, nil
+}
+
+// list reads the values of a flag, which are separated by commas.
+func list[T any](flag, values, want string, read func(string) (T, error), into *[]T) error {
+	for v := range strings.SplitSeq(values, ",") {
+		if v = strings.TrimSpace(v); v == "" {
+			continue
+		}
+		value, err := read(v)
+		if err != nil {
+			return fmt.Errorf("%s %q: want %s", flag, values, want)
+		}
+		*into = append(*into, value)
+	}
+	return nil
+}
+
+func port16(v string) (uint16, error) {
+	n, err := strconv.ParseUint(v, 10, 16)
+	if err == nil && n == 0 {
+		err = strconv.ErrRange
+	}
+	return uint16(n), err
+}
+
+func userID(v string) (uint32, error) {
+	n, err := strconv.ParseUint(v, 10, 32)
+	return uint32(n), err
 }
 
 // do carries out what the command line says.

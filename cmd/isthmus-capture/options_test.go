@@ -13,9 +13,13 @@ import (
 
 func TestParse(t *testing.T) {
 	for args, want := range map[string]capture.Rules{
-		"--to 241.0.0.0/8 --skip-user 15000": {To: []netip.Prefix{netip.MustParsePrefix("241.0.0.0/8")}, Port: 15006, SkipUser: 15000},
+		"--to 241.0.0.0/8 --skip-user 15000": {To: []netip.Prefix{netip.MustParsePrefix("241.0.0.0/8")}, Port: 15006, SkipUsers: []uint32{15000}},
+		"--to 241.0.0.0/8 --skip-user 15000,0 --skip-to 241.7.0.0/16 --skip-ports 22,9090": {
+			To: []netip.Prefix{netip.MustParsePrefix("241.0.0.0/8")}, Port: 15006, SkipUsers: []uint32{15000, 0},
+			SkipTo: []netip.Prefix{netip.MustParsePrefix("241.7.0.0/16")}, SkipPorts: []uint16{22, 9090},
+		},
 		"--to 241.0.0.0/8,fd00:241::/64 --port 1 --node 192.0.2.7": {
-			To: []netip.Prefix{netip.MustParsePrefix("241.0.0.0/8"), netip.MustParsePrefix("fd00:241::/64")}, Port: 1, SkipUser: -1, Node: netip.MustParseAddr("192.0.2.7"),
+			To: []netip.Prefix{netip.MustParsePrefix("241.0.0.0/8"), netip.MustParsePrefix("fd00:241::/64")}, Port: 1, Node: netip.MustParseAddr("192.0.2.7"),
 		},
 	} {
 		o, err := parse(strings.Fields(args))
@@ -39,7 +43,9 @@ func TestUsage(t *testing.T) {
 		"--to 241.0.0.0/8 --node 0.0.0.0":         `--node "0.0.0.0"`,
 		"--port 65536 --skip-user 1":              "--port 65536",
 		"--port 0 --to 241.0.0.0/8 --skip-user 1": "no port",
-		"--skip-user 4294967296":                  "--skip-user 4294967296",
+		"--skip-user 4294967296":                  `--skip-user "4294967296": want user IDs`,
+		"--skip-user 1 --skip-ports 0":            `--skip-ports "0": want ports`,
+		"--skip-user 1 --skip-to 241.7.0.0":       `--skip-to "241.7.0.0": want prefixes`,
 		"--to 241.0.0.0/8 --skip-user 1 x":        `unexpected argument "x"`,
 		"--nonsense":                              "nonsense",
 	} {

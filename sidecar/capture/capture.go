@@ -19,15 +19,21 @@ const Table = "isthmus"
 // Rules say what is captured. Only TCP is.
 type Rules struct {
 	// To are the destinations: addresses of services. Connections to others are never touched.
-	To []netip.Prefix
+	To []netip.Prefix `json:"to"`
 	// Port is where the sidecar takes captured connections.
-	Port uint16
-	// SkipUser is the user ID of the sidecar, whose own connections are not captured. Negative: nobody's are left out.
-	SkipUser int64
+	Port uint16 `json:"port"`
+	// SkipUsers are user IDs whose connections are not captured: that of the sidecar first of all.
+	SkipUsers []uint32 `json:"skipUsers"`
+	// SkipTo and SkipPorts are destinations, among To, that are not captured all the same.
+	SkipTo    []netip.Prefix `json:"skipTo,omitempty"`
+	SkipPorts []uint16       `json:"skipPorts,omitempty"`
 	// Node, when it is set, is an address of this machine on which the listener is: connections that come from the machine's pods are
 	// captured as well as those of its own processes.
-	Node netip.Addr
+	Node netip.Addr `json:"-"`
 }
+
+// maxRules bounds how many rules there are, give or take those that stand for both families.
+const maxRules = 1024
 
 // Check says what is wrong with the rules.
 func (r Rules) Check() error {
@@ -36,6 +42,14 @@ func (r Rules) Check() error {
 		return errors.New("capture: no destinations: name the addresses of services, such as 241.0.0.0/8")
 	case r.Port == 0:
 		return errors.New("capture: no port: where does the sidecar take captured connections?")
+	}
+	for _, p := range r.SkipTo {
+		if !p.IsValid() {
+			return errors.New("capture: an invalid prefix among the destinations that are left out")
+		}
+	}
+	if len(r.To)+len(r.SkipTo)+len(r.SkipPorts)+len(r.SkipUsers) > maxRules {
+		return fmt.Errorf("capture: more than %d destinations, ports and users: each is a rule that every new connection is compared with", maxRules)
 	}
 	for _, p := range r.To {
 		switch {

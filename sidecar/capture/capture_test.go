@@ -19,7 +19,7 @@ func TestCheck(t *testing.T) {
 		rules Rules
 		want  string // part of the error; empty: none
 	}{
-		"pod":               {Rules{To: prefixes("241.0.0.0/8", "10.96.0.0/12", "fd00:241::/64"), Port: 15006, SkipUser: 15000}, ""},
+		"pod":               {Rules{To: prefixes("241.0.0.0/8", "10.96.0.0/12", "fd00:241::/64"), Port: 15006, SkipUsers: []uint32{15000}}, ""},
 		"node":              {Rules{To: prefixes("241.0.0.0/8"), Port: 15006, Node: netip.MustParseAddr("192.0.2.7")}, ""},
 		"nothing":           {Rules{Port: 15006}, "no destinations"},
 		"no port":           {Rules{To: prefixes("241.0.0.0/8")}, "no port"},
@@ -29,6 +29,9 @@ func TestCheck(t *testing.T) {
 		"loopback and more": {Rules{To: prefixes("0.0.0.0/1"), Port: 1}, "loopback"},
 		"loopback, IPv6":    {Rules{To: prefixes("::/64"), Port: 1}, "loopback"},
 		"the node itself":   {Rules{To: prefixes("192.0.2.0/24"), Port: 1, Node: netip.MustParseAddr("192.0.2.7")}, "to which captured connections go"},
+		"left out":          {Rules{To: prefixes("241.0.0.0/8"), Port: 1, SkipTo: prefixes("241.1.0.0/16"), SkipPorts: []uint16{22}}, ""},
+		"an invalid one":    {Rules{To: prefixes("241.0.0.0/8"), Port: 1, SkipTo: []netip.Prefix{{}}}, "left out"},
+		"too many":          {Rules{To: prefixes("241.0.0.0/8"), Port: 1, SkipPorts: make([]uint16, maxRules)}, "more than 1024"},
 		"an invalid prefix": {Rules{To: []netip.Prefix{{}}, Port: 1}, "invalid"},
 	} {
 		err := c.rules.Check()

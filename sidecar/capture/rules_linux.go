@@ -27,8 +27,8 @@ func Install(r Rules) error {
 	output := c.AddChain(&nftables.Chain{
 		Name: "output", Table: table, Type: nftables.ChainTypeNAT, Hooknum: nftables.ChainHookOutput, Priority: nftables.ChainPriorityNATDest,
 	})
-	if r.SkipUser >= 0 {
-		c.AddRule(&nftables.Rule{Table: table, Chain: output, Exprs: skipUser(uint32(r.SkipUser))}) //nolint:gosec // G115: user IDs have 32 bits
+	for _, user := range r.SkipUsers { // of what comes from elsewhere nobody here knows the user
+		c.AddRule(&nftables.Rule{Table: table, Chain: output, Exprs: skipUser(user)})
 	}
 	chains := []*nftables.Chain{output}
 	if r.Node.IsValid() {
@@ -37,6 +37,12 @@ func Install(r Rules) error {
 		}))
 	}
 	for _, chain := range chains {
+		for _, p := range r.SkipTo {
+			c.AddRule(&nftables.Rule{Table: table, Chain: chain, Exprs: append(to(p.Masked()), &expr.Verdict{Kind: expr.VerdictReturn})})
+		}
+		for _, port := range r.SkipPorts {
+			c.AddRule(&nftables.Rule{Table: table, Chain: chain, Exprs: skipPort(port)})
+		}
 		for _, p := range r.To {
 			exprs := to(p.Masked())
 			if r.Node.IsValid() {
@@ -83,6 +89,17 @@ func skipUser(uid uint32) []expr.Any {
 	return []expr.Any{
 		&expr.Meta{Key: expr.MetaKeySKUID, Register: 1},
 		&expr.Cmp{Op: expr.CmpOpEq, Register: 1, Data: binaryutil.NativeEndian.PutUint32(uid)},
+		&expr.Verdict{Kind: expr.VerdictReturn},
+	}
+}
+
+// skipPort is "tcp dport PORT return".
+func skipPort(port uint16) []expr.Any {
+	return []expr.Any{
+		&expr.Meta{Key: expr.MetaKeyL4PROTO, Register: 1},
+		&expr.Cmp{Op: expr.CmpOpEq, Register: 1, Data: []byte{unix.IPPROTO_TCP}},
+		&expr.Payload{DestRegister: 1, Base: expr.PayloadBaseTransportHeader, Offset: 2, Len: 2}, // RFC 9293: the destination's place in the header
+		&expr.Cmp{Op: expr.CmpOpEq, Register: 1, Data: binary.BigEndian.AppendUint16(nil, port)},
 		&expr.Verdict{Kind: expr.VerdictReturn},
 	}
 }

@@ -119,7 +119,7 @@ func TestPod(t *testing.T) {
 		ip(t, "-6 address add fd00:5::1/128 dev lo nodad")
 		ip(t, "-6 route add fd00:241::/64 dev lo")
 		four, six := listen(t, "127.0.0.1:15006"), listen(t, "[::1]:15006")
-		rules := Rules{To: prefixes("241.0.0.0/8", "fd00:241::/64"), Port: 15006, SkipUser: -1}
+		rules := Rules{To: prefixes("241.0.0.0/8", "fd00:241::/64"), Port: 15006}
 		for range 2 { // again is the same
 			if err := Install(rules); err != nil {
 				t.Error(err)
@@ -134,15 +134,28 @@ func TestPod(t *testing.T) {
 			refused(t, "198.51.100.1:80")
 		}
 		// Root is the sidecar now.
-		rules.SkipUser = 0
+		rules.SkipUsers = []uint32{7, 0}
 		if err := Install(rules); err != nil {
 			t.Error(err)
 		}
 		ip(t, "address add 241.0.0.7/32 dev lo")
 		refused(t, "241.0.0.7:80")
-		rules.SkipUser = 15000
+		rules.SkipUsers = []uint32{15000}
 		if err := Install(rules); err != nil {
 			t.Error(err)
+		}
+		if got := reaches(t, four, "241.0.0.7:80"); got.String() != "241.0.0.7:80" {
+			t.Errorf("opened to %s", got)
+		}
+		// What is left out by its address or port is not brought; the rest of the same addresses is.
+		rules.SkipTo, rules.SkipPorts = prefixes("241.0.0.0/30", "fd00:241::7/128"), []uint16{81}
+		ip(t, "address add 241.0.0.1/32 dev lo")
+		ip(t, "-6 address add fd00:241::7/128 dev lo nodad")
+		if err := Install(rules); err != nil {
+			t.Error(err)
+		}
+		for _, to := range []string{"241.0.0.1:80", "241.0.0.7:81", "[fd00:241::7]:80"} {
+			refused(t, to)
 		}
 		if got := reaches(t, four, "241.0.0.7:80"); got.String() != "241.0.0.7:80" {
 			t.Errorf("opened to %s", got)
@@ -191,7 +204,7 @@ func TestNode(t *testing.T) {
 		if err := os.WriteFile("/proc/sys/net/ipv4/ip_forward", []byte("1"), 0o600); err != nil {
 			t.Error(err)
 		}
-		if err := Install(Rules{To: prefixes("241.0.0.0/8", "fd00:241::/64"), Port: 15006, SkipUser: -1, Node: netip.MustParseAddr("192.0.2.7")}); err != nil {
+		if err := Install(Rules{To: prefixes("241.0.0.0/8", "fd00:241::/64"), Port: 15006, Node: netip.MustParseAddr("192.0.2.7")}); err != nil {
 			t.Error(err)
 			return
 		}

@@ -10,7 +10,7 @@ import (
 
 // TestStay: rules that somebody takes out return, and none are left at the end.
 func TestStay(t *testing.T) {
-	rules := Rules{To: prefixes("241.0.0.0/8", "fd00:241::/64"), Port: 15006, SkipUser: 15000}
+	rules := Rules{To: prefixes("241.0.0.0/8", "fd00:241::/64"), Port: 15006, SkipUsers: []uint32{15000}}
 	const whole = 3 // one for the user, one a prefix
 	count := func(want int, when string) {
 		t.Helper()
