@@ -112,6 +112,10 @@ func explain(s *sidecar.Sidecar) http.Handler {
 			http.Error(w, "ask by address: the Host header must be an IP address or localhost", http.StatusForbidden)
 			return
 		}
+		if !isNear(r) { // where the listener is for probes and scrapers too, not all who reach it need to know where calls go
+			http.Error(w, "ask from where the sidecar runs: in a Pod, kubectl port-forward or exec", http.StatusForbidden)
+			return
+		}
 		q, err := sidecar.ParseQuery(r.URL.Query().Get("to"), r.URL.Query().Get("port"))
 		if err != nil {
 			http.Error(w, err.Error(), http.StatusBadRequest)
@@ -129,6 +133,20 @@ func isAddress(host string) bool {
 	}
 	_, err := netip.ParseAddr(strings.Trim(host, "[]"))
 	return err == nil || host == "localhost"
+}
+
+// isNear reports whether a request comes from the machine, or network namespace, that it came to.
+func isNear(r *http.Request) bool {
+	from, err := netip.ParseAddrPort(r.RemoteAddr)
+	if err != nil {
+		return false
+	}
+	local, ok := r.Context().Value(http.LocalAddrContextKey).(net.Addr)
+	if !ok {
+		return false
+	}
+	to, err := netip.ParseAddrPort(local.String())
+	return err == nil && (from.Addr().Unmap().IsLoopback() || from.Addr().Unmap() == to.Addr().Unmap())
 }
 
 // together runs the sidecar, and for as long as it runs, drain included, what it needs.
