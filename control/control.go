@@ -53,6 +53,8 @@ type Config struct {
 	GRPC   net.Listener // required: config stream and identities, for the own cluster's programs
 	Socket net.Listener // the admin API, for who may open it; nil: not served
 	Admin  net.Listener // metrics and probes; nil: not served
+	// Webhook is what the platform calls; default: none.
+	Webhook *Webhook
 
 	Checks  *ready.Checks        // default: none
 	Metrics *prometheus.Registry // default: none
@@ -78,6 +80,9 @@ func (c Config) withDefaults() (Config, error) {
 		return c, fmt.Errorf("control: no state folder")
 	case c.Registry == nil || c.Courier == nil || c.GRPC == nil:
 		return c, fmt.Errorf("control: registry, courier and gRPC listener are required")
+	}
+	if w := c.Webhook; w != nil && (w.Listener == nil || w.Handler == nil || len(w.Names) == 0) {
+		return c, fmt.Errorf("control: a webhook without listener, handler or name")
 	}
 	if !c.ClusterSetCIDR.IsValid() {
 		c.ClusterSetCIDR = DefaultClusterSetCIDR

@@ -232,6 +232,9 @@ func (c *Control) Run(ctx context.Context) error {
 			return telemetry.ServeHTTP(ctx, c.cfg.Admin, telemetry.Admin(c.cfg.Metrics, c.cfg.Checks))
 		})
 	}
+	if c.cfg.Webhook != nil {
+		parts = append(parts, c.serveWebhook)
+	}
 	return runAll(ctx, cancel, parts)
 }
 
@@ -241,6 +244,9 @@ func (c *Control) closeListeners() error {
 		if l != nil {
 			errs = append(errs, l.Close())
 		}
+	}
+	if c.cfg.Webhook != nil {
+		errs = append(errs, c.cfg.Webhook.Listener.Close())
 	}
 	return errors.Join(errs...)
 }

@@ -1,0 +1,89 @@
+package trust
+
+import (
+	"crypto/ecdsa"
+	"crypto/elliptic"
+	"crypto/rand"
+	"crypto/tls"
+	"crypto/x509"
+	"errors"
+	"fmt"
+	"sync"
+	"time"
+)
+
+// webLifetime is how long a WebServer's certificate lasts at most; the issuing CA may end before.
+const webLifetime = 24 * time.Hour
+
+// WebServer is who a program is to clients that know nothing of SPIFFE and look for a DNS name: the API server of Kubernetes, when it calls
+// a webhook. Such a client is given the authority's roots.
+//
+// Its certificate is no SVID: it has no URI, is for servers only, and no peer of the mesh takes it. Key and certificate live in memory, are
+// made at the first handshake, and anew at half-life, in the handshake that finds them too old.
+type WebServer struct {
+	authority *Authority
+	names     []string
+
+	mu      sync.Mutex
+	current *tls.Certificate // guarded by mu; nil before the first handshake
+	renewAt time.Time        // guarded by mu
+}
+
+// NewWebServer returns a WebServer of those DNS names.
+func NewWebServer(a *Authority, names ...string) (*WebServer, error) {
+	if len(names) == 0 {
+		return nil, errors.New("trust: web server: no name")
+	}
+	w := &WebServer{authority: a, names: names}
+	if _, err := w.certificate(); err != nil { // what can't be issued now is told now
+		return nil, err
+	}
+	return w, nil
+}
+
+// Config returns a server's configuration for HTTP/1.1. Clients show no certificate: who they are is not known, and nothing may be told
+// to them that is not public.
+func (w *WebServer) Config() *tls.Config {
+	c := TLS{Protocols: []string{"http/1.1"}}.base()
+	c.GetCertificate = func(*tls.ClientHelloInfo) (*tls.Certificate, error) { return w.certificate() }
+	return c
+}
+
+func (w *WebServer) certificate() (*tls.Certificate, error) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	now := w.authority.cfg.Now()
+	if w.current != nil && now.Before(w.renewAt) {
+		return w.current, nil
+	}
+	next, err := w.authority.issueWeb(w.names, now)
+	switch {
+	case err == nil:
+		w.current = next
+		w.renewAt = now.Add(next.Leaf.NotAfter.Sub(now) / 2)
+	case w.current == nil || !now.Before(w.current.Leaf.NotAfter):
+		return nil, fmt.Errorf("trust: certificate for %s: %w", w.names[0], err)
+	}
+	return w.current, nil
+}
+
+func (a *Authority) issueWeb(names []string, now time.Time) (*tls.Certificate, error) {
+	failed := a.maintain(now)
+	issuing := a.state.Load().issuing
+	if !now.Before(issuing.certificate.NotAfter) {
+		return nil, errors.Join(fmt.Errorf("the issuing CA ended at %s", issuing.certificate.NotAfter.Format(time.RFC3339)), failed)
+	}
+	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
+	if err != nil {
+		return nil, err
+	}
+	leaf, err := issuing.sign(&x509.Certificate{
+		NotBefore: now.Add(-backdate), NotAfter: now.Add(webLifetime),
+		KeyUsage: x509.KeyUsageDigitalSignature, ExtKeyUsage: []x509.ExtKeyUsage{x509.ExtKeyUsageServerAuth},
+		BasicConstraintsValid: true, DNSNames: names,
+	}, &key.PublicKey)
+	if err != nil {
+		return nil, err
+	}
+	return &tls.Certificate{Certificate: [][]byte{leaf.Raw, issuing.certificate.Raw}, PrivateKey: key, Leaf: leaf}, nil
+}
