@@ -6,6 +6,7 @@ import (
 	"reflect"
 	"strings"
 
+	admissionregistrationv1 "k8s.io/api/admissionregistration/v1"
 	authenticationv1 "k8s.io/api/authentication/v1"
 	corev1 "k8s.io/api/core/v1"
 	discoveryv1 "k8s.io/api/discovery/v1"
@@ -62,7 +63,7 @@ var (
 func newScheme() *runtime.Scheme {
 	s := runtime.NewScheme()
 	for _, add := range []func(*runtime.Scheme) error{
-		corev1.AddToScheme, discoveryv1.AddToScheme, authenticationv1.AddToScheme, mcsv1beta1.Install, meshv1alpha1.AddToScheme, metav1.AddMetaToScheme,
+		corev1.AddToScheme, discoveryv1.AddToScheme, authenticationv1.AddToScheme, admissionregistrationv1.AddToScheme, mcsv1beta1.Install, meshv1alpha1.AddToScheme, metav1.AddMetaToScheme,
 	} {
 		utilruntime.Must(add(s)) // fails only where two kinds have one name
 	}
@@ -85,10 +86,11 @@ func newMapper() meta.RESTMapper {
 		{core, "Pod", "pods", meta.RESTScopeNamespace},
 		{core, "Node", "nodes", meta.RESTScopeRoot},
 		{core, "Namespace", "namespaces", meta.RESTScopeRoot},
-		{authenticationv1.SchemeGroupVersion, "TokenReview", "tokenreviews", meta.RESTScopeRoot}, // created, not watched
-		{core, "Event", "events", meta.RESTScopeNamespace},                                       // written, not watched
-		{core, "Secret", "secrets", meta.RESTScopeNamespace},                                     // State's one
-		{core, "ConfigMap", "configmaps", meta.RESTScopeNamespace},                               // State's one
+		{authenticationv1.SchemeGroupVersion, "TokenReview", "tokenreviews", meta.RESTScopeRoot},                       // created, not watched
+		{admissionregistrationv1.SchemeGroupVersion, webhookKind, "mutatingwebhookconfigurations", meta.RESTScopeRoot}, // one is kept, none is watched
+		{core, "Event", "events", meta.RESTScopeNamespace},                                                             // written, not watched
+		{core, "Secret", "secrets", meta.RESTScopeNamespace},                                                           // State's one
+		{core, "ConfigMap", "configmaps", meta.RESTScopeNamespace},                                                     // State's one
 		{discoveryv1.SchemeGroupVersion, "EndpointSlice", "endpointslices", meta.RESTScopeNamespace},
 		{mcs, "ServiceExport", "serviceexports", meta.RESTScopeNamespace},
 		{mcs, "ServiceImport", "serviceimports", meta.RESTScopeNamespace},

@@ -11,8 +11,8 @@
 // and only those that carry ManagedByLabel are ever changed or deleted. Both are compared with the caches whenever something moves, so
 // that an import which somebody edited or removed comes back, and a namespace that appears later gets its imports.
 //
-// control uses it through control.Registry. Run owns two loops: the reader's (objects.go), which publishes, and the writer's
-// (writer.go), which writes. They share nothing but what is guarded here.
+// control uses it through control.Registry. Run owns three loops: the reader's (objects.go), which publishes, and the writer's
+// (writer.go), which writes, and the injection's, which keeps the webhook known to the API server and finds Pods that it missed. They share nothing but what is guarded here.
 package kube
 
 import (
@@ -30,6 +30,7 @@ import (
 	"sigs.k8s.io/controller-runtime/pkg/client"
 
 	"github.com/isthmus-mesh/isthmus/control"
+	"github.com/isthmus-mesh/isthmus/control/inject"
 	"github.com/isthmus-mesh/isthmus/internal/live"
 	"github.com/isthmus-mesh/isthmus/internal/ready"
 )
@@ -43,7 +44,7 @@ const (
 	// ManagedBy is the value of ManagedByLabel, and of endpointslice.kubernetes.io/managed-by on slices that are ours.
 	ManagedBy = "isthmus-control"
 	// InboundPortAnnotation on a Pod makes it a Workload that has a sidecar, and says on which port of the Pod that takes mTLS.
-	InboundPortAnnotation = "isthmus.dev/inbound-port"
+	InboundPortAnnotation = inject.InboundPortAnnotation
 )
 
 const (
@@ -70,11 +71,15 @@ type Config struct {
 	Audience string
 	// Namespace is where control and the mesh's own programs are. Default: that of the Pod, else isthmus-system.
 	Namespace string
-	Settle    time.Duration        // how long events are gathered; default 50 ms
-	Checks    *ready.Checks        // default: none
-	Metrics   *prometheus.Registry // default: none
-	Log       *slog.Logger         // default: none. The libraries' own log lines go there too
-	Now       func() time.Time     // default time.Now
+	// Webhook is the name of the MutatingWebhookConfiguration by which the API server calls control's webhook. Its caBundle is kept to be
+	// what Roots returns, PEM; nothing while they are not known. Empty: there is none.
+	Webhook string
+	Roots   func() []byte
+	Settle  time.Duration        // how long events are gathered; default 50 ms
+	Checks  *ready.Checks        // default: none
+	Metrics *prometheus.Registry // default: none
+	Log     *slog.Logger         // default: none. The libraries' own log lines go there too
+	Now     func() time.Time     // default time.Now
 }
 
 func (c Config) withDefaults() Config {
@@ -109,9 +114,10 @@ type Kube struct {
 	http    *http.Client
 	watches *watches
 
-	reader   *reader
-	writer   *writer
-	attestor *attestor
+	reader    *reader
+	writer    *writer
+	attestor  *attestor
+	injection *injection
 }
 
 var (
@@ -160,6 +166,7 @@ func (k *Kube) assemble(reads client.Reader, writes client.Client) {
 	}
 	k.attestor = &attestor{live: writes, audience: k.cfg.Audience, namespace: k.cfg.Namespace}
 	k.writer = newWriter(k.cfg, reads, writes, k.status, k.reader.trouble)
+	k.injection = &injection{cfg: k.cfg, reads: reads, writes: writes, found: k.reader.found}
 }
 
 // Objects holds the present state; nil until every kind was read once.
@@ -209,6 +216,7 @@ func (k *Kube) loops(ctx context.Context) error {
 	var group sync.WaitGroup
 	group.Go(func() { k.reader.run(ctx) })
 	group.Go(func() { k.writer.run(ctx) })
+	group.Go(func() { k.injection.run(ctx) })
 	group.Wait()
 	return nil
 }

@@ -42,6 +42,7 @@ type reader struct {
 
 	mu       sync.Mutex
 	troubles []control.Problem // guarded by mu; the writer's
+	findings []control.Problem // guarded by mu; the injection's
 
 	// Of run's goroutine.
 	memory   memory
@@ -54,6 +55,17 @@ func (r *reader) trouble(problems []control.Problem) {
 	defer r.mu.Unlock()
 	if !slices.Equal(r.troubles, problems) {
 		r.troubles = problems
+		poke(r.wake)
+	}
+}
+
+// found takes all that the injection has to tell of now.
+func (r *reader) found(problems []control.Problem) {
+	problems = control.SortProblems(problems)
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if !slices.Equal(r.findings, problems) {
+		r.findings = problems
 		poke(r.wake)
 	}
 }
@@ -92,7 +104,7 @@ func (r *reader) publish(ctx context.Context) error {
 	next, memory := convert(now, r.memory)
 	r.memory = memory
 	r.mu.Lock()
-	next.Problems = control.SortProblems(slices.Concat(next.Problems, r.troubles))
+	next.Problems = control.SortProblems(slices.Concat(next.Problems, r.troubles, r.findings))
 	r.mu.Unlock()
 	next.Source = r.source
 	r.problems.Report(ctx, next.Problems)

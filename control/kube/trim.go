@@ -4,7 +4,12 @@ import (
 	corev1 "k8s.io/api/core/v1"
 	discoveryv1 "k8s.io/api/discovery/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+
+	"github.com/isthmus-mesh/isthmus/control/inject"
 )
+
+// bareByRight are the labels of Pods that need no sidecar. There are many: they share it.
+var bareByRight = map[string]string{inject.Label: "false"}
 
 // trim drops what nobody here looks at before an object goes into a cache. Pods are most of what a cluster holds, and most of a Pod is
 // of no use: a cluster of 10,000 would cost a hundred MB.
@@ -21,24 +26,40 @@ func trim(in any) (any, error) {
 		o.ManagedFields, o.Annotations = nil, nil
 	case *metav1.PartialObjectMetadata:
 		o.ManagedFields, o.Annotations, o.OwnerReferences = nil, nil, nil
-		zone, zoned := o.Labels[corev1.LabelTopologyZone]
-		o.Labels = nil
-		if zoned {
-			o.Labels = map[string]string{corev1.LabelTopologyZone: zone}
-		}
+		o.Labels = only(o.Labels, corev1.LabelTopologyZone, inject.Label)
 	case metav1.Object:
 		o.SetManagedFields(nil)
 	}
 	return in, nil
 }
 
-// trimPod keeps of a Pod what makes it a Workload, and of one without a sidecar only its name.
+// only returns those of the labels that are named; nil when there is none of them.
+func only(labels map[string]string, names ...string) map[string]string {
+	var out map[string]string
+	for _, name := range names {
+		if v, ok := labels[name]; ok {
+			if out == nil {
+				out = make(map[string]string, 1)
+			}
+			out[name] = v
+		}
+	}
+	return out
+}
+
+// trimPod keeps of a Pod what makes it a Workload, and of one without a sidecar its name and whether it may be without: a label "false" says
+// so, whatever the reason is.
 func trimPod(in *corev1.Pod) *corev1.Pod {
 	out := &corev1.Pod{TypeMeta: in.TypeMeta, ObjectMeta: metav1.ObjectMeta{
 		Namespace: in.Namespace, Name: in.Name, UID: in.UID, ResourceVersion: in.ResourceVersion,
 	}}
 	inbound, meshed := in.Annotations[InboundPortAnnotation]
 	if !meshed {
+		out.DeletionTimestamp, out.Status.Phase = in.DeletionTimestamp, in.Status.Phase
+		out.Labels = only(in.Labels, inject.Label)
+		if reason, err := inject.Skip(in, in.Namespace, "", inject.ByNamespace); reason != "" || err != nil {
+			out.Labels = bareByRight
+		}
 		return out
 	}
 	out.Annotations = map[string]string{InboundPortAnnotation: inbound}
