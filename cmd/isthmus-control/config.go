@@ -7,6 +7,7 @@ import (
 	"net/url"
 	"path/filepath"
 	"slices"
+	"strings"
 
 	"github.com/spiffe/go-spiffe/v2/spiffeid"
 
@@ -29,6 +30,8 @@ type config struct {
 		// StateSecret and TrustBundle are names in control's own namespace; empty: none.
 		StateSecret string `json:"stateSecret"`
 		TrustBundle string `json:"trustBundle"`
+		// Injection is set where control puts sidecars into Pods.
+		Injection *injection `json:"injection"`
 	} `json:"kubernetes"`
 	State  string             `json:"state"`
 	Listen strictyaml.Address `json:"listen"`
@@ -50,6 +53,14 @@ type config struct {
 	cluster topology.ClusterName
 	domain  spiffeid.TrustDomain
 	cidr    netip.Prefix
+}
+
+// injection is the admission webhook that puts sidecars into Pods.
+type injection struct {
+	Listen   strictyaml.Address `json:"listen"`
+	Names    []string           `json:"names"`
+	Settings string             `json:"settings"`
+	Webhook  string             `json:"webhook"`
 }
 
 // maxPlace bounds region and zone: they are label values in manifests and records.
@@ -137,6 +148,9 @@ func (c *config) check(d *strictyaml.Document) error {
 	case k != nil && k.TrustBundle != "" && k.StateSecret == "":
 		wrong("kubernetes.trustBundle", "is kept together with the state, and kubernetes.stateSecret is missing")
 	}
+	if k := c.Kubernetes; k != nil && k.Injection != nil {
+		k.Injection.check(wrong)
+	}
 	if inside(c.Manifests, c.State) {
 		wrong("state", "is inside the folder of manifests; keep them apart")
 	}
@@ -144,6 +158,18 @@ func (c *config) check(d *strictyaml.Document) error {
 		c.defaults()
 	}
 	return errors.Join(errs...)
+}
+
+func (i *injection) check(wrong func(field, format string, args ...any)) {
+	const at = "kubernetes.injection."
+	if err := i.Listen.Check(); err != nil {
+		wrong(at+"listen", "%v", err)
+	}
+	for _, f := range []struct{ field, value string }{{"listen", string(i.Listen)}, {"names", strings.Join(i.Names, "")}, {"settings", i.Settings}} {
+		if f.value == "" {
+			wrong(at+f.field, "is missing")
+		}
+	}
 }
 
 func (c *config) defaults() {

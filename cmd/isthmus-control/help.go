@@ -24,6 +24,12 @@ that environment variable.
                                     an emptyDir: what the directory holds counts, and an empty one is filled from the
                                     Secret. Default: none.
     trustBundle: isthmus-trust-bundle  ConfigMap there with trust-bundle.pem, for gateways and node proxies. Default: none.
+    injection:                      The admission webhook that puts sidecars into Pods. Default: none.
+      listen: 0.0.0.0:9443          TCP, HTTPS: the API server calls it. Required.
+      names: [isthmus-control.isthmus-system.svc]  DNS names that it looks for in the certificate, which is of control's
+                                    own authority. Required.
+      settings: /etc/isthmus/injection.yaml  File that says what sidecars are made from; docs/injection.md. Required.
+      webhook: isthmus-injection    MutatingWebhookConfiguration whose caBundle control keeps right. Default: none.
   state: /var/lib/isthmus/control   Directory for keys and state, made if need be, readable by this user alone, and used
                                     by one control at a time. trust-bundle.pem in it is what gateways and sidecars
                                     are started with. Losing it means a new authority and introducing the cluster

@@ -85,12 +85,16 @@ func serve(ctx context.Context, c *config, t *telemetry.Telemetry) error {
 		return err
 	}
 	defer l.close()
+	webhook, err := injector(c, l.webhook, t.Log)
+	if err != nil {
+		return err
+	}
 	attestor, _ := registry.(control.Attestor) // a folder vouches for nobody
 	plane, err := control.New(control.Config{
 		Cluster: c.cluster, Domain: c.domain, Region: c.Region, Zone: c.Zone,
 		StateDir: c.State, Registry: registry, Courier: &courier{listen: string(c.Bus.Listen), log: t.Log}, BusURLs: c.Bus.Advertise, Attestor: attestor,
 		ClusterSetCIDR: c.cidr, NodeProxies: c.NodeProxies,
-		GRPC: l.grpc, Socket: l.socket, Admin: l.admin,
+		GRPC: l.grpc, Socket: l.socket, Admin: l.admin, Webhook: webhook,
 		Checks: checks, Metrics: t.Metrics, Log: t.Log, Version: version.String(),
 	})
 	if err != nil {
@@ -147,9 +151,13 @@ func openRegistry(c *config, checks *ready.Checks, t *telemetry.Telemetry) (regi
 		if err != nil {
 			return nil, err
 		}
-		return kube.New(kube.Config{
+		cfg := kube.Config{
 			Kubeconfig: k.Kubeconfig, Context: k.Context, Audience: id.String(), Checks: checks, Metrics: t.Metrics, Log: t.Log,
-		})
+		}
+		if k.Injection != nil {
+			cfg.Webhook, cfg.Roots = k.Injection.Webhook, c.roots
+		}
+		return kube.New(cfg)
 	}
 	return folder.New(folder.Config{Dir: c.Manifests, StateDir: filepath.Join(c.State, manifestState), Log: t.Log})
 }
@@ -180,7 +188,7 @@ func together(ctx context.Context, plane *control.Control, registry registry, st
 
 // listeners are all that control accepts on, but for the bus, which listens for itself.
 type listeners struct {
-	grpc, socket, admin net.Listener
+	grpc, socket, admin, webhook net.Listener
 }
 
 func listen(c *config) (l listeners, err error) {
@@ -195,6 +203,11 @@ func listen(c *config) (l listeners, err error) {
 	if l.socket, err = listenSocket(c.Admin.Socket); err != nil {
 		return l, fmt.Errorf("admin.socket: %w", err)
 	}
+	if k := c.Kubernetes; k != nil && k.Injection != nil {
+		if l.webhook, err = net.Listen("tcp", string(k.Injection.Listen)); err != nil {
+			return l, fmt.Errorf("kubernetes.injection.listen: %w", err)
+		}
+	}
 	if c.Admin.Listen == "" {
 		return l, nil
 	}
@@ -206,7 +219,7 @@ func listen(c *config) (l listeners, err error) {
 
 // close closes what is open. What control has closed itself stays so.
 func (l listeners) close() {
-	for _, ln := range []net.Listener{l.grpc, l.socket, l.admin} {
+	for _, ln := range []net.Listener{l.grpc, l.socket, l.admin, l.webhook} {
 		if ln != nil {
 			_ = ln.Close()
 		}

@@ -41,7 +41,7 @@ func TestHelpAndVersion(t *testing.T) {
 func TestHelpNamesEveryKey(t *testing.T) {
 	for _, key := range []string{
 		"cluster:", "trustDomain:", "region:", "zone:", "manifests:", "kubernetes:", "kubeconfig:", "context:", "state:", "listen:", "bus:", "advertise:", "admin:", "socket:",
-		"clusterSetCIDR:", "nodeProxies:", "log:", "level:", "format:",
+		"clusterSetCIDR:", "nodeProxies:", "log:", "level:", "format:", "injection:", "names:", "settings:", "webhook:",
 	} {
 		if !strings.Contains(help, "  "+key) {
 			t.Errorf("--help does not name %s", key)
@@ -94,16 +94,18 @@ bus: {listen: "127.0.0.1:4222"}
 		good + "log:\n  level: verbose\n":               `c.yaml:8: log.level: "verbose": want debug`,
 		good + "log:\n  format: xml\n":                  `c.yaml:8: log.format: "xml": want text`,
 		strings.Replace(good, "127.0.0.1:0", "7400", 1): "c.yaml:5: listen: is a number, want host:port",
-		strings.Replace(good, "127.0.0.1:4222", "127.0.0.1:99999", 1):        "c.yaml:6: bus.listen: ",
-		good + "region: " + strings.Repeat("x", 64) + "\n":                   "c.yaml:7: region: ",
-		strings.Replace(good, "manifests: m\n", "", 1):                       "manifests: is missing; for a Kubernetes cluster: kubernetes: {}",
-		good + "kubernetes: {}\n":                                            "c.yaml:7: kubernetes: stands beside manifests",
-		good + "kubernetes: {kubeConfig: x}\n":                               "c.yaml:7: kubernetes.kubeConfig: unknown field",
-		strings.Replace(good, "manifests: m", "kubernetes: {context: x}", 1): "c.yaml:3: kubernetes.context: is one of a kubeconfig's",
-		strings.Replace(good, "eu\n", "Not_A_Name\n", 1):                     "c.yaml:1: cluster: ",
-		strings.Replace(good, "eu.example", "spiffe://eu.example", 1):        "c.yaml:2: trustDomain: want the name alone",
-		strings.Replace(good, "state: s", "state: m/s", 1):                   "c.yaml:4: state: is inside",
-		strings.Replace(good, `{listen: "`, `{advertise: [x], listen: "`, 1): "c.yaml:6: bus.advertise: entry 1",
+		strings.Replace(good, "127.0.0.1:4222", "127.0.0.1:99999", 1):                    "c.yaml:6: bus.listen: ",
+		good + "region: " + strings.Repeat("x", 64) + "\n":                               "c.yaml:7: region: ",
+		strings.Replace(good, "manifests: m\n", "", 1):                                   "manifests: is missing; for a Kubernetes cluster: kubernetes: {}",
+		good + "kubernetes: {}\n":                                                        "c.yaml:7: kubernetes: stands beside manifests",
+		good + "kubernetes: {kubeConfig: x}\n":                                           "c.yaml:7: kubernetes.kubeConfig: unknown field",
+		strings.Replace(good, "manifests: m", "kubernetes: {context: x}", 1):             "c.yaml:3: kubernetes.context: is one of a kubeconfig's",
+		strings.Replace(good, "manifests: m", "kubernetes: {injection: {listen: x}}", 1): `c.yaml:3: kubernetes.injection.listen: "x": want host:port`,
+		strings.Replace(good, "manifests: m", "kubernetes: {injection: {}}", 1):          "c.yaml:3: kubernetes.injection.settings: is missing",
+		strings.Replace(good, "eu\n", "Not_A_Name\n", 1):                                 "c.yaml:1: cluster: ",
+		strings.Replace(good, "eu.example", "spiffe://eu.example", 1):                    "c.yaml:2: trustDomain: want the name alone",
+		strings.Replace(good, "state: s", "state: m/s", 1):                               "c.yaml:4: state: is inside",
+		strings.Replace(good, `{listen: "`, `{advertise: [x], listen: "`, 1):             "c.yaml:6: bus.advertise: entry 1",
 	} {
 		if _, err := readConfig(write(text)); err == nil || !strings.Contains(err.Error(), want) {
 			t.Errorf("%s\n%v; want %q", text, err, want)
