@@ -73,7 +73,7 @@ Exit codes: 0 ok, 1 a finding, 2 usage, 3 unreachable, 4 time-out.`,
 	flags.StringVar(&g.playground, "playground", "", "`folder` of the playground whose clusters are meant")
 	flags.DurationVar(&g.timeout, "timeout", 10*time.Second, "how long to wait for answers")
 	root.AddCommand(
-		newStatus(g), newGet(g), newExplain(g), newIntroduction(g), newPeer(g), newJoinToken(g), newVersion(), newPlayground(g), newAdminPipe(),
+		newStatus(g), newGet(g), newExplain(g), newIntroduction(g), newPeer(g), newJoinToken(g), newInject(g), newVersion(), newPlayground(g), newAdminPipe(),
 	)
 	if g.plugin {
 		root.Annotations = map[string]string{cobra.CommandDisplayNameAnnotation: "kubectl isthmus"}
