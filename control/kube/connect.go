@@ -105,7 +105,7 @@ func (r *reach) wrap(next http.RoundTripper) http.RoundTripper {
 				r.failed(why, began)
 			} else {
 				r.answered()
-				hold = hold && r.watches.refused(path.Base(request.URL.Path), response.StatusCode)
+				hold = hold && isOfKind(request.URL.Path) && r.watches.refused(path.Base(request.URL.Path), response.StatusCode)
 			}
 			if !hold || !pause(request.Context(), r.every) {
 				return response, err
@@ -116,6 +116,10 @@ func (r *reach) wrap(next http.RoundTripper) http.RoundTripper {
 		}
 	})
 }
+
+// isOfKind reports whether a path is that of a whole kind, as it is listed and watched here, and not of one object: that one isn't there
+// is an answer.
+func isOfKind(path string) bool { return !strings.Contains(path, "/namespaces/") }
 
 // absence says why an answer is none of the API server's; "" if it is. A load balancer may answer in its place.
 func absence(response *http.Response, err error) string {

@@ -123,16 +123,23 @@ func eventually(t *testing.T, what string, is func() bool) {
 	}
 }
 
+// kubeconfigOf writes a kubeconfig with one context, x.
+func kubeconfigOf(t *testing.T, server string) string {
+	t.Helper()
+	file := filepath.Join(t.TempDir(), "kubeconfig")
+	text := fmt.Sprintf("apiVersion: v1\nkind: Config\nclusters: [{name: c, cluster: {server: %q}}]\nusers: [{name: u}]\n"+
+		"contexts: [{name: x, context: {cluster: c, user: u}}]\n", server)
+	if err := os.WriteFile(file, []byte(text), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	return file
+}
+
 func TestNothingCountsBeforeAllWasRead(t *testing.T) {
 	api := &standIn{missing: "serviceexports"}
 	server := httptest.NewServer(api)
 	defer server.Close()
-	kubeconfig := filepath.Join(t.TempDir(), "kubeconfig")
-	text := fmt.Sprintf("apiVersion: v1\nkind: Config\nclusters: [{name: c, cluster: {server: %q}}]\nusers: [{name: u}]\n"+
-		"contexts: [{name: x, context: {cluster: c, user: u}}]\n", server.URL)
-	if err := os.WriteFile(kubeconfig, []byte(text), 0o600); err != nil {
-		t.Fatal(err)
-	}
+	kubeconfig := kubeconfigOf(t, server.URL)
 	checks, said := ready.New(), new(recorder)
 	k, err := New(Config{Kubeconfig: kubeconfig, Context: "x", Checks: checks, Log: slog.New(slog.NewTextHandler(said, nil))})
 	if err != nil {

@@ -3,8 +3,12 @@ package kube
 import (
 	"bytes"
 	"context"
+	"encoding/json"
 	"errors"
+	"log/slog"
 	"maps"
+	"net/http"
+	"net/http/httptest"
 	"os"
 	"path/filepath"
 	"slices"
@@ -13,6 +17,8 @@ import (
 	"time"
 
 	corev1 "k8s.io/api/core/v1"
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
+	"k8s.io/apimachinery/pkg/runtime/schema"
 	"sigs.k8s.io/controller-runtime/pkg/client"
 	"sigs.k8s.io/controller-runtime/pkg/client/fake"
 	"sigs.k8s.io/controller-runtime/pkg/client/interceptor"
@@ -290,5 +296,25 @@ func TestStateRefuses(t *testing.T) {
 				t.Errorf("%s, %d bytes: came back as %s, %d bytes, %v", name, len(data), back, len(got), err)
 			}
 		}
+	}
+}
+
+// TestStateAtFirst: that there is no Secret yet is an answer, also before everything else was read, when a kind that is missing is waited for.
+func TestStateAtFirst(t *testing.T) {
+	server := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		w.Header().Set("Content-Type", "application/json")
+		w.WriteHeader(http.StatusNotFound)
+		_ = json.NewEncoder(w).Encode(apierrors.NewNotFound(schema.GroupResource{Resource: "secrets"}, filepath.Base(r.URL.Path)).Status())
+	}))
+	defer server.Close()
+	k, err := New(Config{Kubeconfig: kubeconfigOf(t, server.URL), Context: "x", Log: slog.New(slog.DiscardHandler)})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer k.http.CloseIdleConnections()
+	ctx, cancel := context.WithTimeout(t.Context(), patience)
+	defer cancel()
+	if _, err := k.RestoreState(ctx, StateConfig{Dir: t.TempDir(), Secret: "state", Fast: []string{"keys"}}); err != nil || ctx.Err() != nil {
+		t.Errorf("%v, %v", err, ctx.Err())
 	}
 }
