@@ -13,13 +13,16 @@ VERSION        ?=
 LDFLAGS        := $(if $(VERSION),-ldflags "-X github.com/isthmus-mesh/isthmus/internal/version.release=$(VERSION)")
 
 .DEFAULT_GOAL := help
-.PHONY: help build demo test race lint generate check fuzz bench kube-binaries kube-test kube-mutants kind-image kind-up kind-down kind-test clean
+.PHONY: help build images demo test race lint generate check fuzz bench kube-binaries kube-test kube-mutants kind-image kind-up kind-down kind-test clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  %-13s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 build: ## build the programs into bin/
 	$(GO) build $(LDFLAGS) -o $(BIN)/ ./cmd/...
+
+images: ## the container images into bin/images.tar, and their digests; no container runtime (ARGS='-arch amd64,arm64')
+	$(GO) run ./deploy/images -out $(BIN)/images.tar -tag $(if $(VERSION),$(VERSION),dev) $(ARGS)
 
 demo: build ## three clusters, one call: kill a cluster under load and watch the traffic move (about 30 s)
 	$(BIN)/isthmus playground run --report $(BIN)/demo-report.json
@@ -42,6 +45,7 @@ $(GOLANGCI_LINT):
 generate: ## Go code from the .proto files; CRDs and deep copies from the types of api/mesh
 	$(GO) run ./api/internal/protogen
 	$(GO) run $(CONTROLLER_GEN) object crd paths=./api/mesh/... output:crd:dir=deploy/crds
+	cp deploy/crds/*.yaml deploy/charts/isthmus-crds/files/isthmus/
 
 check: ## what is committed is what would be generated; go.mod is tidy; vet is silent
 	.ci/regenerated
