@@ -74,6 +74,7 @@ Exit codes: 0 ok, 1 a finding, 2 usage, 3 unreachable, 4 time-out.`,
 	flags.DurationVar(&g.timeout, "timeout", 10*time.Second, "how long to wait for answers")
 	root.AddCommand(
 		newStatus(g), newGet(g), newExplain(g), newIntroduction(g), newPeer(g), newJoinToken(g), newInject(g), newVersion(), newPlayground(g), newAdminPipe(),
+		newInstall(g), newUpgrade(g),
 	)
 	if g.plugin {
 		root.Annotations = map[string]string{cobra.CommandDisplayNameAnnotation: "kubectl isthmus"}

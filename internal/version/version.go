@@ -9,6 +9,9 @@ import (
 // release is set by the linker for a release: -ldflags "-X …/internal/version.release=v1.2.3".
 var release string
 
+// Release returns the release that this is, v1.2.3, or "" where it is none.
+func Release() string { return release }
+
 // String returns the release, or what Go recorded of the build ("(devel) 1a2b3c4d dirty").
 func String() string {
 	if release != "" {
