@@ -20,7 +20,7 @@ func (c *Control) Status() admin.Status {
 	missing := c.cfg.Checks.Missing()
 	s := admin.Status{
 		Cluster: c.cfg.Cluster.String(), TrustDomain: c.cfg.Domain.Name(), Region: c.cfg.Region,
-		Version: c.cfg.Version, Started: c.started, Ready: len(missing) == 0, Missing: missing,
+		Version: c.cfg.Version, Started: c.started, Now: c.cfg.Now(), ClusterSetCIDR: c.cfg.ClusterSetCIDR.String(), Ready: len(missing) == 0, Missing: missing,
 		Manifests: c.manifests(), Peers: []admin.Peer{}, Links: []admin.Link{}, Proxies: c.proxies(),
 	}
 	for _, root := range c.authority.Roots() {

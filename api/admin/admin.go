@@ -23,6 +23,7 @@ type Status struct {
 	Region      string        `json:"region,omitempty"`
 	Version     string        `json:"version"`
 	Started     time.Time     `json:"started"`
+	Now         time.Time     `json:"now"` // by control's clock
 	Ready       bool          `json:"ready"`
 	Missing     []string      `json:"missing,omitempty"` // what readiness waits for
 	Manifests   ManifestState `json:"manifests"`
@@ -33,6 +34,8 @@ type Status struct {
 	Services    int           `json:"services"`
 	Exports     int           `json:"exports"`
 	Imports     int           `json:"imports"`
+	// ClusterSetCIDR is where the addresses of imports come from.
+	ClusterSetCIDR string `json:"cluster_set_cidr"`
 }
 
 // ManifestState says whether the folder of manifests is in force.

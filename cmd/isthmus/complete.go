@@ -12,6 +12,7 @@ import (
 
 	"github.com/isthmus-mesh/isthmus/api/admin"
 	"github.com/isthmus-mesh/isthmus/api/errcode"
+	"github.com/isthmus-mesh/isthmus/cmd/isthmus/internal/check"
 	"github.com/isthmus-mesh/isthmus/cmd/isthmus/internal/output"
 )
 
@@ -74,6 +75,9 @@ func (g *global) completeExplain(c *cobra.Command, args []string, begun string) 
 	case len(args) == 0 && strings.HasPrefix(strings.ToUpper(begun), "IST"):
 		for _, e := range errcode.All() {
 			names = append(names, e.Code+"\t"+e.Title)
+		}
+		for _, e := range check.All() {
+			names = append(names, e.ID+"\t"+e.Title)
 		}
 	case len(args) == 0:
 		for _, a := range askToComplete(g, c, (*admin.Client).Proxies) {

@@ -19,6 +19,7 @@ import (
 
 	"github.com/isthmus-mesh/isthmus/api/admin"
 	"github.com/isthmus-mesh/isthmus/api/errcode"
+	"github.com/isthmus-mesh/isthmus/cmd/isthmus/internal/check"
 	"github.com/isthmus-mesh/isthmus/cmd/isthmus/internal/output"
 	"github.com/isthmus-mesh/isthmus/topology"
 )
@@ -92,10 +93,14 @@ func codes() string {
 }
 
 func explainCode(w io.Writer, code string) error {
+	if c, is := check.Lookup(code); is {
+		_, err := fmt.Fprintf(w, "%s  %s (isthmus check)\n\nExpected: %s.\n\nWhat to do: %s\n", c.ID, c.Title, c.Expected, c.Fix)
+		return err
+	}
 	e, ok := errcode.Lookup(code)
 	switch {
 	case !ok && codeForm.MatchString(code):
-		return usage{fmt.Errorf("no such code, %s; the codes are in docs/reference/sidecar.md: %s", code, codes())}
+		return usage{fmt.Errorf("no such code, %s; the codes are in docs/reference/sidecar.md: %s; those of checks: isthmus check --list", code, codes())}
 	case !ok && strings.Contains(code, "/"):
 		return usage{fmt.Errorf("which service? isthmus explain %s SERVICE.NAMESPACE, for example checkout.shop", code)}
 	case !ok:

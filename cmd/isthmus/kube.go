@@ -5,15 +5,13 @@ import (
 	"errors"
 	"fmt"
 	"net"
-	"slices"
 	"strings"
-	"time"
 
-	corev1 "k8s.io/api/core/v1"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 
 	"github.com/isthmus-mesh/isthmus/api/admin"
+	"github.com/isthmus-mesh/isthmus/cmd/isthmus/internal/check"
 	"github.com/isthmus-mesh/isthmus/internal/kubeaccess"
 )
 
@@ -71,8 +69,8 @@ func (g *global) whyNoControl(ctx context.Context, cluster *kubeaccess.Cluster, 
 	case apierrors.IsNotFound(errPod):
 		return fmt.Errorf("no Pod %[1]s in namespace %[2]s: Isthmus is not installed there, or elsewhere (--system-namespace). Install it: "+
 			"isthmus install --context %[3]s", controlPod, g.namespace, shellQuote(cluster.Context))
-	case errPod == nil && podTrouble(pod) != "":
-		return fmt.Errorf("its Pod is not ready: %s. See: kubectl --context %s -n %s describe pod %s", podTrouble(pod),
+	case errPod == nil && check.PodTrouble(pod) != "":
+		return fmt.Errorf("its Pod is not ready: %s (%w). See: kubectl --context %s -n %s describe pod %s", check.PodTrouble(pod), err,
 			shellQuote(cluster.Context), g.namespace, controlPod)
 	case errors.As(err, &ended) && strings.Contains(ended.Stderr, "unknown command"):
 		return fmt.Errorf("its version has no admin-pipe; use the isthmus of that version: %w", err)
@@ -81,40 +79,4 @@ func (g *global) whyNoControl(ctx context.Context, cluster *kubeaccess.Cluster, 
 	default:
 		return cluster.Explain("exec into "+controlPod, err)
 	}
-}
-
-// podTrouble says why a Pod is not ready; empty: it is.
-func podTrouble(pod *corev1.Pod) string {
-	if pod.DeletionTimestamp != nil {
-		return "it is being deleted"
-	}
-	for _, s := range slices.Concat(pod.Status.InitContainerStatuses, pod.Status.ContainerStatuses) {
-		what := "container " + s.Name
-		if w := s.State.Waiting; w != nil && w.Reason != "PodInitializing" {
-			return strings.TrimSpace(what + ": " + w.Reason + " " + w.Message)
-		}
-		if t := s.State.Terminated; t != nil && t.ExitCode != 0 {
-			return fmt.Sprintf("%s ended with %d %s", what, t.ExitCode, t.Reason)
-		}
-	}
-	for _, c := range pod.Status.Conditions {
-		if c.Type == corev1.PodScheduled && c.Status == corev1.ConditionFalse {
-			return "not scheduled: " + c.Message
-		}
-	}
-	i := slices.IndexFunc(pod.Status.Conditions, func(c corev1.PodCondition) bool { return c.Type == corev1.PodReady })
-	switch {
-	case pod.Status.Phase != corev1.PodRunning:
-		return "it is " + string(pod.Status.Phase)
-	case i < 0:
-		return "it has not said that it is ready"
-	case pod.Status.Conditions[i].Status != corev1.ConditionTrue:
-		c := pod.Status.Conditions[i]
-		since := ""
-		if !c.LastTransitionTime.IsZero() {
-			since = ", for " + time.Since(c.LastTransitionTime.Time).Round(time.Second).String()
-		}
-		return strings.TrimSpace(c.Reason+" "+c.Message) + since
-	}
-	return ""
 }

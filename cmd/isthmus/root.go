@@ -73,8 +73,11 @@ Exit codes: 0 ok, 1 a finding, 2 usage, 3 unreachable, 4 time-out.`,
 	flags.StringVar(&g.playground, "playground", "", "`folder` of the playground whose clusters are meant")
 	flags.DurationVar(&g.timeout, "timeout", 10*time.Second, "how long to wait for answers")
 	root.AddCommand(
-		newStatus(g), newGet(g), newExplain(g), newIntroduction(g), newPeer(g), newJoinToken(g), newInject(g), newVersion(), newPlayground(g), newAdminPipe(),
 		newInstall(g), newUpgrade(g),
+		newStatus(g), newCheck(g), newGet(g), newExplain(g),
+		newPeer(g), newIntroduction(g), newJoinToken(g), newInject(g),
+		newPlayground(g), newVersion(),
+		newAdminPipe(), newProbe(),
 	)
 	if g.plugin {
 		root.Annotations = map[string]string{cobra.CommandDisplayNameAnnotation: "kubectl isthmus"}

@@ -14,6 +14,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/isthmus-mesh/isthmus/api/admin"
+	"github.com/isthmus-mesh/isthmus/cmd/isthmus/internal/check"
 	"github.com/isthmus-mesh/isthmus/cmd/isthmus/internal/output"
 )
 
@@ -112,10 +113,7 @@ func findingsOf(s admin.Status, exports []admin.Export) []string {
 	}
 	for _, e := range exports {
 		for _, c := range e.Conditions {
-			if c.Type == "Conflict" && perCluster(c.Reason) {
-				continue
-			}
-			if c.Type == "Valid" && c.Status != "True" || c.Type == "Conflict" && c.Status == "True" {
+			if check.Wrong(c) {
 				out = append(out, fmt.Sprintf("export %s.%s: %s=%s, %s: %s", e.Name, e.Namespace, c.Type, c.Status, c.Reason, c.Message))
 			}
 		}
@@ -136,17 +134,6 @@ func findingsOf(s admin.Status, exports []admin.Export) []string {
 		}
 	}
 	return out
-}
-
-// perCluster reports whether a conflict is of labels or annotations alone. Those of an import are the oldest export's, but where a
-// FailoverPolicy asks for labels each cluster's own count: to differ is what they are for.
-func perCluster(reasons string) bool {
-	for r := range strings.SplitSeq(reasons, ",") {
-		if r != "LabelsConflict" && r != "AnnotationsConflict" {
-			return false
-		}
-	}
-	return true
 }
 
 func printStatus(w io.Writer, format output.Format, all []clusterStatus) error {

@@ -17,6 +17,8 @@ import (
 
 	"github.com/go-logr/logr"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/runtime"
+	"k8s.io/client-go/kubernetes/scheme"
 	"k8s.io/klog/v2"
 	"k8s.io/streaming/pkg/httpstream"
 	"k8s.io/streaming/pkg/httpstream/spdy"
@@ -31,6 +33,8 @@ type Exec func(pod string, command []string, stdin io.Reader, stdout, stderr io.
 type Server struct {
 	Exec         Exec // nil: no Pod is there
 	NoWebSockets bool // as proxies that don't let them through
+	// Post returns what becomes of an object that is created; nil: it is as it was posted. Nothing is kept.
+	Post func(path string, object map[string]any) map[string]any
 
 	http *httptest.Server
 
@@ -145,6 +149,16 @@ func (s *Server) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		}
 		s.objects[path] = m
 		answer(w, http.StatusOK, m)
+	case http.MethodPost:
+		m, err := posted(r.Body)
+		if err != nil {
+			fail(w, http.StatusBadRequest, metav1.StatusReasonBadRequest, err.Error())
+			return
+		}
+		if s.Post != nil {
+			m = s.Post(path, m)
+		}
+		answer(w, http.StatusCreated, m)
 	case http.MethodDelete:
 		m, ok := s.objects[path]
 		if !ok {
@@ -181,6 +195,19 @@ func (s *Server) get(w http.ResponseWriter, path string) {
 		}
 	}
 	answer(w, http.StatusOK, map[string]any{"apiVersion": m["apiVersion"], "kind": m["kind"], "metadata": m["metadata"], "items": items})
+}
+
+// posted reads an object; clients send those that Kubernetes has as protobuf.
+func posted(from io.Reader) (map[string]any, error) {
+	b, err := io.ReadAll(from)
+	if err != nil {
+		return nil, err
+	}
+	o, _, err := scheme.Codecs.UniversalDeserializer().Decode(b, nil, nil)
+	if err != nil {
+		return nil, err
+	}
+	return runtime.DefaultUnstructuredConverter.ToUnstructured(o)
 }
 
 func answer(w http.ResponseWriter, status int, body any) {

@@ -1,0 +1,295 @@
+package check_test
+
+import (
+	"encoding/pem"
+	"errors"
+	"regexp"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+
+	admissionregistrationv1 "k8s.io/api/admissionregistration/v1"
+	appsv1 "k8s.io/api/apps/v1"
+	corev1 "k8s.io/api/core/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/version"
+
+	"github.com/google/go-cmp/cmp"
+
+	"github.com/isthmus-mesh/isthmus/api/admin"
+	"github.com/isthmus-mesh/isthmus/cmd/isthmus/internal/check"
+)
+
+func meta(namespace, name string, labels ...string) metav1.ObjectMeta {
+	m := metav1.ObjectMeta{Namespace: namespace, Name: name, Labels: map[string]string{}}
+	for i := 0; i < len(labels); i += 2 {
+		m.Labels[labels[i]] = labels[i+1]
+	}
+	return m
+}
+
+func running(namespace, name, component, node string) corev1.Pod {
+	return corev1.Pod{
+		ObjectMeta: meta(namespace, name, "app.kubernetes.io/component", component), Spec: corev1.PodSpec{NodeName: node},
+		Status: corev1.PodStatus{
+			Phase: corev1.PodRunning, Conditions: []corev1.PodCondition{{Type: corev1.PodReady, Status: corev1.ConditionTrue}},
+			ContainerStatuses: []corev1.ContainerStatus{{Name: "capture", State: corev1.ContainerState{Running: &corev1.ContainerStateRunning{}}}},
+		},
+	}
+}
+
+func certificate(text string) string {
+	return string(pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: []byte(text)}))
+}
+
+// healthy is a cluster with everything in order: eu, linked with us; or the other way round.
+func healthy(name, peer string) *check.Cluster {
+	const ns = "isthmus-system"
+	k := &check.Kube{Namespace: ns, CIDR: "241.0.0.0/8"}
+	k.APIVersion.Value = &version.Info{Major: "1", Minor: "34+", GitVersion: "v1.34.4"}
+	for _, crd := range []string{
+		"clusterpeers.isthmus.dev", "failoverpolicies.isthmus.dev", "workloads.isthmus.dev",
+		"serviceexports.multicluster.x-k8s.io", "serviceimports.multicluster.x-k8s.io",
+	} {
+		k.CRDs.Value = append(k.CRDs.Value, check.CRD{Name: crd, Served: []string{"v1alpha1", "v1beta1"}})
+	}
+	k.Nodes.Value = []corev1.Node{{
+		ObjectMeta: meta("", "n1"), Spec: corev1.NodeSpec{PodCIDRs: []string{"10.1.0.0/16"}},
+		Status: corev1.NodeStatus{NodeInfo: corev1.NodeSystemInfo{OperatingSystem: "linux", Architecture: "arm64", KernelVersion: "6.1.0-x"}},
+	}}
+	k.Services.Value = []corev1.Service{
+		{ObjectMeta: meta(ns, "isthmus-dns"), Spec: corev1.ServiceSpec{ClusterIP: "10.96.0.7"}},
+		{ObjectMeta: meta(ns, "isthmus-bus", "app.kubernetes.io/name", "isthmus"), Spec: corev1.ServiceSpec{Ports: []corev1.ServicePort{{NodePort: 30422}}}},
+	}
+	k.ServiceCIDRs.Value = []string{"10.96.0.0/12", "fd00::/108"}
+	k.Corefile.Value = ".:53 {\n}\n# isthmus begin\nclusterset.local:53 {\n    forward . 10.96.0.7\n}\n# isthmus end\n"
+	k.Namespaces.Value = []corev1.Namespace{{ObjectMeta: meta("", ns)}, {ObjectMeta: meta("", "shop", "isthmus.dev/inject", "enabled")}}
+	k.StatefulSets.Value = []appsv1.StatefulSet{
+		{ObjectMeta: meta(ns, "isthmus-control")},
+		{ObjectMeta: meta(ns, "isthmus-gateway"), Spec: appsv1.StatefulSetSpec{Replicas: new(int32(2))}, Status: appsv1.StatefulSetStatus{ReadyReplicas: 2}},
+	}
+	k.DaemonSets.Value = []appsv1.DaemonSet{{ObjectMeta: meta(ns, "isthmus-node")}}
+	web := running("shop", "web", "", "n1")
+	web.Annotations = map[string]string{"isthmus.dev/inbound-port": "15008"}
+	k.Pods.Value = []corev1.Pod{running(ns, "isthmus-node-x", "node", "n1"), web}
+	k.Webhooks.Value = []admissionregistrationv1.MutatingWebhookConfiguration{{
+		ObjectMeta: meta("", "isthmus-injection"),
+		Webhooks: []admissionregistrationv1.MutatingWebhook{{ClientConfig: admissionregistrationv1.WebhookClientConfig{
+			CABundle: []byte(certificate("new") + certificate("old")),
+		}}},
+	}}
+	k.TrustBundle.Value = certificate("old") + certificate("new")
+	k.Injected.Value = true
+	k.DNS.Value = check.Probe{TXT: []string{"1.0.0"}}
+	now := time.Date(2026, 1, 2, 3, 4, 5, 0, time.UTC)
+	control := &check.Control{
+		Status: admin.Status{
+			Cluster: name, TrustDomain: name + ".test", Version: "v1", Ready: true, Now: now, RootExpires: now.AddDate(1, 0, 0), ClusterSetCIDR: k.CIDR,
+			Peers: []admin.Peer{{Cluster: peer, State: "Fresh", Gateways: 2, RootFingerprint: "of " + peer}},
+			Links: []admin.Link{{Gateway: "g0", Cluster: peer, State: "up", RTT: 2 * time.Millisecond}, {Gateway: "g1", Cluster: peer, State: "up", RTT: time.Millisecond}},
+			Proxies: []admin.Proxy{
+				{Program: "gateway", Name: "g0", Connected: true, Version: "v1"}, {Program: "gateway", Name: "g1", Connected: true, Version: "v1"},
+			},
+		},
+		Introduction: admin.Introduction{Cluster: name, RootFingerprint: "of " + name, BusKey: "key of " + name},
+		Exports:      []admin.Export{{Namespace: "shop", Name: "web", Conditions: []admin.Condition{{Type: "Valid", Status: "True"}}}},
+	}
+	c := &check.Cluster{Name: "kind-" + name, Version: "v1", Kube: k}
+	c.Control.Value = control
+	return c
+}
+
+// bare is the same cluster before Isthmus came.
+func bare() *check.Cluster {
+	c := healthy("eu", "us")
+	c.Control.Value, c.Control.Err = nil, errors.New("not installed")
+	c.Kube.StatefulSets.Value, c.Kube.DaemonSets.Value, c.Kube.Services.Value, c.Kube.CRDs.Value = nil, nil, nil, nil
+	c.Kube.Corefile.Value = ".:53 {\n}\n"
+	return c
+}
+
+// found says of each result that is not ok what it is.
+func found(results []check.Result) []string {
+	var out []string
+	for _, r := range results {
+		if r.Status != check.OK {
+			out = append(out, strings.TrimSpace(r.ID+" "+string(r.Status)+" "+strings.Join(r.Found, "; ")))
+		}
+	}
+	return out
+}
+
+func TestHealthy(t *testing.T) {
+	all := check.Judge([]*check.Cluster{healthy("eu", "us"), healthy("us", "eu")}, false)
+	if f := found(all); len(f) > 0 {
+		t.Errorf("not ok: %q", f)
+	}
+	if f := found(check.Judge([]*check.Cluster{bare()}, false)); len(f) > 0 {
+		t.Errorf("not ok, before: %q", f)
+	}
+	// Each check is made somewhere, or it is none.
+	made := map[string]bool{}
+	for _, r := range slices.Concat(all, check.Judge([]*check.Cluster{bare()}, true)) {
+		made[r.ID] = true
+	}
+	for _, c := range check.All() {
+		if !made[c.ID] {
+			t.Errorf("%s is never made", c.ID)
+		}
+	}
+}
+
+func TestFaultsAreFound(t *testing.T) {
+	no := errors.New("no")
+	for want, breaks := range map[string]func(c *check.Cluster){
+		"IST7001 failed Kubernetes v1.29.1": func(c *check.Cluster) {
+			c.Kube.APIVersion.Value = &version.Info{Major: "1", Minor: "29", GitVersion: "v1.29.1"}
+		},
+		"IST7001 unknown could not look: no": func(c *check.Cluster) { c.Kube.APIVersion.Err = no },
+		"IST7003 failed serviceimports.multicluster.x-k8s.io, of submariner, serves v1alpha1, not v1beta1": func(c *check.Cluster) {
+			c.Kube.CRDs.Value[4].Served, c.Kube.CRDs.Value[4].Owner = []string{"v1alpha1"}, "submariner"
+		},
+		"IST7003 failed 2 of the 5 kinds are missing":                       func(c *check.Cluster) { c.Kube.CRDs.Value = c.Kube.CRDs.Value[:3] },
+		"IST7004 failed n1 is linux/s390x":                                  func(c *check.Cluster) { c.Kube.Nodes.Value[0].Status.NodeInfo.Architecture = "s390x" },
+		"IST7004 failed n1 has Linux 4.18.0-305.el8":                        func(c *check.Cluster) { c.Kube.Nodes.Value[0].Status.NodeInfo.KernelVersion = "4.18.0-305.el8" },
+		"IST7007 failed 241.0.0.0/8 overlaps with 241.5.0.0/16 of Services": func(c *check.Cluster) { c.Kube.ServiceCIDRs.Value = []string{"241.5.0.0/16"} },
+		"IST7007 failed 241.0.0.0/8 overlaps with 241.1.2.3 of node n1": func(c *check.Cluster) {
+			c.Kube.Nodes.Value[0].Status.Addresses = []corev1.NodeAddress{{Type: corev1.NodeInternalIP, Address: "241.1.2.3"}}
+		},
+		"IST7008 warning Istio puts sidecars in too (MutatingWebhookConfiguration istio-sidecar-injector)": func(c *check.Cluster) {
+			c.Kube.Webhooks.Value = append(c.Kube.Webhooks.Value, admissionregistrationv1.MutatingWebhookConfiguration{ObjectMeta: meta("", "istio-sidecar-injector")})
+		},
+		"IST7009 failed namespace isthmus-system enforces restricted": func(c *check.Cluster) {
+			c.Kube.Namespaces.Value[0].Labels["pod-security.kubernetes.io/enforce"] = "restricted"
+		},
+		"IST7101 failed it waits for bus: not listening": func(c *check.Cluster) {
+			c.Control.Value.Status.Ready, c.Control.Value.Status.Missing = false, []string{"bus: not listening"}
+		},
+		"IST7102 failed 1 of 2 are ready":                 func(c *check.Cluster) { c.Kube.StatefulSets.Value[1].Status.ReadyReplicas = 1 },
+		"IST7102 failed g1 is not connected with control": func(c *check.Cluster) { c.Control.Value.Status.Proxies[1].Connected = false },
+		"IST7103 failed none on n1":                       func(c *check.Cluster) { c.Kube.Pods.Value[0].Spec.NodeName = "n0" },
+		"IST7103 failed isthmus-node-x on n1 captures nothing: its container capture does not run": func(c *check.Cluster) {
+			c.Kube.Pods.Value[0].Status.ContainerStatuses[0].State = corev1.ContainerState{}
+		},
+		"IST7103 skipped node.enabled is false":                                          func(c *check.Cluster) { c.Kube.DaemonSets.Value = nil },
+		"IST7104 warning 1 x gateway v0, control is v1":                                  func(c *check.Cluster) { c.Control.Value.Status.Proxies[0].Version = "v0" },
+		"IST7104 warning control is v1, this is v2":                                      func(c *check.Cluster) { c.Version = "v2" },
+		"IST7105 failed a Pod that asks for a sidecar gets none":                         func(c *check.Cluster) { c.Kube.Injected.Value = false },
+		"IST7105 failed the caBundle of  is not what ConfigMap isthmus-trust-bundle has": func(c *check.Cluster) { c.Kube.TrustBundle.Value = certificate("new") },
+		"IST7105 failed a Pod that asks for a sidecar can't be made: no":                 func(c *check.Cluster) { c.Kube.Injected.Err = no },
+		"IST7106 failed its Corefile has no block of ours":                               func(c *check.Cluster) { c.Kube.Corefile.Value = ".:53 {\n}\n" },
+		"IST7106 failed its Corefile does not forward to 10.96.0.7": func(c *check.Cluster) {
+			c.Kube.Corefile.Value = strings.ReplaceAll(c.Kube.Corefile.Value, "0.7", "0.77")
+		},
+		"IST7107 failed dns-version.clusterset.local has no answer: no such host": func(c *check.Cluster) {
+			c.Kube.DNS.Value = check.Probe{Error: "no such host"}
+		},
+		"IST7108 failed shop: web": func(c *check.Cluster) { c.Kube.Pods.Value[1].Annotations = nil },
+		"IST7109 failed Service shop/x: bad": func(c *check.Cluster) {
+			c.Control.Value.Status.Manifests.Problems = []admin.Problem{{Object: "Service shop/x", Reason: "bad"}}
+		},
+		"IST7110 failed shop/web: NoService: there is none": func(c *check.Cluster) {
+			c.Control.Value.Exports[0].Conditions[0] = admin.Condition{Type: "Valid", Status: "False", Reason: "NoService", Message: "there is none"}
+		},
+		"IST7111 warning there is none: isthmus peer invite": func(c *check.Cluster) { c.Control.Value.Status.Peers, c.Control.Value.Status.Links = nil, nil },
+		"IST7112 failed g1 to us is down refused": func(c *check.Cluster) {
+			c.Control.Value.Status.Links[1].State, c.Control.Value.Status.Links[1].Detail = "down", "refused"
+		},
+		"IST7112 failed no gateway speaks of a link to us": func(c *check.Cluster) { c.Control.Value.Status.Links = nil },
+		"IST7113 warning the root ends 2026-01-12": func(c *check.Cluster) {
+			c.Control.Value.Status.RootExpires = c.Control.Value.Status.Now.AddDate(0, 0, 10)
+		},
+		"IST7114 warning 6s behind": func(c *check.Cluster) { c.Control.Value.Ahead = -6 * time.Second },
+	} {
+		c := healthy("eu", "us")
+		breaks(c)
+		if got := found(check.Judge([]*check.Cluster{c}, false)); !slices.Equal(got, []string{want}) {
+			t.Errorf("got %q, want %q", got, want)
+		}
+	}
+	for want, breaks := range map[string]func(c *check.Cluster){
+		"IST7002 failed you may not create secrets in isthmus-system": func(c *check.Cluster) { c.Kube.Denied.Value = []string{"create secrets in isthmus-system"} },
+		"IST7005 failed 30422/TCP is that of Service shop/web": func(c *check.Cluster) {
+			c.Kube.Services.Value = []corev1.Service{{ObjectMeta: meta("shop", "web"), Spec: corev1.ServiceSpec{Ports: []corev1.ServicePort{{NodePort: 30422}, {NodePort: 30743}}}}}
+		},
+		"IST7005 failed not in the valid range":                                             func(c *check.Cluster) { c.Kube.NodePort.Value = "not in the valid range" },
+		"IST7006 failed its ConfigMap has no Corefile":                                      func(c *check.Cluster) { c.Kube.Corefile.Value = "" },
+		"IST7006 warning it serves clusterset.local already, by a block of somebody else's": func(c *check.Cluster) { c.Kube.Corefile.Value = "clusterset.local:53 {\n}\n" },
+	} {
+		c := bare()
+		breaks(c)
+		if got := found(check.Judge([]*check.Cluster{c}, true)); !slices.Equal(got, []string{want}) {
+			t.Errorf("before: got %q, want %q", got, want)
+		}
+	}
+}
+
+// TestDeadControl: what only control could say is unknown because of one check, which says why.
+func TestDeadControl(t *testing.T) {
+	c := healthy("eu", "us")
+	c.Control.Value, c.Control.Err = nil, errors.New("CrashLoopBackOff")
+	for _, r := range check.Judge([]*check.Cluster{c}, false) {
+		switch {
+		case r.ID == "IST7101" && r.Status == check.Failed && r.Found[0] == "CrashLoopBackOff":
+		case r.Status == check.Unknown && r.Because == "IST7101", r.Status == check.OK:
+		default:
+			t.Errorf("%+v", r)
+		}
+	}
+}
+
+func TestBetween(t *testing.T) {
+	for want, breaks := range map[string]func(eu, us *check.Control){
+		"IST7201 failed kind-eu and kind-us both have the trust domain eu.test":        func(_, us *check.Control) { us.Status.TrustDomain = "eu.test" },
+		"IST7201 failed kind-eu and kind-us both have the bus key key of eu":           func(_, us *check.Control) { us.Introduction.BusKey = "key of eu" },
+		"IST7202 warning 242.0.0.0/8 in us, 241.0.0.0/8 in eu":                         func(_, us *check.Control) { us.Status.ClusterSetCIDR = "242.0.0.0/8" },
+		"IST7203 failed us to eu: another cluster of its name is let in (fingerprint)": func(_, us *check.Control) { us.Status.Peers[0].RootFingerprint = "of old eu" },
+		"IST7204 failed us is 1m0s ahead of eu":                                        func(eu, us *check.Control) { eu.Ahead, us.Ahead = 1*time.Second, 61*time.Second },
+		"IST7204 warning us is 6s behind of eu":                                        func(eu, us *check.Control) { eu.Ahead, us.Ahead = 3*time.Second, -3*time.Second },
+		"IST7205 warning us has v2, eu has v1":                                         func(_, us *check.Control) { us.Status.Version = "v2" },
+	} {
+		eu, us := healthy("eu", "us"), healthy("us", "eu")
+		breaks(eu.Control.Value, us.Control.Value)
+		got := slices.DeleteFunc(found(check.Judge([]*check.Cluster{eu, us}, false)), func(s string) bool { return !strings.HasPrefix(s, "IST72") })
+		if !slices.Equal(got, []string{want}) {
+			t.Errorf("got %q, want %q", got, want)
+		}
+	}
+}
+
+func TestReach(t *testing.T) {
+	eu, us, ap := healthy("eu", "us"), healthy("us", "eu"), healthy("ap", "eu")
+	us.Control.Value.Status.Peers = append(us.Control.Value.Status.Peers, admin.Peer{Cluster: "ap", State: "Stale", Reason: "no newer head has come"})
+	ap.Control.Value.Status.Links = nil
+	var got [][]string
+	for _, row := range check.Reach([]*check.Cluster{eu, us, ap}) {
+		var cells []string
+		for _, r := range row {
+			cells = append(cells, r.How)
+		}
+		got = append(got, cells)
+	}
+	want := [][]string{
+		{"-", "ok 1ms", "not let in"},
+		{"ok 1ms", "-", "Stale no newer head has come"},
+		{"no link", "not let in", "-"},
+	}
+	if d := cmp.Diff(want, got); d != "" {
+		t.Errorf("(-want +got):\n%s", d)
+	}
+}
+
+func TestChecksAreWhole(t *testing.T) {
+	id := regexp.MustCompile(`^IST7[012]\d\d$`)
+	seen := map[string]bool{}
+	for _, c := range check.All() {
+		if !id.MatchString(c.ID) || seen[c.ID] || c.Title == "" || c.Expected == "" || c.Fix == "" {
+			t.Errorf("incomplete, or twice: %+v", c)
+		}
+		seen[c.ID] = true
+	}
+	if c, ok := check.Lookup("ist7103"); !ok || c.ID != "IST7103" {
+		t.Errorf("lookup: %+v %v", c, ok)
+	}
+}
