@@ -21,6 +21,7 @@ const help = `isthmus-capture makes the kernel bring connections to services of 
 Usage:
   isthmus-capture --to PREFIX[,PREFIX…] [--port N] [--skip-user UID[,UID…] | --node IP] [--skip-to PREFIX[,…]]
                   [--skip-ports N[,…]] [--stay]
+  isthmus-capture --verify --to PREFIX[,PREFIX…] …
   isthmus-capture --remove
   isthmus-capture --help | --version
 
@@ -36,6 +37,8 @@ Usage:
                           open is captured, and what its own processes open, but for --skip-user's.
   --stay                  Doesn't end: puts the rules in force again when somebody takes them out, and takes
                           them out itself on SIGTERM or SIGINT.
+  --verify                Changes nothing, and needs no right: finds out whether the rules are in force, by opening a
+                          connection. Before the sidecar runs, as a user that is not left alone.
   --remove                Takes the rules out again.
 
 The rules are the nftables table "inet isthmus" of the network namespace that it runs in; they are
@@ -46,8 +49,8 @@ Exit codes: 0 done, 1 failed, 2 usage.
 
 // options are what the command line says.
 type options struct {
-	help, version, remove, stay bool
-	rules                       capture.Rules
+	help, version, remove, stay, verify bool
+	rules                               capture.Rules
 }
 
 func parse(args []string) (options, error) {
@@ -64,6 +67,7 @@ func parse(args []string) (options, error) {
 	flags.StringVar(&node, "node", "", "")
 	flags.BoolVar(&o.remove, "remove", false, "")
 	flags.BoolVar(&o.stay, "stay", false, "")
+	flags.BoolVar(&o.verify, "verify", false, "")
 	flags.BoolVar(&o.version, "version", false, "")
 	switch err := flags.Parse(args); {
 	case errors.Is(err, flag.ErrHelp):
@@ -139,6 +143,8 @@ func (o options) do(ctx context.Context, stdout, stderr io.Writer) error {
 		return err
 	case o.remove:
 		return capture.Remove()
+	case o.verify:
+		return capture.Verify(ctx, o.rules)
 	case o.stay:
 		return capture.Stay(ctx, o.rules, slog.New(slog.NewTextHandler(stderr, nil)))
 	default:

@@ -160,6 +160,24 @@ func TestPod(t *testing.T) {
 		if got := reaches(t, four, "241.0.0.7:80"); got.String() != "241.0.0.7:80" {
 			t.Errorf("opened to %s", got)
 		}
+		// Whether they are in force can be found out without the right to look.
+		for _, listener := range []*net.TCPListener{four, six} {
+			_ = listener.Close()
+		}
+		for range 2 {
+			if err := Verify(t.Context(), rules); err != nil {
+				t.Error(err)
+			}
+		}
+		leftAlone := rules
+		leftAlone.SkipUsers = []uint32{0}
+		if err := Install(leftAlone); err != nil {
+			t.Error(err)
+		}
+		if err := Verify(t.Context(), rules); !errors.Is(err, ErrNotInForce) {
+			t.Errorf("rules that leave root alone: %v", err)
+		}
+		four = listen(t, "127.0.0.1:15006")
 		for range 2 { // what is out is out
 			if err := Remove(); err != nil {
 				t.Error(err)

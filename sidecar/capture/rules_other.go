@@ -18,6 +18,9 @@ func Install(r Rules) error {
 	return errUnsupported
 }
 
+// InstallIn is for Linux only.
+func InstallIn(_ string, r Rules) error { return Install(r) }
+
 // Remove is for Linux only.
 func Remove() error { return errUnsupported }
 
