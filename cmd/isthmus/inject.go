@@ -267,6 +267,9 @@ func (in *injection) tell(w io.Writer, o inject.Object) {
 	if d.Verdict == inject.Skipped && d.Reason == "" {
 		return
 	}
+	if d.Verdict == inject.Skipped {
+		d.Warnings = nil // they say the same, to those who see nothing else
+	}
 	line := o.String() + ": " + string(d.Verdict)
 	if d.Reason != "" {
 		line += ": " + d.Reason

@@ -91,7 +91,11 @@ func (s *Settings) Decide(pod *corev1.Pod, namespace, bundle string, asked Asker
 	case err != nil:
 		return Decision{Verdict: Refused, Reason: err.Error()}
 	case reason != "":
-		return Decision{Verdict: Skipped, Reason: reason}
+		d := Decision{Verdict: Skipped, Reason: reason}
+		if wish, _ := wishOf(pod); wish == "true" || asked == ByNamespace && wish == "" { // it might be thought to have one
+			d.Warnings = []string{"no sidecar for this Pod: " + reason}
+		}
+		return d
 	}
 	o, warnings, err := s.overridesOf(pod)
 	if err == nil {

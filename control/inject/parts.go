@@ -39,12 +39,10 @@ func (s *Settings) parts(o overrides, bundle string) *parts {
 			bundleAnnotation:      bundle,
 		},
 	}
-	if s.CaptureBy == CaptureByInit {
-		p.containers = append(p.containers, s.capture(o))
-	} else {
+	if s.CaptureBy == CaptureByCNI {
 		p.annotations[CaptureAnnotation] = s.captureRules(o)
 	}
-	p.containers = append(p.containers, s.sidecar(o))
+	p.containers = append(p.containers, s.capture(o), s.sidecar(o))
 	p.annotations[injectedAnnotation] = p.digest()
 	return p
 }
@@ -101,9 +99,13 @@ func (s *Settings) captureRules(o overrides) string {
 		}
 		return out
 	}
-	b, err := json.Marshal(map[string]any{
-		"to": s.Capture, "port": CapturedPort, "skipUsers": numbers(o.skipUsers), "skipTo": o.skipTo, "skipPorts": numbers(o.skipPorts),
-	})
+	b, err := json.Marshal(struct {
+		To        []string      `json:"to"`
+		Port      int           `json:"port"`
+		SkipUsers []json.Number `json:"skipUsers"`
+		SkipTo    []string      `json:"skipTo,omitempty"`
+		SkipPorts []json.Number `json:"skipPorts,omitempty"`
+	}{s.Capture, CapturedPort, numbers(o.skipUsers), o.skipTo, numbers(o.skipPorts)})
 	if err != nil { // numbers were read as such
 		panic(err)
 	}
@@ -120,17 +122,33 @@ func (s *Settings) container(name string, o overrides) corev1.Container {
 	}
 }
 
-// capture runs once, before all others. Only root may hold a capability in a container, and this one is all that it keeps.
+// capture runs once, before all others. Only root may hold a capability in a container, and this one is all that it keeps. Where the CNI
+// plugin captures, it has no right at all, and finds out whether that was done: a Pod on a node without the plugin does not start, rather than
+// call as somebody else.
 func (s *Settings) capture(o overrides) corev1.Container {
 	c := s.container(CaptureContainer, o)
 	c.Command, c.Args = []string{"/isthmus-capture"}, s.captureArgs(o)
-	c.SecurityContext = &corev1.SecurityContext{
-		RunAsUser: new(int64(0)), RunAsGroup: new(int64(0)), RunAsNonRoot: new(false),
+	c.SecurityContext = restricted(verifyUser)
+	if s.CaptureBy == CaptureByCNI {
+		c.Args = append([]string{"--verify"}, c.Args...)
+		return c
+	}
+	c.SecurityContext.RunAsUser, c.SecurityContext.RunAsGroup, c.SecurityContext.RunAsNonRoot = new(int64(0)), new(int64(0)), new(false)
+	c.SecurityContext.Capabilities.Add = []corev1.Capability{"NET_ADMIN"}
+	return c
+}
+
+// verifyUser is one whose connections are captured as an application's are.
+const verifyUser = 15001
+
+// restricted is what the Pod Security level of that name asks for.
+func restricted(user int64) *corev1.SecurityContext {
+	return &corev1.SecurityContext{
+		RunAsUser: new(user), RunAsGroup: new(user), RunAsNonRoot: new(true),
 		Privileged: new(false), AllowPrivilegeEscalation: new(false), ReadOnlyRootFilesystem: new(true),
-		Capabilities:   &corev1.Capabilities{Drop: []corev1.Capability{"ALL"}, Add: []corev1.Capability{"NET_ADMIN"}},
+		Capabilities:   &corev1.Capabilities{Drop: []corev1.Capability{"ALL"}},
 		SeccompProfile: &corev1.SeccompProfile{Type: corev1.SeccompProfileTypeRuntimeDefault},
 	}
-	return c
 }
 
 // sidecar starts before the application and ends after it. The application starts when a call can be made: when the sidecar is ready.
@@ -153,12 +171,7 @@ func (s *Settings) sidecar(o overrides) corev1.Container {
 		{Name: configVolume, MountPath: configPath, ReadOnly: true},
 		{Name: stateVolume, MountPath: statePath},
 	}
-	c.SecurityContext = &corev1.SecurityContext{
-		RunAsUser: new(int64(SidecarUser)), RunAsGroup: new(int64(SidecarUser)), RunAsNonRoot: new(true),
-		Privileged: new(false), AllowPrivilegeEscalation: new(false), ReadOnlyRootFilesystem: new(true),
-		Capabilities:   &corev1.Capabilities{Drop: []corev1.Capability{"ALL"}},
-		SeccompProfile: &corev1.SeccompProfile{Type: corev1.SeccompProfileTypeRuntimeDefault},
-	}
+	c.SecurityContext = restricted(SidecarUser)
 	return c
 }
 

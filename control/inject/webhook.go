@@ -121,7 +121,6 @@ func (h *handler) review(ctx context.Context, r *admissionv1.AdmissionRequest, a
 		return refusal(http.StatusUnprocessableEntity, metav1.StatusReasonInvalid, "no sidecar for this Pod: "+d.Reason)
 	case Skipped:
 		logger.InfoContext(ctx, "sidecar not injected", "reason", d.Reason)
-		answer.Warnings = append(answer.Warnings, "isthmus: no sidecar for this Pod: "+d.Reason)
 	case Injected:
 		if answer.Patch, err = json.Marshal(d.Patch); err != nil {
 			return refusal(http.StatusInternalServerError, metav1.StatusReasonInternalError, err.Error())
