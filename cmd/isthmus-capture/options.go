@@ -144,7 +144,11 @@ func (o options) do(ctx context.Context, stdout, stderr io.Writer) error {
 	case o.remove:
 		return capture.Remove()
 	case o.verify:
-		return capture.Verify(ctx, o.rules)
+		err := capture.Verify(ctx, o.rules)
+		if errors.Is(err, capture.ErrNotInForce) {
+			err = fmt.Errorf("%w. In a Pod: its node has no isthmus-cni, or had none yet when the Pod was made, and then the Pod has to be deleted", err)
+		}
+		return err
 	case o.stay:
 		return capture.Stay(ctx, o.rules, slog.New(slog.NewTextHandler(stderr, nil)))
 	default:

@@ -65,8 +65,9 @@ gateway:
   nodeSelector: {pool: edge}
 dns: {clusterIP: "fd00::a"}
 node: {maxUnavailable: 10%}
+injection: {failurePolicy: Ignore, cni: {enabled: true, confDir: /var/lib/cni/net.d}}
 `,
-		"no-nodes": "{cluster: eu, node: {enabled: false}}",
+		"no-nodes": "{cluster: eu, node: {enabled: false}, injection: {enabled: false}}",
 	} {
 		t.Run(name, func(t *testing.T) {
 			got := render(t, Mesh, parseValues(t, values)).Manifest
@@ -137,6 +138,8 @@ func TestSchemaRefuses(t *testing.T) {
 		`{cluster: eu, clusterSetCIDR: everything}`:            "clusterSetCIDR",
 		`{cluster: eu, env: {"A B": x}}`:                       "A B",
 		`{cluster: eu, node: {maxUnavailable: some}}`:          "maxUnavailable",
+		`{cluster: eu, injection: {failurePolicy: Never}}`:     "failurePolicy",
+		`{cluster: eu, injection: {cni: {binDir: bin}}}`:       "binDir",
 		// Not the schema but the chart:
 		`{cluster: eu, bus: {service: {type: ClusterIP}}}`: "bus.advertise is empty",
 		`{cluster: eu, bus: {service: {nodePort: 0}}}`:     "bus.advertise is empty",
@@ -266,10 +269,11 @@ func TestRolls(t *testing.T) {
 	}
 	before := sums("cluster: eu")
 	for values, want := range map[string][]string{
-		"{cluster: eu, log: {level: debug}}":           {"isthmus-control", "isthmus-gateway", "isthmus-node"},
-		"{cluster: eu, region: europe}":                {"isthmus-control"},
-		"{cluster: eu, gateway: {replicas: 3}}":        nil,
-		`{cluster: eu, gateway: {advertise: ["a:1"]}}`: {"isthmus-gateway"},
+		"{cluster: eu, log: {level: debug}}":               {"isthmus-control", "isthmus-gateway", "isthmus-node"},
+		"{cluster: eu, region: europe}":                    {"isthmus-control"},
+		"{cluster: eu, gateway: {replicas: 3}}":            nil,
+		`{cluster: eu, gateway: {advertise: ["a:1"]}}`:     {"isthmus-gateway"},
+		"{cluster: eu, injection: {cni: {enabled: true}}}": {"isthmus-control"},
 	} {
 		var rolled []string
 		for name, sum := range sums(values) {
