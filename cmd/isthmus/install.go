@@ -262,7 +262,10 @@ func onEach(engines []*install.Engine, do func(int, *install.Engine) error) erro
 
 // inContext says which cluster an error is of, and marks those of the user.
 func inContext(e *install.Engine, err error) error {
-	var values *install.ValuesError
+	var (
+		values  *install.ValuesError
+		waiting *install.NotReadyError
+	)
 	switch {
 	case err == nil:
 		return nil
@@ -270,6 +273,8 @@ func inContext(e *install.Engine, err error) error {
 		return err
 	case errors.As(err, &values):
 		return usage{fmt.Errorf("context %q: %w", e.Context, err)}
+	case errors.As(err, &waiting):
+		return fmt.Errorf("context %q: %w", e.Context, err)
 	case strings.Contains(err.Error(), fmt.Sprintf("context %q", e.Context)):
 		return err
 	default:

@@ -73,7 +73,7 @@ Exit codes: 0 ok, 1 a finding, 2 usage, 3 unreachable, 4 time-out.`,
 	flags.StringVar(&g.playground, "playground", "", "`folder` of the playground whose clusters are meant")
 	flags.DurationVar(&g.timeout, "timeout", 10*time.Second, "how long to wait for answers")
 	root.AddCommand(
-		newInstall(g), newUpgrade(g),
+		newInstall(g), newUpgrade(g), newUninstall(g),
 		newStatus(g), newCheck(g), newGet(g), newExplain(g),
 		newPeer(g), newIntroduction(g), newJoinToken(g), newInject(g),
 		newPlayground(g), newVersion(),

@@ -9,6 +9,7 @@ import (
 	"maps"
 	"reflect"
 	"slices"
+	"strconv"
 	"strings"
 
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
@@ -133,6 +134,7 @@ func bare(o *unstructured.Unstructured) any {
 	for _, f := range []string{"managedFields", "resourceVersion", "generation", "uid", "creationTimestamp"} {
 		unstructured.RemoveNestedField(o.Object, "metadata", f)
 	}
+	unstructured.RemoveNestedField(o.Object, "metadata", "annotations", "deprecated.daemonset.template.generation")
 	return o.Object
 }
 
@@ -148,7 +150,7 @@ func diff(path string, old, now any) []Field {
 		b, ok2 = byName(now)
 	}
 	if !ok1 || !ok2 {
-		return []Field{{strings.TrimPrefix(path, "."), old, now}}
+		return diffLeaf(strings.TrimPrefix(path, "."), old, now)
 	}
 	keys := map[string]bool{}
 	for k := range a {
@@ -166,6 +168,34 @@ func diff(path string, old, now any) []Field {
 			step = k
 		}
 		out = append(out, diff(path+step, a[k], b[k])...)
+	}
+	return out
+}
+
+// diffLeaf returns a field, and of two lists the entries that only one of them has.
+func diffLeaf(path string, old, now any) []Field {
+	a, ok1 := old.([]any)
+	b, ok2 := now.([]any)
+	if !ok1 || !ok2 {
+		return []Field{{path, old, now}}
+	}
+	only := func(in, not []any) (out []any) {
+		for _, v := range in {
+			if !slices.ContainsFunc(not, func(w any) bool { return reflect.DeepEqual(v, w) }) {
+				out = append(out, v)
+			}
+		}
+		return out
+	}
+	var out []Field
+	for _, v := range only(a, b) {
+		out = append(out, Field{path + "[]", v, nil})
+	}
+	for _, v := range only(b, a) {
+		out = append(out, Field{path + "[]", nil, v})
+	}
+	if len(out) == 0 { // their order differs
+		return []Field{{path, old, now}}
 	}
 	return out
 }
@@ -213,6 +243,9 @@ func PrintChanges(w io.Writer, changes []Change) error {
 	return err
 }
 
+// maxShown bounds what is shown of a value.
+const maxShown = 400
+
 func short(v any) string {
 	if v == nil {
 		return "(none)"
@@ -220,6 +253,9 @@ func short(v any) string {
 	text, err := json.Marshal(v)
 	if err != nil {
 		return fmt.Sprint(v)
+	}
+	if len(text) > maxShown {
+		return string(text[:maxShown]) + "… (" + strconv.Itoa(len(text)) + " bytes)"
 	}
 	return string(text)
 }

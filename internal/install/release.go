@@ -229,7 +229,7 @@ func (e *Engine) remove(ctx context.Context, release string, o *unstructured.Uns
 		return err
 	}
 	uid := is.GetUID()
-	policy := metav1.DeletePropagationForeground
+	policy := metav1.DeletePropagationBackground
 	err = e.at(o).Delete(ctx, o.GetName(), metav1.DeleteOptions{Preconditions: &metav1.Preconditions{UID: &uid}, PropagationPolicy: &policy})
 	if err != nil && !apierrors.IsNotFound(err) {
 		return fmt.Errorf("%s: %w", title(o), err)

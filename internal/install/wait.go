@@ -5,13 +5,18 @@ import (
 	"bytes"
 	"cmp"
 	"context"
+	"encoding/json"
+	"errors"
 	"fmt"
 	"io"
+	"net/http"
+	"strconv"
 	"strings"
 	"time"
 
 	appsv1 "k8s.io/api/apps/v1"
 	corev1 "k8s.io/api/core/v1"
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 )
 
@@ -29,7 +34,11 @@ type NotReadyError struct {
 
 // Error says each of it in a line.
 func (n *NotReadyError) Error() string {
-	return fmt.Sprintf("not ready (%v):\n  %s", n.err, strings.Join(n.Waiting, "\n  "))
+	why := "the time is up"
+	if errors.Is(n.err, context.Canceled) {
+		why = "interrupted"
+	}
+	return fmt.Sprintf("%s, still waiting for\n  %s", why, strings.Join(n.Waiting, "\n  "))
 }
 
 // Unwrap returns why the waiting ended.
@@ -37,7 +46,7 @@ func (n *NotReadyError) Unwrap() error { return n.err }
 
 // Wait returns when all programs of Isthmus are ready in their present version. What is waited for, and why, is said whenever it changes.
 func (e *Engine) Wait(ctx context.Context) error {
-	var said string
+	said := map[string]bool{}
 	var waiting []string
 	for {
 		now, err := e.waiting(ctx)
@@ -49,10 +58,12 @@ func (e *Engine) Wait(ctx context.Context) error {
 		case err == nil:
 			waiting = now
 		}
-		if text := strings.Join(waiting, "\n"); text != said && ctx.Err() == nil {
-			said = text
+		if ctx.Err() == nil {
 			for _, w := range waiting {
-				e.say("waiting for %s", w)
+				if !said[w] {
+					said[w] = true
+					e.say("waiting for %s", w)
+				}
 			}
 		}
 		select {
@@ -134,20 +145,51 @@ func (e *Engine) trouble(ctx context.Context, p *corev1.Pod) string {
 		case w != nil && (w.Reason == "ErrImagePull" || w.Reason == "ImagePullBackOff" || w.Reason == "ErrImageNeverPull" || w.Reason == "InvalidImageName"):
 			return fmt.Sprintf("image %s can't be had: %s", c.Image, cmp.Or(w.Message, w.Reason))
 		case w != nil && w.Reason == "ContainerCreating":
-			if why := e.lastWarning(ctx, p); why != "" {
-				return why
+			why := e.lastWarning(ctx, p)
+			if strings.Contains(why, strconv.Quote(trustBundle)+" not found") {
+				return "waits for the trust bundle, which control writes when it first starts"
 			}
-			return "is being made"
+			return cmp.Or(why, "is being made")
 		case w != nil && w.Reason == "CrashLoopBackOff", t != nil && t.ExitCode != 0:
 			return fmt.Sprintf("container %s ended, %d times now: %s", c.Name, c.RestartCount+1, cmp.Or(e.lastWords(ctx, p, c.Name, w != nil), "it wrote nothing"))
 		case w != nil && w.Reason != "PodInitializing":
 			return fmt.Sprintf("container %s: %s", c.Name, cmp.Or(w.Message, w.Reason))
 		case c.State.Running != nil:
-			return fmt.Sprintf("container %s runs and is not ready: %s", c.Name, cmp.Or(e.lastWords(ctx, p, c.Name, false), "it wrote nothing"))
+			return fmt.Sprintf("container %s runs and is not ready: %s", c.Name, cmp.Or(e.missing(ctx, p, c.Name), e.lastWords(ctx, p, c.Name, false), "it wrote nothing"))
 		}
 	}
 	if len(p.Status.ContainerStatuses) == 0 {
 		return "is waiting for its node"
+	}
+	return ""
+}
+
+// missing returns what a program says that it lacks, asked by way of the API server; "" where that does not work.
+func (e *Engine) missing(ctx context.Context, p *corev1.Pod, container string) string {
+	for _, c := range p.Spec.Containers {
+		if c.Name != container || c.ReadinessProbe == nil || c.ReadinessProbe.HTTPGet == nil || c.ReadinessProbe.HTTPGet.Host != "" {
+			continue
+		}
+		port := c.ReadinessProbe.HTTPGet.Port.String()
+		for _, named := range c.Ports {
+			if named.Name == port {
+				port = strconv.Itoa(int(named.ContainerPort))
+			}
+		}
+		ctx, cancel := context.WithTimeout(ctx, 2*poll)
+		defer cancel()
+		// The answer is one of not being ready, which client-go takes for an error; its body is what is wanted.
+		body, err := e.kube.CoreV1().Pods(p.Namespace).ProxyGet("http", p.Name, port, c.ReadinessProbe.HTTPGet.Path, nil).DoRaw(ctx)
+		var status *apierrors.StatusError
+		if errors.As(err, &status) && status.ErrStatus.Code == http.StatusServiceUnavailable && len(body) > 0 {
+			var said struct {
+				Missing []string `json:"missing"`
+			}
+			if json.Unmarshal(body, &said) == nil && len(said.Missing) > 0 {
+				return strings.Join(said.Missing, "; ")
+			}
+			return strings.Join(strings.Fields(string(body)), " ")
+		}
 	}
 	return ""
 }
@@ -188,6 +230,9 @@ func (e *Engine) lastWords(ctx context.Context, p *corev1.Pod, container string,
 		if t := strings.TrimSpace(s.Text()); t != "" {
 			last = t
 		}
+	}
+	if rest := strings.TrimPrefix(last, "time="); rest != last { // when it was changes with each look at it, and matters to nobody
+		_, last, _ = strings.Cut(rest, " ")
 	}
 	return last
 }
