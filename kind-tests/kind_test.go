@@ -204,7 +204,7 @@ func (m *mesh) uninstall(ctx context.Context, t *testing.T, before []snapshot) {
 		t.Skip("Isthmus was there before")
 	}
 	err := m.each(func(c *member) error {
-		_, err := c.isthmus(ctx, "uninstall")
+		_, err := c.isthmus(ctx, "uninstall", "--yes") // the peers are still declared
 		return err
 	})
 	if err != nil {

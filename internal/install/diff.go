@@ -20,7 +20,7 @@ import (
 
 // Change is what would become of an object.
 type Change struct {
-	What   string // create, change or delete
+	What   string // create, change, replace or delete
 	Object string // kind, and namespace/name
 	Fields []Field
 }
@@ -88,6 +88,9 @@ func (e *Engine) diffObject(ctx context.Context, release string, o *unstructured
 		return &Change{What: "create", Object: title(o)}, nil // there is no namespace to try it in
 	}
 	then, err := e.apply(ctx, release, o, force, true)
+	if replaceable(o, err) {
+		return &Change{What: "replace", Object: title(o)}, nil
+	}
 	if err != nil {
 		return nil, err
 	}
@@ -225,7 +228,7 @@ func PrintChanges(w io.Writer, changes []Change) error {
 		s.WriteString("nothing would change\n")
 	}
 	for _, c := range changes {
-		fmt.Fprintf(&s, "%-7s%s\n", c.What, c.Object)
+		fmt.Fprintf(&s, "%-8s%s\n", c.What, c.Object)
 		for _, f := range c.Fields {
 			a, ok1 := f.Old.(string)
 			b, ok2 := f.New.(string)

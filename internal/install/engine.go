@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"strings"
+	"time"
 
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	"k8s.io/apimachinery/pkg/api/meta"
@@ -128,11 +129,44 @@ func (e *Engine) apply(ctx context.Context, release string, o *unstructured.Unst
 		options.DryRun = []string{metav1.DryRunAll}
 	}
 	got, err := e.at(o).Apply(ctx, o.GetName(), e.owned(release, o), options)
+	if !dry && replaceable(o, err) {
+		if got, err = e.replace(ctx, release, o, options); err == nil {
+			e.say("replaced %s; its Pods go on until they are updated", title(o))
+		}
+	}
 	if err != nil {
 		return nil, fmt.Errorf("%s: %w", title(o), explainConflict(err))
 	}
 	return got, nil
 }
+
+// replaceable reports whether an object was refused because fields of it can't be changed, and can be made anew without its Pods
+// noticing.
+func replaceable(o *unstructured.Unstructured, err error) bool {
+	return apierrors.IsInvalid(err) && (o.GetKind() == "StatefulSet" || o.GetKind() == "DaemonSet") && strings.Contains(err.Error(), "updates to")
+}
+
+// replace deletes an object, leaves its Pods, and makes it anew: it takes them over.
+func (e *Engine) replace(
+	ctx context.Context, release string, o *unstructured.Unstructured, options metav1.ApplyOptions,
+) (*unstructured.Unstructured, error) {
+	orphan := metav1.DeletePropagationOrphan
+	if err := gone404(e.at(o).Delete(ctx, o.GetName(), metav1.DeleteOptions{PropagationPolicy: &orphan})); err != nil {
+		return nil, err
+	}
+	bounded, cancel := context.WithTimeout(ctx, replacing)
+	defer cancel()
+	if err := e.until(bounded, title(o)+" is not gone", func() (bool, error) {
+		is, err := e.live(ctx, o)
+		return is == nil, err
+	}); err != nil {
+		return nil, err
+	}
+	return e.at(o).Apply(ctx, o.GetName(), e.owned(release, o), options)
+}
+
+// replacing bounds how long an object may take to go.
+const replacing = time.Minute
 
 // ConflictError is a field that somebody else has set.
 type ConflictError struct{ err error }

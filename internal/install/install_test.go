@@ -108,8 +108,8 @@ func TestDiff(t *testing.T) {
 	if err := PrintChanges(&got, []Change{{What: "create", Object: "A a"}, {What: "change", Object: "B b", Fields: diff("", old, now)}}); err != nil {
 		t.Fatal(err)
 	}
-	want := `create A a
-change B b
+	want := `create  A a
+change  B b
          containers[a].image: "i:1" -> "i:2"
          data[a.yaml]:
            - 2
