@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"io"
 	"math"
+	"net"
 	"net/http"
 	"net/url"
 	"regexp"
@@ -21,6 +22,7 @@ import (
 	"github.com/isthmus-mesh/isthmus/api/errcode"
 	"github.com/isthmus-mesh/isthmus/cmd/isthmus/internal/check"
 	"github.com/isthmus-mesh/isthmus/cmd/isthmus/internal/output"
+	"github.com/isthmus-mesh/isthmus/internal/kubeaccess"
 	"github.com/isthmus-mesh/isthmus/topology"
 )
 
@@ -54,11 +56,11 @@ It exits with 1 when there is nowhere to go.`,
 			}
 			ctx, cancel := context.WithTimeout(c.Context(), g.timeout)
 			defer cancel()
-			address, err := g.sidecarAdmin(ctx, c.ErrOrStderr(), args[0])
+			sidecar, err := g.sidecarAdmin(ctx, c.ErrOrStderr(), args[0])
 			if err != nil {
 				return err
 			}
-			x, raw, err := askSidecar(ctx, address, args[1], port)
+			x, raw, err := askSidecar(ctx, sidecar, args[1], port)
 			if err != nil {
 				return fmt.Errorf("the sidecar of %s (its calls are decided there, so nobody else can tell): %w", args[0], err)
 			}
@@ -110,16 +112,19 @@ func explainCode(w io.Writer, code string) error {
 	return err
 }
 
+// asker asks an admin listener for a path, and returns the status of HTTP and the body.
+type asker func(ctx context.Context, path string, query url.Values) (int, []byte, error)
+
 // sidecarAdmin finds the admin listener of a workload's sidecar: from its cluster's control, or, when that is dead and the
 // cluster is in a playground, from the playground.
-func (g *global) sidecarAdmin(ctx context.Context, chatter io.Writer, workload string) (string, error) {
+func (g *global) sidecarAdmin(ctx context.Context, chatter io.Writer, workload string) (asker, error) {
 	cluster, name, ok := strings.Cut(workload, "/")
 	if !ok {
-		return "", usage{fmt.Errorf("workload %q: want CLUSTER/WORKLOAD, for example eu/web", workload)}
+		return nil, usage{fmt.Errorf("workload %q: want CLUSTER/WORKLOAD, for example eu/web", workload)}
 	}
 	targets, err := g.targets()
 	if err != nil {
-		return "", err
+		return nil, err
 	}
 	if i := slices.IndexFunc(targets, func(t target) bool { return t.cluster == cluster }); i >= 0 {
 		targets = targets[i : i+1] // a playground knows which control it is: no other one makes us wait
@@ -128,16 +133,23 @@ func (g *global) sidecarAdmin(ctx context.Context, chatter io.Writer, workload s
 	all := askEach(ctx, g.timeout/2, targets, (*admin.Client).Proxies)
 	for _, a := range all {
 		if a.err == nil && a.status.Cluster == cluster {
-			return sidecarIn(cluster, name, a.answer)
+			p, err := sidecarIn(cluster, name, a.answer)
+			if err != nil {
+				return nil, err
+			}
+			if a.client.kube != nil {
+				return inPod(a.client.kube, p)
+			}
+			return listener(p.Admin, nil), nil
 		}
 	}
 	if slices.ContainsFunc(targets, func(t target) bool { return t.cluster == cluster }) {
 		if address, err := g.playgroundAdmin(workload); err == nil {
 			_, _ = fmt.Fprintf(chatter, "isthmus: the control of %s does not answer; asking the sidecar that the playground knows\n", cluster)
-			return address, nil
+			return listener(address, nil), nil
 		}
 	}
-	return "", noCluster(cluster, all)
+	return nil, noCluster(cluster, all)
 }
 
 func (g *global) playgroundAdmin(workload string) (string, error) {
@@ -150,7 +162,7 @@ func (g *global) playgroundAdmin(workload string) (string, error) {
 }
 
 // sidecarIn finds the sidecar of a workload, "web" or "shop/web".
-func sidecarIn(cluster, name string, proxies []admin.Proxy) (string, error) {
+func sidecarIn(cluster, name string, proxies []admin.Proxy) (admin.Proxy, error) {
 	var names []string
 	for _, p := range proxies {
 		if p.Program != "sidecar" {
@@ -159,43 +171,77 @@ func sidecarIn(cluster, name string, proxies []admin.Proxy) (string, error) {
 		names = append(names, cluster+"/"+p.Name)
 		if p.Name == name || strings.HasSuffix(p.Name, "/"+name) {
 			if p.Admin == "" {
-				return "", finding{fmt.Sprintf("the sidecar of %s/%s has no admin listener; give it listen.admin", cluster, p.Name)}
+				return p, finding{fmt.Sprintf("the sidecar of %s/%s has no admin listener; give it listen.admin", cluster, p.Name)}
 			}
-			return p.Admin, nil
+			return p, nil
 		}
 	}
 	slices.Sort(names)
-	return "", usage{fmt.Errorf("cluster %s knows no sidecar of %q; it knows: %s", cluster, name, list(names))}
+	return admin.Proxy{}, usage{fmt.Errorf("cluster %s knows no sidecar of %q; it knows: %s", cluster, name, list(names))}
+}
+
+// listener asks an admin listener at an address; dial is nil where this machine reaches it.
+func listener(address string, dial func(ctx context.Context, network, address string) (net.Conn, error)) asker {
+	client := &http.Client{Transport: &http.Transport{DialContext: dial, DisableKeepAlives: true}}
+	return func(ctx context.Context, path string, query url.Values) (int, []byte, error) {
+		req, err := http.NewRequestWithContext(ctx, http.MethodGet, "http://"+address+path+"?"+query.Encode(), http.NoBody)
+		if err != nil {
+			return 0, nil, err
+		}
+		resp, err := client.Do(req)
+		if err != nil {
+			return 0, nil, fmt.Errorf("%w: %w", admin.ErrUnreachable, err)
+		}
+		defer func() { _ = resp.Body.Close() }()
+		b, err := io.ReadAll(io.LimitReader(resp.Body, maxExplanation))
+		if err != nil {
+			return 0, nil, fmt.Errorf("%w: %w", admin.ErrUnreachable, err)
+		}
+		return resp.StatusCode, b, nil
+	}
+}
+
+// inPod asks the sidecar of a Pod over a forwarded port. To the sidecar that is a question from inside the Pod: others it does not answer.
+func inPod(cluster *kubeaccess.Cluster, p admin.Proxy) (asker, error) {
+	namespace, pod, is := strings.Cut(p.Name, "/")
+	_, text, err := net.SplitHostPort(p.Admin)
+	port, errPort := strconv.ParseUint(text, 10, 16)
+	if err != nil || errPort != nil || !is {
+		return nil, fmt.Errorf("the sidecar of %s says that its admin listener is at %q; want namespace/Pod and host:port", p.Name, p.Admin)
+	}
+	return listener(net.JoinHostPort("127.0.0.1", text), func(ctx context.Context, _, _ string) (net.Conn, error) {
+		conn, err := cluster.DialPort(ctx, namespace, pod, uint16(port)) //nolint:gosec // G115: it was parsed as one of 16 bits
+		return conn, cluster.Explain("forward a port of Pod "+namespace+"/"+pod+" (create pods/portforward)", err)
+	}), nil
+}
+
+// saysError returns what an answer of ours says that is wrong; empty: it is none.
+func saysError(b []byte) string {
+	var said struct {
+		Error string `json:"error"`
+	}
+	if json.Unmarshal(b, &said) != nil {
+		return ""
+	}
+	return said.Error
 }
 
 // askSidecar returns the explanation and, for programs, all that the sidecar said.
-func askSidecar(ctx context.Context, address, to string, port uint16) (topology.Explanation, any, error) {
+func askSidecar(ctx context.Context, ask asker, to string, port uint16) (topology.Explanation, any, error) {
 	var x topology.Explanation
 	query := url.Values{"to": {to}}
 	if port != 0 {
 		query.Set("port", strconv.Itoa(int(port)))
 	}
-	req, err := http.NewRequestWithContext(ctx, http.MethodGet, "http://"+address+"/explain?"+query.Encode(), http.NoBody)
+	status, b, err := ask(ctx, "/explain", query)
 	if err != nil {
 		return x, nil, err
 	}
-	resp, err := http.DefaultClient.Do(req)
-	if err != nil {
-		return x, nil, fmt.Errorf("%w: %w", admin.ErrUnreachable, err)
-	}
-	defer func() { _ = resp.Body.Close() }()
-	b, err := io.ReadAll(io.LimitReader(resp.Body, maxExplanation))
-	if err != nil {
-		return x, nil, fmt.Errorf("%w: %w", admin.ErrUnreachable, err)
-	}
-	if resp.StatusCode != http.StatusOK {
-		var said struct {
-			Error string `json:"error"`
+	if status != http.StatusOK {
+		if said := saysError(b); said != "" {
+			return x, nil, errors.New(said)
 		}
-		if json.Unmarshal(b, &said) == nil && said.Error != "" {
-			return x, nil, errors.New(said.Error)
-		}
-		return x, nil, fmt.Errorf("%s: %s", resp.Status, strings.TrimSpace(string(b)))
+		return x, nil, fmt.Errorf("%d %s: %s", status, http.StatusText(status), strings.TrimSpace(string(b)))
 	}
 	var raw any
 	return x, raw, errors.Join(json.Unmarshal(b, &x), json.Unmarshal(b, &raw))

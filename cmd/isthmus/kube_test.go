@@ -1,9 +1,12 @@
 package main
 
 import (
+	"bufio"
 	"context"
 	"encoding/json"
+	"fmt"
 	"io"
+	"net/http"
 	"path/filepath"
 	"slices"
 	"strings"
@@ -124,7 +127,7 @@ func TestByContextThatFails(t *testing.T) {
 		{"--context forbidden", exitUnreachable, []string{`context "forbidden"`, "create on pods/exec", `User "ann"`}},
 		{"--context no-socket", exitUnreachable, []string{"CrashLoopBackOff back-off 5m"}},
 		{"--context old", exitUnreachable, []string{"no admin-pipe"}},
-		{"--context slow --timeout 200ms", exitTimeout, []string{`context "slow"`, "exec into isthmus-control-0"}},
+		{"--context slow --timeout 200ms", exitTimeout, []string{`context "slow"`}},
 		{"--context mars", exitUsage, []string{`"mars"`, "there are: empty, forbidden, installed"}},
 		{"--context installed --kubeconfig none", exitUsage, []string{"no kubeconfig at none"}},
 		{"--context=", exitUsage, []string{"--context is empty"}},
@@ -154,5 +157,37 @@ func TestPlugin(t *testing.T) {
 	root.SetArgs([]string{"status", "--help"})
 	if err := root.Execute(); err != nil || !strings.Contains(help.String(), "kubectl isthmus status [flags]") {
 		t.Errorf("%v: %s", err, help.String())
+	}
+}
+
+// TestExplainByContext: the sidecar is asked over a forwarded port of its Pod.
+func TestExplainByContext(t *testing.T) {
+	alone(t)
+	s := kubeControl(t, map[string]any{
+		"/v1/status":  healthy,
+		"/v1/proxies": []admin.Proxy{{Program: "sidecar", Name: "shop/web-7d9", Admin: "[::]:15020", Connected: true}},
+	})
+	s.Forward = func(pod, port string, data io.ReadWriter) string {
+		if pod != "web-7d9" || port != "15020" {
+			return "no such port"
+		}
+		r, err := http.ReadRequest(bufio.NewReader(data))
+		if err != nil || r.Host != "127.0.0.1:15020" || r.URL.String() != "/explain?to=checkout.shop" {
+			return fmt.Sprint("not what the sidecar answers: ", r, err)
+		}
+		const answer = `{"error": "unknown service"}`
+		_, _ = fmt.Fprintf(data, "HTTP/1.1 404 Not Found\r\nContent-Length: %d\r\n\r\n%s", len(answer), answer)
+		return ""
+	}
+	t.Setenv("KUBECONFIG", kubetest.Kubeconfig(t, map[string]*kubetest.Server{"kind-eu": s}))
+	_, chatter, code := isthmus(t, "explain", "eu/web-7d9", "checkout.shop", "--context", "kind-eu")
+	if code != exitFinding || !strings.HasSuffix(chatter, ": unknown service") {
+		t.Errorf("exit %d: %s", code, chatter)
+	}
+	s.Forbid("GET", "/api/v1/namespaces/shop/pods/web-7d9/portforward", "you may not create pods/portforward")
+	s.Forbid("POST", "/api/v1/namespaces/shop/pods/web-7d9/portforward", "you may not create pods/portforward")
+	_, chatter, code = isthmus(t, "explain", "eu/web-7d9", "checkout.shop", "--context", "kind-eu")
+	if code != exitUnreachable || !strings.Contains(chatter, "pods/portforward") {
+		t.Errorf("forbidden: exit %d: %s", code, chatter)
 	}
 }

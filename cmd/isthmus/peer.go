@@ -143,7 +143,7 @@ func (a *acceptance) run(ctx context.Context, name string, stdin io.Reader, stdo
 	}
 	_, _ = fmt.Fprintf(chatter, "  fingerprint   %s\n  trust domain  %s\n  bus           %s\nCompare the fingerprint with what \"isthmus introduction\" says in %s.\n",
 		invited.RootFingerprint, invited.TrustDomain, cmp.Or(list(invited.BusURLs), "none: "+invited.Cluster+" dials"), invited.Cluster)
-	answered := invited.answers == self.Cluster || a.isFresh(status, invited.Cluster)
+	answered := invited.answers == self.Cluster // else it is printed even if the other side has it: what reads it may be an accept
 	if len(invited.BusURLs) == 0 && len(self.BusURLs) == 0 {
 		return finding{fmt.Sprintf("neither %s nor %s advertises an address of its bus (bus.advertise): they can't reach each other", self.Cluster, invited.Cluster)}
 	}
@@ -194,10 +194,6 @@ func (a *acceptance) put(ctx context.Context, t target, store peerStore, invited
 		return fmt.Errorf("%s is written, but its control does not know the peer yet (see isthmus status): %w", where, err)
 	}
 	return nil
-}
-
-func (a *acceptance) isFresh(s admin.Status, cluster string) bool {
-	return slices.ContainsFunc(s.Peers, func(p admin.Peer) bool { return p.Cluster == cluster && p.State == "Fresh" })
 }
 
 func (a *acceptance) waitFresh(ctx context.Context, t target, self, cluster string, chatter io.Writer) error {

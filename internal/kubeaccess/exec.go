@@ -104,7 +104,12 @@ func (c *Cluster) executor(namespace, pod, container string, command []string, r
 	if err != nil {
 		return nil, fmt.Errorf("context %q: %w", c.Context, err)
 	}
-	return remotecommand.NewFallbackExecutor(web, spdy, func(err error) bool {
+	return remotecommand.NewFallbackExecutor(web, spdy, fallBack(refused))
+}
+
+// fallBack says when SPDY is tried, and keeps what the API server had against WebSockets.
+func fallBack(refused *error) func(error) bool {
+	return func(err error) bool {
 		var (
 			upgrade *httpstream.UpgradeFailureError
 			said    *apierrors.StatusError
@@ -113,7 +118,7 @@ func (c *Cluster) executor(namespace, pod, container string, command []string, r
 			*refused = said
 		}
 		return upgrade != nil || httpstream.IsHTTPSProxyError(err)
-	})
+	}
 }
 
 // execConn is the near end of a command's standard input and output.

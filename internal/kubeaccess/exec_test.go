@@ -113,3 +113,42 @@ func TestDialExecThatFails(t *testing.T) {
 		t.Errorf("a command that hangs: %v", err)
 	}
 }
+
+func TestDialPort(t *testing.T) {
+	s := kubetest.New(t)
+	s.Forward = func(pod, port string, data io.ReadWriter) string {
+		if port != "15020" {
+			return "connection refused"
+		}
+		lines := bufio.NewScanner(data)
+		if lines.Scan() {
+			_, _ = fmt.Fprintln(data, pod, port, "heard", lines.Text())
+		}
+		return ""
+	}
+	c, err := kubeaccess.Source{Kubeconfig: kubetest.Kubeconfig(t, map[string]*kubetest.Server{"eu": s})}.Cluster("eu")
+	if err != nil {
+		t.Fatal(err)
+	}
+	for port, want := range map[uint16]string{15020: "web-0 15020 heard hello\n", 1: "connection refused"} {
+		conn, errDial := c.DialPort(t.Context(), "shop", "web-0", port)
+		if errDial != nil {
+			t.Fatal(errDial)
+		}
+		_, _ = io.WriteString(conn, "hello\n")
+		said, errRead := io.ReadAll(conn)
+		if got := string(said) + fmt.Sprint(errRead); strings.TrimSuffix(got, "<nil>") != want {
+			t.Errorf("port %d: %q, want %q", port, got, want)
+		}
+		if errClose := conn.Close(); errClose != nil {
+			t.Error(errClose)
+		}
+	}
+	s = kubetest.New(t)
+	if c, err = (kubeaccess.Source{Kubeconfig: kubetest.Kubeconfig(t, map[string]*kubetest.Server{"eu": s})}).Cluster("eu"); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := c.DialPort(t.Context(), "shop", "web-0", 15020); !apierrors.IsNotFound(err) {
+		t.Errorf("no such Pod: %v", err)
+	}
+}

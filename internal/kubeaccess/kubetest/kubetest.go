@@ -29,10 +29,14 @@ import (
 // Exec is a command that runs in a container: it returns its exit code.
 type Exec func(pod string, command []string, stdin io.Reader, stdout, stderr io.Writer) int
 
+// Forward is a connection to a port of a Pod. What it returns is told the client as trouble.
+type Forward func(pod, port string, data io.ReadWriter) string
+
 // Server is an API server. Set its fields before the first request.
 type Server struct {
-	Exec         Exec // nil: no Pod is there
-	NoWebSockets bool // as proxies that don't let them through
+	Exec         Exec    // nil: no Pod is there
+	Forward      Forward // over SPDY alone; nil: likewise
+	NoWebSockets bool    // as proxies that don't let them through
 	// Post returns what becomes of an object that is created; nil: it is as it was posted. Nothing is kept.
 	Post func(path string, object map[string]any) map[string]any
 
@@ -133,6 +137,10 @@ func (s *Server) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	s.mu.Unlock()
 	if pod, ok := strings.CutSuffix(path, "/exec"); ok {
 		s.exec(w, r, pod[strings.LastIndex(pod, "/")+1:])
+		return
+	}
+	if pod, ok := strings.CutSuffix(path, "/portforward"); ok {
+		s.forward(w, r, pod[strings.LastIndex(pod, "/")+1:])
 		return
 	}
 	s.mu.Lock()
@@ -260,16 +268,8 @@ func (s *Server) exec(w http.ResponseWriter, r *http.Request, pod string) {
 			return
 		}
 		defer func() { _ = conn.Close() }()
-		streams = map[string]io.ReadWriteCloser{}
-		for len(streams) < 4 {
-			select {
-			case s := <-arrived:
-				streams[s.Headers().Get("streamType")] = s
-			case <-conn.CloseChan():
-				return
-			case <-time.After(time.Minute): // a client that is broken
-				return
-			}
+		if streams = collect(conn, arrived, 4); streams == nil {
+			return
 		}
 	}
 	code := s.Exec(pod, r.URL.Query()["command"], streams["stdin"], streams["stdout"], streams["stderr"])
@@ -284,4 +284,58 @@ func (s *Server) exec(w http.ResponseWriter, r *http.Request, pod string) {
 	for _, s := range streams {
 		_ = s.Close()
 	}
+}
+
+// collect waits for so many streams, by their type; nil: the client went.
+func collect(conn httpstream.Connection, arrived <-chan httpstream.Stream, n int) map[string]io.ReadWriteCloser {
+	streams := map[string]io.ReadWriteCloser{}
+	for len(streams) < n {
+		select {
+		case s := <-arrived:
+			streams[s.Headers().Get("streamType")] = s
+		case <-conn.CloseChan():
+			return nil
+		case <-time.After(time.Minute): // a client that is broken
+			return nil
+		}
+	}
+	return streams
+}
+
+func (s *Server) forward(w http.ResponseWriter, r *http.Request, pod string) {
+	switch {
+	case s.Forward == nil:
+		notFound(w, pod)
+		return
+	case wsstream.IsWebSocketRequest(r):
+		fail(w, http.StatusBadRequest, metav1.StatusReasonBadRequest, "no WebSockets here")
+		return
+	}
+	if _, err := httpstream.Handshake(r, w, []string{"portforward.k8s.io"}); err != nil {
+		return
+	}
+	arrived := make(chan httpstream.Stream, 2)
+	conn := spdy.NewResponseUpgrader().UpgradeResponse(w, r, func(s httpstream.Stream, _ <-chan struct{}) error {
+		arrived <- s
+		return nil
+	})
+	if conn == nil {
+		return
+	}
+	defer func() { _ = conn.Close() }()
+	byType := map[string]httpstream.Stream{}
+	for len(byType) < 2 {
+		select {
+		case s := <-arrived:
+			byType[s.Headers().Get("streamType")] = s
+		case <-conn.CloseChan():
+			return
+		}
+	}
+	if said := s.Forward(pod, byType["data"].Headers().Get("port"), byType["data"]); said != "" {
+		_, _ = io.WriteString(byType["error"], said)
+	}
+	_ = byType["data"].Close()
+	_ = byType["error"].Close()
+	<-conn.CloseChan()
 }
