@@ -2,6 +2,7 @@ package control
 
 import (
 	"fmt"
+	"maps"
 	"net/netip"
 	"os"
 	"path/filepath"
@@ -31,18 +32,18 @@ func serviceNames(t interface{ Fatal(...any) }, n int) []topology.ServiceName {
 func TestAllocateIsStable(t *testing.T) {
 	cidr := netip.MustParsePrefix("241.0.0.0/8")
 	names := serviceNames(t, 2000)
-	first, none := allocate(nil, names, cidr, false)
+	first, none := allocate(nil, names, cidr, false, nil)
 	if len(first) != len(names) || len(none) != 0 {
 		t.Fatalf("%d of %d have an address, %d have none", len(first), len(names), len(none))
 	}
 	// A control that lost its state comes to the same answer, in whatever order it hears of them: but for collisions, the hash decides.
-	again, _ := allocate(allocation{}, []topology.ServiceName{names[7]}, cidr, false)
+	again, _ := allocate(allocation{}, []topology.ServiceName{names[7]}, cidr, false, nil)
 	if again[names[7]] != first[names[7]] {
 		t.Errorf("%s: %s alone, %s among many", names[7], again[names[7]], first[names[7]])
 	}
 	// Others coming and going move nobody.
-	less, _ := allocate(first, names[:1000], cidr, false)
-	more, _ := allocate(less, append(serviceNames(t, 4000)[3000:], names[:1000]...), cidr, false)
+	less, _ := allocate(first, names[:1000], cidr, false, nil)
+	more, _ := allocate(less, append(serviceNames(t, 4000)[3000:], names[:1000]...), cidr, false, nil)
 	for _, s := range names[:1000] {
 		if less[s] != first[s] || more[s] != first[s] {
 			t.Fatalf("%s moved: %s, %s, %s", s, first[s], less[s], more[s])
@@ -52,7 +53,7 @@ func TestAllocateIsStable(t *testing.T) {
 		t.Errorf("%d and %d addresses are held; want 1000 and 2000", len(less), len(more))
 	}
 	// While not every source has spoken, what is not wanted keeps its address.
-	kept, _ := allocate(first, names[:1000], cidr, true)
+	kept, _ := allocate(first, names[:1000], cidr, true, nil)
 	if diff := cmp.Diff(first, kept, compareAddr); diff != "" {
 		t.Errorf("an address was given back too early:\n%s", diff)
 	}
@@ -60,9 +61,9 @@ func TestAllocateIsStable(t *testing.T) {
 
 func TestAllocateMovesWithTheRange(t *testing.T) {
 	names := serviceNames(t, 10)
-	a, _ := allocate(nil, names, netip.MustParsePrefix("241.0.0.0/8"), false)
+	a, _ := allocate(nil, names, netip.MustParsePrefix("241.0.0.0/8"), false, nil)
 	v6 := netip.MustParsePrefix("fd00:1234::/64")
-	b, none := allocate(a, names, v6, true)
+	b, none := allocate(a, names, v6, true, nil)
 	if len(b) != 10 || len(none) != 0 {
 		t.Fatalf("%d addresses, %d without", len(b), len(none))
 	}
@@ -83,7 +84,7 @@ func TestAllocateProperties(t *testing.T) {
 		for range rapid.IntRange(1, 5).Draw(t, "rounds") {
 			wanted := rapid.SliceOfN(rapid.SampledFrom(all), 0, 300).Draw(t, "wanted")
 			keep := rapid.Bool().Draw(t, "keep")
-			next, none := allocate(held, wanted, cidr, keep)
+			next, none := allocate(held, wanted, cidr, keep, nil)
 			taken := make(map[netip.Addr]topology.ServiceName)
 			for s, ip := range next {
 				if other, twice := taken[ip]; twice {
@@ -112,16 +113,35 @@ func TestAllocateProperties(t *testing.T) {
 
 func TestAllocationOnDisk(t *testing.T) {
 	path := filepath.Join(t.TempDir(), "a.json")
-	if a, err := readAllocation(path); err != nil || len(a) != 0 {
+	if a, h, err := readAllocation(path); err != nil || len(a)+len(h) != 0 {
 		t.Fatalf("%v, %v; want an empty one", a, err)
 	}
-	want, _ := allocate(nil, serviceNames(t, 20), netip.MustParsePrefix("241.0.0.0/8"), false)
-	if err := writeAllocation(path, want); err != nil {
-		t.Fatal(err)
-	}
-	got, err := readAllocation(path)
+	want, _ := allocate(nil, serviceNames(t, 20), netip.MustParsePrefix("241.0.0.0/8"), false, nil)
+	cluster, err := topology.ParseClusterName("us")
 	if err != nil {
 		t.Fatal(err)
+	}
+	var keys []hostKey
+	for _, a := range []string{"10.2.0.7", "fd00::7", "::1"} {
+		keys = append(keys, hostKey{serviceNames(t, 1)[0], topology.HostRef{Cluster: cluster, Address: netip.MustParseAddr(a)}})
+	}
+	wantHosts, _ := allocateHosts(nil, keys, netip.MustParsePrefix("241.0.0.0/8"), false, want)
+	if err = writeAllocation(path, want, wantHosts); err != nil {
+		t.Fatal(err)
+	}
+	got, hosts, err := readAllocation(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if !maps.Equal(wantHosts, hosts) {
+		t.Errorf("hosts %v, want %v", hosts, wantHosts)
+	}
+	for _, a := range hosts {
+		for s, b := range want {
+			if a == b {
+				t.Errorf("%s is that of %s, and of a copy", a, s)
+			}
+		}
 	}
 	if diff := cmp.Diff(want, got, compareAddr); diff != "" {
 		t.Fatal(diff)
@@ -130,7 +150,7 @@ func TestAllocationOnDisk(t *testing.T) {
 	if err := os.WriteFile(path, []byte(`{"svc-0.shop": "241`), 0o600); err != nil {
 		t.Fatal(err)
 	}
-	if _, err := readAllocation(path); err == nil {
+	if _, _, err := readAllocation(path); err == nil {
 		t.Fatal("a damaged file was taken")
 	}
 }

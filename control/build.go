@@ -29,8 +29,11 @@ type inputs struct {
 	known     []string
 	links     map[topology.ClusterName]linkWord
 	addresses allocation
+	hosts     hostAllocation
 	cidr      netip.Prefix
-	complete  bool // every pinned peer has spoken once: addresses may be given back
+	pods      []netip.Prefix // of the own cluster, beside those that objects tell of
+	peerPods  []netip.Prefix // that peers may speak for
+	complete  bool           // every pinned peer has spoken once: addresses may be given back
 }
 
 // world is all that follows from inputs. Immutable.
@@ -42,6 +45,8 @@ type world struct {
 	usable    []*federation.View     // of peers whose word counts, ordered by cluster
 	silent    []topology.ClusterName // peers that have not spoken, ordered
 	addresses allocation
+	hosts     hostAllocation
+	pods      map[topology.ClusterName][]netip.Prefix // of peers: addresses that are nobody's but their pods'
 	services  map[topology.ServiceName]*resolved
 	callable  []*topology.Service // as callers see them, ordered by name
 	exports   []ExportStatus      // without Condition.Since
@@ -75,6 +80,7 @@ func build(in inputs) *world {
 	}
 	merged := federation.Merge(in.self.Cluster, exports)
 	w.exportConditions(valid, merged)
+	w.pods = w.peerPods()
 	w.importStatus(merged.Imports, exports)
 	w.assemble(valid, exports)
 	w.problems = SortProblems(w.problems)
@@ -153,6 +159,7 @@ func (w *world) reportStranded(r *resolved, exported bool) {
 // ownRecords computes what peers are told, and returns the exports that are valid, by service.
 func (w *world) ownRecords() map[topology.ServiceName]*ServiceExport {
 	w.own.Roots = w.in.roots
+	w.own.PodCIDRs = w.ownPods()
 	for _, g := range w.in.gateways {
 		at := cmp.Or(w.in.objects.Outside.Gateways[g.ID], g.QUIC)
 		if at != "" {
@@ -186,7 +193,8 @@ func exportOf(e *ServiceExport, r *resolved) federation.Export {
 	}
 	if s.Headless {
 		out.Type = federation.Headless
-		out.Hostnames = r.hostnames
+		out.Endpoints = r.named[:min(len(r.named), federation.MaxEndpoints)]
+		out.Targets = r.targets
 	}
 	for _, p := range s.Ports {
 		out.Ports = append(out.Ports, federation.Port{Name: p.Name, Number: p.Number, Transport: p.Transport, AppProtocol: p.AppProtocol})
@@ -228,7 +236,7 @@ func (w *world) assemble(valid map[topology.ServiceName]*ServiceExport, exports 
 			add(configstream.EncodeInbound(receiver, &served))
 		}
 		if e != nil {
-			add(configstream.EncodeExport(&topology.Export{Name: name, Ports: numbers(r.ports), Audience: e.Audience, Endpoints: r.endpoints}))
+			add(configstream.EncodeExport(&topology.Export{Name: name, Ports: numbers(r.ports), Audience: e.Audience, Endpoints: r.endpoints, Hosts: r.hosts()}))
 		}
 	}
 	w.callable = w.callables(valid, exports)
@@ -248,7 +256,7 @@ func (w *world) selfOf(namespace, name, zone string) topology.Self {
 // cluster is a peer as proxies see it. Where its gateways are is known as long as its word counts.
 func (w *world) cluster(p ClusterPeer) *topology.Cluster {
 	word := w.in.links[p.Cluster]
-	c := &topology.Cluster{Name: p.Cluster, Domain: p.Domain, Link: word.state, RTT: word.rtt}
+	c := &topology.Cluster{Name: p.Cluster, Domain: p.Domain, Link: word.state, RTT: word.rtt, Pods: w.pods[p.Cluster]}
 	for _, v := range w.usable {
 		if v.Cluster != p.Cluster {
 			continue

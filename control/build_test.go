@@ -90,11 +90,13 @@ func readScene(t *testing.T, archive *txtar.Archive) control.Scene {
 				Domain       spiffeid.TrustDomain
 				Region, Zone string
 				CIDR         *netip.Prefix
+				Pods         []netip.Prefix
 				Known        []string
 			}
 			decode(t, f, &self)
 			scene.Self = control.Self{Cluster: self.Cluster, Domain: self.Domain, Region: self.Region, Zone: self.Zone}
 			scene.Known = self.Known
+			scene.Pods = self.Pods
 			if self.CIDR != nil {
 				scene.CIDR = *self.CIDR
 			}
@@ -212,6 +214,9 @@ func describeWorld(t *testing.T, b control.Built) string {
 		fmt.Fprintf(&out, "import %s %s %v %v from %v\n", i.Service(), i.Import.Type, i.IPs, i.Families(), i.Import.Clusters)
 		for _, c := range i.Copies {
 			fmt.Fprintf(&out, "import %s copies of %s ready=%v ports %v\n", i.Service(), c.Cluster, c.Ready, c.Ports)
+			for _, h := range c.Hosts {
+				fmt.Fprintf(&out, "import %s copy %q %s of %s at %v on %v\n", i.Service(), h.Hostname, h.Address, c.Cluster, h.IPs, c.Targets)
+			}
 		}
 		for _, c := range i.Conditions {
 			fmt.Fprintf(&out, "import %s %s=%s/%s %q\n", i.Service(), c.Type, c.Status, c.Reason, c.Message)

@@ -1,6 +1,7 @@
 package control
 
 import (
+	"cmp"
 	"fmt"
 	"net/netip"
 	"slices"
@@ -86,7 +87,7 @@ func (w *world) importStatus(imports []federation.Import, exports map[topology.C
 		}
 	}
 	var none []topology.ServiceName
-	w.addresses, none = allocate(w.in.addresses, wanted, w.in.cidr, !w.in.complete)
+	w.addresses, none = allocate(w.in.addresses, wanted, w.in.cidr, !w.in.complete, w.in.hosts)
 	offered := make(map[topology.ClusterName]map[topology.ServiceName]*federation.Export, len(exports))
 	for cluster, list := range exports {
 		offered[cluster] = make(map[topology.ServiceName]*federation.Export, len(list))
@@ -94,6 +95,7 @@ func (w *world) importStatus(imports []federation.Import, exports map[topology.C
 			offered[cluster][list[i].Name] = &list[i]
 		}
 	}
+	w.placeHosts(imports, offered)
 	for _, i := range imports {
 		status := ImportStatus{Import: i, Conditions: []Condition{{Type: conditionReady, Status: True, Reason: reasonReady}}}
 		if a, ok := w.addresses[i.Name]; ok && i.Type != federation.Headless {
@@ -106,7 +108,7 @@ func (w *world) importStatus(imports []federation.Import, exports map[topology.C
 			}
 		}
 		for _, c := range i.Clusters {
-			status.Copies = append(status.Copies, copiesOf(&i, c, offered[c][i.Name]))
+			status.Copies = append(status.Copies, w.copiesOf(&i, c, offered[c][i.Name]))
 		}
 		w.imports = append(w.imports, status)
 	}
@@ -114,12 +116,22 @@ func (w *world) importStatus(imports []federation.Import, exports map[topology.C
 }
 
 // copiesOf is what a cluster offers of an import.
-func copiesOf(i *federation.Import, cluster topology.ClusterName, e *federation.Export) Copies {
+func (w *world) copiesOf(i *federation.Import, cluster topology.ClusterName, e *federation.Export) Copies {
 	out := Copies{Cluster: cluster, Ready: e.Ready() > 0}
 	for _, p := range i.Ports {
-		if slices.Contains(p.Clusters, cluster) {
-			out.Ports = append(out.Ports, p.Port)
+		if !slices.Contains(p.Clusters, cluster) {
+			continue
 		}
+		out.Ports = append(out.Ports, p.Port)
+		at := slices.IndexFunc(e.Ports, func(o federation.Port) bool {
+			return o.Number == p.Number && cmp.Or(o.Transport, federation.TCP) == p.Transport
+		})
+		if i.Type == federation.Headless && e.Type == federation.Headless && at >= 0 {
+			out.Targets = append(out.Targets, e.Target(at))
+		}
+	}
+	if i.Type == federation.Headless && e.Type == federation.Headless {
+		out.Hosts = w.hostsOf(i.Name, cluster, e)
 	}
 	return out
 }

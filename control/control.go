@@ -46,6 +46,11 @@ type Config struct {
 	BusURLs []string
 	// ClusterSetCIDR is where the addresses of imports come from. Default 241.0.0.0/8.
 	ClusterSetCIDR netip.Prefix
+	// PodCIDRs hold the addresses of the cluster's pods, beside those that the registry knows of. Peers are told.
+	PodCIDRs []netip.Prefix
+	// PeerPodCIDRs are the addresses that peers may say their pods have: within them, the headless copies of a peer are called by their own
+	// addresses where no other cluster has the same. nil: DefaultPeerPodCIDRs; empty: none.
+	PeerPodCIDRs []netip.Prefix
 	// NodeProxies are the names of the node proxies that may join and stand in for copies without a sidecar; with an Attestor, so
 	// may those that it says are some.
 	NodeProxies []string
@@ -66,6 +71,12 @@ type Config struct {
 // DefaultClusterSetCIDR is a part of 240.0.0.0/4 that nobody routes (RFC 1112 section 4 reserves it).
 var DefaultClusterSetCIDR = netip.MustParsePrefix("241.0.0.0/8")
 
+// DefaultPeerPodCIDRs are the ranges for private use (RFC 1918, 6598, 4193): a peer can't speak for an address of the Internet.
+var DefaultPeerPodCIDRs = []netip.Prefix{
+	netip.MustParsePrefix("10.0.0.0/8"), netip.MustParsePrefix("172.16.0.0/12"), netip.MustParsePrefix("192.168.0.0/16"),
+	netip.MustParsePrefix("100.64.0.0/10"), netip.MustParsePrefix("fc00::/7"),
+}
+
 // nameSegment is what the name of a gateway or node proxy is made of: one segment of a SPIFFE ID's path (SPIFFE-ID section 2.2), and
 // a DNS label, so that it reads the same everywhere.
 var nameSegment = regexp.MustCompile(`^[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?$`)
@@ -83,6 +94,9 @@ func (c Config) withDefaults() (Config, error) {
 	}
 	if w := c.Webhook; w != nil && (w.Listener == nil || w.Handler == nil || len(w.Names) == 0) {
 		return c, fmt.Errorf("control: a webhook without listener, handler or name")
+	}
+	if c.PeerPodCIDRs == nil {
+		c.PeerPodCIDRs = DefaultPeerPodCIDRs
 	}
 	if !c.ClusterSetCIDR.IsValid() {
 		c.ClusterSetCIDR = DefaultClusterSetCIDR

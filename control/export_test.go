@@ -28,6 +28,7 @@ type Scene struct {
 	Links     map[topology.ClusterName]Link
 	Addresses map[topology.ServiceName]netip.Addr
 	Complete  bool
+	Pods      []netip.Prefix
 }
 
 // Link is a linkWord.
@@ -51,7 +52,7 @@ type Built struct {
 func Build(s Scene) (Built, error) {
 	in := inputs{
 		self: s.Self, objects: s.Objects, views: s.Views, gateways: s.Gateways, known: s.Known,
-		links: make(map[topology.ClusterName]linkWord), addresses: s.Addresses, cidr: s.CIDR, complete: s.Complete,
+		links: make(map[topology.ClusterName]linkWord), addresses: s.Addresses, cidr: s.CIDR, complete: s.Complete, pods: s.Pods, peerPods: DefaultPeerPodCIDRs,
 	}
 	for _, name := range sortedKeys(s.Nodes) {
 		server, err := trust.NodeID(s.Self.Domain, name)

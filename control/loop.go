@@ -3,6 +3,7 @@ package control
 import (
 	"context"
 	"crypto/x509"
+	"maps"
 	"path/filepath"
 	"reflect"
 	"slices"
@@ -34,6 +35,7 @@ type loop struct {
 	heard     heard
 	frozen    frozen
 	addresses allocation
+	hosts     hostAllocation
 	peers     []ClusterPeer // last set
 	own       *federation.Own
 	resources []*configv1.Resource // last set
@@ -111,9 +113,10 @@ func (l *loop) step(ctx context.Context) (again time.Duration) {
 	w := build(inputs{
 		self: c.self, objects: objects, roots: c.authority.Roots(), views: words,
 		gateways: fleet.gateways, nodes: fleet.nodes, known: fleet.known,
-		links: l.links.snapshot(), addresses: l.addresses, cidr: c.cfg.ClusterSetCIDR, complete: complete,
+		links: l.links.snapshot(), addresses: l.addresses, hosts: l.hosts, cidr: c.cfg.ClusterSetCIDR, complete: complete,
+		pods: c.cfg.PodCIDRs, peerPods: c.cfg.PeerPodCIDRs,
 	})
-	l.setAddresses(ctx, w.addresses)
+	l.setAddresses(ctx, w.addresses, w.hosts)
 	l.setOwn(ctx, &w.own)
 	l.readmit(objects, fleet.roster)
 	l.setResources(w.resources)
@@ -182,12 +185,12 @@ func (l *loop) settle(ctx context.Context, peers []ClusterPeer, views *federatio
 }
 
 // setAddresses puts the imports' addresses on disk before anybody hears of them.
-func (l *loop) setAddresses(ctx context.Context, next allocation) {
-	if reflect.DeepEqual(l.addresses, next) {
+func (l *loop) setAddresses(ctx context.Context, next allocation, hosts hostAllocation) {
+	if maps.Equal(l.addresses, next) && maps.Equal(l.hosts, hosts) {
 		return
 	}
-	l.addresses = next
-	if err := writeAllocation(filepath.Join(l.c.cfg.StateDir, addressesFile), next); err != nil {
+	l.addresses, l.hosts = next, hosts
+	if err := writeAllocation(filepath.Join(l.c.cfg.StateDir, addressesFile), next, hosts); err != nil {
 		l.c.cfg.Log.ErrorContext(ctx, "state not written", "error", err)
 	}
 }
@@ -195,7 +198,8 @@ func (l *loop) setAddresses(ctx context.Context, next allocation) {
 // setOwn tells the peers, if it is news.
 func (l *loop) setOwn(ctx context.Context, own *federation.Own) {
 	if l.own != nil && slices.EqualFunc(l.own.Roots, own.Roots, (*x509.Certificate).Equal) &&
-		reflect.DeepEqual(l.own.Gateways, own.Gateways) && reflect.DeepEqual(l.own.Exports, own.Exports) {
+		reflect.DeepEqual(l.own.Gateways, own.Gateways) && reflect.DeepEqual(l.own.Exports, own.Exports) &&
+		slices.Equal(l.own.PodCIDRs, own.PodCIDRs) {
 		return
 	}
 	l.own = own

@@ -49,6 +49,8 @@ type Service struct {
 	InternalTrafficPolicy  string        // "Cluster" or "Local"; empty: not set
 	TrafficDistribution    string        // empty: not set
 	IPFamilies             []string      // "IPv4", "IPv6"; empty: not set
+	// PublishNotReady: its copies count as ready from the start (publishNotReadyAddresses).
+	PublishNotReady bool
 }
 
 // ServicePort is a port of a Service.
@@ -97,6 +99,16 @@ type Workload struct {
 	Zone           string // empty: the cluster's
 	Ready          bool
 	Inbound        uint16 // where its sidecar takes mTLS; 0: it has none
+	// Hostname and Subdomain of its Pod: the copy has that name in the headless Service that the subdomain names.
+	Hostname, Subdomain string
+}
+
+// hostname returns the name of the workload as a copy of s; empty when it has none.
+func (w *Workload) hostname(s *Service) string {
+	if w.Subdomain != s.Name {
+		return ""
+	}
+	return w.Hostname
 }
 
 // ID returns "namespace/name", as the sidecar names its workload.

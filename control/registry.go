@@ -5,6 +5,7 @@ import (
 	"context"
 	"fmt"
 	"log/slog"
+	"net/netip"
 	"slices"
 	"time"
 
@@ -37,6 +38,7 @@ type Objects struct {
 	Peers     []ClusterPeer
 	Policies  []FailoverPolicy
 	Outside   Outside
+	Network   Network
 	Problems  []Problem
 }
 
@@ -45,6 +47,12 @@ type Objects struct {
 type Outside struct {
 	Gateways map[string]string // host:port (UDP), by the gateway's ID
 	Bus      []string          // URLs of the bus; used where none are configured
+}
+
+// Network is what the registry knows of the cluster's own addresses.
+type Network struct {
+	Pods  []netip.Prefix // of pods, ordered; none: not known
+	Nodes []netip.Addr   // of machines, ordered
 }
 
 // Len returns the number of objects.

@@ -23,9 +23,11 @@ type resolved struct {
 	inbounds  map[string][]topology.InboundPort // by receiver, as in the keys of the config stream
 	servers   []spiffeid.ID                     // who may answer, ordered
 	capacity  []federation.ZoneCapacity         // ready copies by zone
-	hostnames []string                          // of ready copies, ordered
-	copies    int                               // all that there are, ready or not
-	stranded  int                               // copies without a sidecar that no node proxy stands in for
+	// named are the ready copies of a headless Service, ordered by address, and targets where they listen, by the Service's ports.
+	named    []federation.Endpoint
+	targets  []uint16
+	copies   int // all that there are, ready or not
+	stranded int // copies without a sidecar that no node proxy stands in for
 }
 
 // ready returns the number of copies that calls may go to.
@@ -46,11 +48,10 @@ type node struct {
 
 // plain is a copy without a sidecar.
 type plain struct {
-	ready    bool
-	zone     string
-	hostname string
-	labels   map[string]string
-	targets  map[uint16]netip.AddrPort // by service port
+	ready   bool
+	zone    string
+	labels  map[string]string
+	targets map[uint16]netip.AddrPort // by service port
 }
 
 // resolver finds the copies of Services.
@@ -115,16 +116,20 @@ func (r *resolver) resolve(s *Service) *resolved {
 		for _, t := range targets {
 			known[t] = struct{}{}
 		}
+		r.name(out, w.Ready, federation.Endpoint{Hostname: w.hostname(s), Addresses: []netip.Addr{w.Address}, Zone: cmp.Or(w.Zone, r.self.Zone)})
 		if w.Inbound == 0 {
-			plains = append(plains, plain{ready: w.Ready, zone: cmp.Or(w.Zone, r.self.Zone), labels: w.Labels, targets: targets})
+			plains = append(plains, plain{ready: w.Ready || s.PublishNotReady, zone: cmp.Or(w.Zone, r.self.Zone), labels: w.Labels, targets: targets})
 			continue
 		}
 		r.sidecar(out, w, targets)
-		if w.Ready {
+		if w.Ready || s.PublishNotReady {
 			zones[cmp.Or(w.Zone, r.self.Zone)]++
 		}
 	}
 	for _, slice := range r.slices[s.ID] {
+		for _, e := range slice.Endpoints {
+			r.name(out, e.Ready, federation.Endpoint{Hostname: e.Hostname, Addresses: []netip.Addr{e.Address}, Zone: cmp.Or(e.Zone, r.self.Zone)})
+		}
 		for _, p := range r.sliceCopies(s, slice, known) {
 			out.copies++
 			plains = append(plains, p)
@@ -141,8 +146,7 @@ func (r *resolver) resolve(s *Service) *resolved {
 	slices.SortFunc(out.endpoints, func(a, b topology.Endpoint) int { return cmp.Compare(a.ID, b.ID) })
 	slices.SortFunc(out.servers, func(a, b spiffeid.ID) int { return cmp.Compare(a.String(), b.String()) })
 	out.servers = slices.Compact(out.servers)
-	slices.Sort(out.hostnames)
-	out.hostnames = slices.Compact(out.hostnames)
+	r.finishNames(out)
 	return out
 }
 
@@ -203,7 +207,7 @@ func (r *resolver) sidecar(out *resolved, w *Workload, targets map[uint16]netip.
 	out.endpoints = append(out.endpoints, topology.Endpoint{
 		ID: w.Name, Address: netip.AddrPortFrom(w.Address, w.Inbound), Server: server,
 		Locality: topology.Locality{Region: r.self.Region, Zone: cmp.Or(w.Zone, r.self.Zone)},
-		Labels:   w.Labels, Ports: slices.Sorted(maps.Keys(targets)), Ready: w.Ready, Capacity: 1,
+		Labels:   w.Labels, Ports: slices.Sorted(maps.Keys(targets)), Ready: w.Ready || out.service.PublishNotReady, Capacity: 1,
 	})
 	receiver := configstream.ProgramSidecar + "/" + w.ID()
 	for _, p := range out.ports {
@@ -220,7 +224,7 @@ func (r *resolver) sliceCopies(s *Service, slice *EndpointSlice, known map[netip
 	var out []plain
 	for _, e := range slice.Endpoints {
 		p := plain{
-			ready: e.Ready, zone: cmp.Or(e.Zone, r.self.Zone), hostname: e.Hostname,
+			ready: e.Ready, zone: cmp.Or(e.Zone, r.self.Zone),
 			targets: make(map[uint16]netip.AddrPort, len(slice.Ports)),
 		}
 		for _, port := range s.Ports {
@@ -261,9 +265,6 @@ func (r *resolver) standIns(out *resolved, plains []plain, zones map[string]uint
 		}
 		ready++
 		zones[p.zone]++
-		if p.hostname != "" {
-			out.hostnames = append(out.hostnames, p.hostname)
-		}
 		for port, t := range p.targets {
 			targets[port] = append(targets[port], t)
 		}

@@ -253,7 +253,7 @@ func (c *Control) closeListeners() error {
 
 // newLoop starts the own bus and reads what the loop knew before.
 func (c *Control) newLoop(ctx context.Context) (*loop, error) {
-	addresses, err := readAllocation(c.path(addressesFile))
+	addresses, hosts, err := readAllocation(c.path(addressesFile))
 	if err != nil {
 		return nil, err
 	}
@@ -272,7 +272,7 @@ func (c *Control) newLoop(ctx context.Context) (*loop, error) {
 			courier: c.cfg.Courier, key: c.keys.BusPrivateKey(), own: own,
 			lines: make(map[string]neighbourLine), log: c.cfg.Log,
 		},
-		started: time.Now(), addresses: addresses, heard: spoken,
+		started: time.Now(), addresses: addresses, hosts: hosts, heard: spoken,
 	}, nil
 }
 

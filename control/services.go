@@ -41,6 +41,7 @@ func (w *world) callables(valid map[topology.ServiceName]*ServiceExport, exports
 				s.Headless = i.Import.Type == federation.Headless
 			}
 			s.Remotes = remotes(i, offers[name])
+			s.Hosts = w.hostGroups(i)
 		}
 		out = append(out, s)
 	}

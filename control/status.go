@@ -44,6 +44,17 @@ type Copies struct {
 	Cluster topology.ClusterName
 	Ports   []federation.Port // those of the import that it serves, in the import's order
 	Ready   bool              // it has a copy that is ready
+	// Hosts are the ready copies of a headless service, ordered by Address, and Targets where they listen, by Ports.
+	Hosts   []Host
+	Targets []uint16
+}
+
+// Host is a copy of a headless service, known by name.
+type Host struct {
+	Hostname string // empty: it has none
+	Zone     string
+	Address  netip.Addr   // in its own cluster
+	IPs      []netip.Addr // by which it is reached from this one
 }
 
 // ConditionStatus is the status of a condition, as Kubernetes spells it.

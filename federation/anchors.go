@@ -3,6 +3,7 @@ package federation
 import (
 	"crypto/x509"
 	"net"
+	"net/netip"
 	"slices"
 	"strconv"
 	"time"
@@ -37,7 +38,7 @@ type Gateway struct {
 }
 
 // encodeGateways makes a GatewaySet, or nil when there is none to tell of.
-func encodeGateways(domain spiffeid.TrustDomain, gateways []Gateway) (*record, error) {
+func encodeGateways(domain spiffeid.TrustDomain, gateways []Gateway, pods []netip.Prefix) (*record, error) {
 	if len(gateways) == 0 {
 		return nil, nil
 	}
@@ -58,37 +59,41 @@ func encodeGateways(domain spiffeid.TrustDomain, gateways []Gateway) (*record, e
 			Capacity: g.Capacity, Draining: g.Draining, Zone: g.Zone,
 		})
 	}
+	for _, prefix := range pods {
+		p.PodCidrs = append(p.PodCidrs, prefix.String())
+	}
 	r, err := sealMessage(RecordGatewaySet, p)
 	if err != nil {
 		return nil, err
 	}
 	// What peers would refuse is not published.
-	if _, err := decodeGateways(r, domain); err != nil {
+	if _, _, err := decodeGateways(r, domain); err != nil {
 		return nil, err
 	}
 	return r, nil
 }
 
-func decodeGateways(r *record, domain spiffeid.TrustDomain) ([]Gateway, error) {
+func decodeGateways(r *record, domain spiffeid.TrustDomain) (gateways []Gateway, pods []netip.Prefix, err error) {
 	p := new(federationv1.GatewaySet)
-	if err := unmarshal(r, RecordGatewaySet, p, maxGateways); err != nil {
-		return nil, err
+	if err = unmarshal(r, RecordGatewaySet, p, max(maxGateways, maxPodCIDRs)); err != nil {
+		return nil, nil, err
 	}
 	if p.GetTrustDomain() != domain.Name() {
-		return nil, refuse(WrongDomain, "%s of %q, named by a head of %q", r.kind, p.GetTrustDomain(), domain.Name())
+		return nil, nil, refuse(WrongDomain, "%s of %q, named by a head of %q", r.kind, p.GetTrustDomain(), domain.Name())
 	}
-	gateways := make([]Gateway, 0, len(p.GetGateways()))
+	gateways = make([]Gateway, 0, len(p.GetGateways()))
 	for _, i := range p.GetGateways() {
-		g, err := decodeGateway(i, domain)
-		if err != nil {
-			return nil, err
+		g, bad := decodeGateway(i, domain)
+		if bad != nil {
+			return nil, nil, bad
 		}
 		if slices.ContainsFunc(gateways, func(o Gateway) bool { return o.ID == g.ID }) {
-			return nil, refuse(Malformed, "gateway %q twice", g.ID)
+			return nil, nil, refuse(Malformed, "gateway %q twice", g.ID)
 		}
 		gateways = append(gateways, g)
 	}
-	return gateways, nil
+	pods, err = decodePodCIDRs(p.GetPodCidrs())
+	return gateways, pods, err
 }
 
 func decodeGateway(p *federationv1.GatewayInfo, domain spiffeid.TrustDomain) (Gateway, error) {

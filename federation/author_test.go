@@ -9,6 +9,7 @@ import (
 	"errors"
 	"maps"
 	"math/big"
+	"net/netip"
 	"net/url"
 	"slices"
 	"testing"
@@ -132,7 +133,7 @@ func (a *author) tell(version int, at time.Time, change func(*head)) told {
 	server := spiffeid.RequireFromPathf(a.domain, "/ns/shop/sa/web")
 	gateways := a.sealed(encodeGateways(a.domain, []Gateway{{
 		ID: "g", Identity: spiffeid.RequireFromPathf(a.domain, "/isthmus/gateway/g"), Capacity: uint32(version),
-	}}))
+	}}, []netip.Prefix{netip.MustParsePrefix("10.1.0.0/16")}))
 	var exports []Export
 	for _, ns := range []string{"shop", "pay", "search"} {
 		name, err := topology.NewServiceName(ns, "web")

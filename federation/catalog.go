@@ -33,7 +33,7 @@ const (
 	maxAudience    = 256
 	maxZones       = 64
 	maxZoneReady   = 1 << 20
-	maxHostnames   = 1024
+	maxEndpoints   = 256 // of a headless service
 	maxNameBytes   = 63
 	maxAppProtocol = 253 + 1 + 63
 	maxAffinity    = 24 * time.Hour // as Kubernetes
@@ -121,7 +121,6 @@ func encodeExport(e *Export) *federationv1.ExportedService {
 		Labels:                e.Labels,
 		Annotations:           e.Annotations,
 		Created:               timestamppb.New(e.Created.Truncate(time.Second)),
-		Hostnames:             e.Hostnames,
 	}
 	if p.SessionAffinity == "" {
 		p.SessionAffinity = string(NoAffinity)
@@ -131,15 +130,18 @@ func encodeExport(e *Export) *federationv1.ExportedService {
 	} else {
 		p.SessionAffinityTimeoutSeconds = -1 // refused by decodeExport
 	}
-	for _, port := range e.Ports {
+	for i, port := range e.Ports {
 		transport := port.Transport
 		if transport == "" {
 			transport = TCP
 		}
-		p.Ports = append(p.Ports, &federationv1.ServicePort{
-			Name: port.Name, Port: uint32(port.Number), Protocol: string(transport), AppProtocol: port.AppProtocol,
-		})
+		encoded := &federationv1.ServicePort{Name: port.Name, Port: uint32(port.Number), Protocol: string(transport), AppProtocol: port.AppProtocol}
+		if target := e.Target(i); target != port.Number {
+			encoded.Target = uint32(target)
+		}
+		p.Ports = append(p.Ports, encoded)
 	}
+	p.Endpoints = encodeEndpoints(e.Endpoints)
 	for _, id := range e.Servers {
 		p.ServerSpiffeIds = append(p.ServerSpiffeIds, id.String())
 	}
@@ -201,7 +203,6 @@ func decodeExport(domain spiffeid.TrustDomain, p *federationv1.ExportedService) 
 		TrafficDistribution:    p.GetTrafficDistribution(),
 		Labels:                 p.GetLabels(),
 		Annotations:            p.GetAnnotations(),
-		Hostnames:              p.GetHostnames(),
 	}
 	if e.Created, err = decodeTime(RecordCatalogShard, "created", p.GetCreated()); err != nil {
 		return Export{}, bad("%v", err)
@@ -228,8 +229,8 @@ func decodeExport(domain spiffeid.TrustDomain, p *federationv1.ExportedService) 
 		e.Ports = append(e.Ports, decoded)
 	}
 	for _, s := range p.GetServerSpiffeIds() {
-		id, err := spiffeid.FromString(s)
-		if err != nil {
+		var id spiffeid.ID
+		if id, err = spiffeid.FromString(s); err != nil {
 			return Export{}, bad("server %q: %v", s, err)
 		}
 		// A cluster answers for its own workloads only: else it could send callers to look for somebody else's.
@@ -239,8 +240,8 @@ func decodeExport(domain spiffeid.TrustDomain, p *federationv1.ExportedService) 
 		e.Servers = append(e.Servers, id)
 	}
 	for _, s := range p.GetAudience() {
-		c, err := topology.ParseClusterName(s)
-		if err != nil {
+		var c topology.ClusterName
+		if c, err = topology.ParseClusterName(s); err != nil {
 			return Export{}, bad("audience: %v", err)
 		}
 		e.Audience = append(e.Audience, c)
@@ -251,10 +252,11 @@ func decodeExport(domain spiffeid.TrustDomain, p *federationv1.ExportedService) 
 		}
 		e.Capacity = append(e.Capacity, ZoneCapacity{Zone: z.GetZone(), Ready: z.GetReady()})
 	}
-	for _, h := range e.Hostnames {
-		if _, err := topology.ParseClusterName(h); err != nil { // the same form: one RFC 1123 label
-			return Export{}, bad("host name %q is not an RFC 1123 label", h)
-		}
+	if e.Targets, err = decodeTargets(e.Type, p.GetPorts()); err != nil {
+		return Export{}, bad("%v", err)
+	}
+	if e.Endpoints, err = decodeEndpoints(e.Type, p.GetEndpoints()); err != nil {
+		return Export{}, bad("%v", err)
 	}
 	return e, nil
 }
@@ -271,7 +273,7 @@ func checkSizes(p *federationv1.ExportedService) error {
 		{"servers", len(p.GetServerSpiffeIds()), maxServers},
 		{"clusters in its audience", len(p.GetAudience()), maxAudience},
 		{"zones", len(p.GetCapacity()), maxZones},
-		{"host names", len(p.GetHostnames()), maxHostnames},
+		{"endpoints", len(p.GetEndpoints()), maxEndpoints},
 		{"bytes of traffic distribution", len(p.GetTrafficDistribution()), maxNameBytes},
 	} {
 		if c.n > c.limit {

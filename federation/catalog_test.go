@@ -3,6 +3,8 @@ package federation
 import (
 	"errors"
 	"fmt"
+	"net/netip"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -17,6 +19,7 @@ import (
 )
 
 var byValue = cmp.Options{
+	cmp.Comparer(func(a, b netip.Addr) bool { return a == b }),
 	cmp.AllowUnexported(topology.ServiceName{}, topology.ClusterName{}, spiffeid.ID{}, spiffeid.TrustDomain{}),
 	cmpopts.EquateEmpty(),
 }
@@ -41,7 +44,11 @@ func fullExport(tb testing.TB, a *author) Export {
 	e.Servers = []spiffeid.ID{spiffeid.RequireFromPath(a.domain, "/ns/shop/sa/web"), spiffeid.RequireFromPath(a.domain, "/isthmus/node/n1")}
 	e.Audience = []topology.ClusterName{a.cluster}
 	e.Capacity = []ZoneCapacity{{"", 1}, {"a", 3}}
-	e.Hostnames = []string{"web-0", "web-1"}
+	e.Endpoints = []Endpoint{
+		{Hostname: "web-0", Addresses: []netip.Addr{netip.MustParseAddr("10.1.0.7"), netip.MustParseAddr("fd00::7")}, Zone: "a"},
+		{Addresses: []netip.Addr{netip.MustParseAddr("10.1.0.8")}},
+	}
+	e.Targets = []uint16{8080, 53, 5353}
 	return e
 }
 
@@ -79,6 +86,15 @@ func TestCatalog(t *testing.T) {
 	}
 }
 
+// headless changes a service of two copies.
+func headless(change func(*Export)) func(*Export) {
+	return func(e *Export) {
+		e.Type = Headless
+		e.Endpoints = []Endpoint{{Hostname: "web-0", Addresses: []netip.Addr{netip.MustParseAddr("10.1.0.7")}}}
+		change(e)
+	}
+}
+
 // TestCatalogLeavesOut: what breaks a limit is left out and named; the rest is told.
 func TestCatalogLeavesOut(t *testing.T) {
 	a := newAuthor(t, "us")
@@ -100,10 +116,28 @@ func TestCatalogLeavesOut(t *testing.T) {
 		"zone twice":      func(e *Export) { e.Capacity = make([]ZoneCapacity, 2) },
 		"much capacity":   func(e *Export) { e.Capacity = []ZoneCapacity{{Ready: maxZoneReady + 1}} },
 		"long zone":       func(e *Export) { e.Capacity = []ZoneCapacity{{Zone: strings.Repeat("x", maxNameBytes+1)}} },
-		"host name":       func(e *Export) { e.Hostnames = []string{"a.b"} },
-		"no time":         func(e *Export) { e.Created = time.Time{} },
-		"no name":         func(e *Export) { e.Name = topology.ServiceName{} },
-		"invalid UTF-8":   func(e *Export) { e.Labels = map[string]string{"a": "\xff"} },
+		"host name":       headless(func(e *Export) { e.Endpoints[0].Hostname = "a.b" }),
+		"no addresses":    headless(func(e *Export) { e.Endpoints[0].Addresses = nil }),
+		"two of a family": headless(func(e *Export) {
+			e.Endpoints[0].Addresses = append(e.Endpoints[0].Addresses, netip.MustParseAddr("10.9.9.9"))
+		}),
+		"mapped":         headless(func(e *Export) { e.Endpoints[0].Addresses[0] = netip.MustParseAddr("::ffff:10.0.0.1") }),
+		"multicast":      headless(func(e *Export) { e.Endpoints[0].Addresses[0] = netip.MustParseAddr("224.0.0.1") }),
+		"no zone":        headless(func(e *Export) { e.Endpoints[0].Zone = strings.Repeat("x", maxNameBytes+1) }),
+		"endpoint twice": headless(func(e *Export) { e.Endpoints = append(e.Endpoints, e.Endpoints[0]) }),
+		"out of order": headless(func(e *Export) {
+			e.Endpoints = append(e.Endpoints, Endpoint{Addresses: []netip.Addr{netip.MustParseAddr("10.0.0.1")}})
+		}),
+		"many endpoints": headless(func(e *Export) {
+			for i := range maxEndpoints {
+				e.Endpoints = append(e.Endpoints, Endpoint{Addresses: []netip.Addr{netip.AddrFrom4([4]byte{10, 2, byte(i >> 8), byte(i)})}})
+			}
+		}),
+		"endpoints of another type": headless(func(e *Export) { e.Type = ClusterSetIP }),
+		"targets of another type":   func(e *Export) { e.Ports, e.Targets = []Port{{Number: 1}}, []uint16{2} },
+		"no time":                   func(e *Export) { e.Created = time.Time{} },
+		"no name":                   func(e *Export) { e.Name = topology.ServiceName{} },
+		"invalid UTF-8":             func(e *Export) { e.Labels = map[string]string{"a": "\xff"} },
 	} {
 		good, bad := testExport(t, "good.shop"), testExport(t, "bad.shop")
 		change(&bad)
@@ -227,18 +261,29 @@ func TestGateways(t *testing.T) {
 			Identity: spiffeid.RequireFromPath(a.domain, "/isthmus/gateway/g0"), Capacity: 3, Draining: true, Zone: "a",
 		}
 	}
-	r, err := encodeGateways(a.domain, []Gateway{good()})
+	pods := []netip.Prefix{netip.MustParsePrefix("10.1.0.0/16"), netip.MustParsePrefix("fd00:1::/56")}
+	r, err := encodeGateways(a.domain, []Gateway{good()}, pods)
 	if err != nil {
 		t.Fatal(err)
 	}
-	got, err := decodeGateways(wire(t, r), a.domain)
+	got, told, err := decodeGateways(wire(t, r), a.domain)
 	if err != nil {
 		t.Fatal(err)
+	}
+	if !slices.Equal(told, pods) {
+		t.Errorf("pods %v", told)
+	}
+	for what, bad := range map[string][]netip.Prefix{
+		"no prefix": {{}}, "not masked": {netip.MustParsePrefix("10.1.0.1/16")}, "too many": make([]netip.Prefix, maxPodCIDRs+1),
+	} {
+		if _, err := encodeGateways(a.domain, []Gateway{good()}, bad); err == nil {
+			t.Errorf("pods: %s: taken", what)
+		}
 	}
 	if diff := cmp.Diff([]Gateway{good()}, got, byValue); diff != "" {
 		t.Error(diff)
 	}
-	if r, err := encodeGateways(a.domain, nil); r != nil || err != nil {
+	if r, err := encodeGateways(a.domain, nil, pods); r != nil || err != nil {
 		t.Errorf("none: %v, %v", r, err)
 	}
 	for what, change := range map[string]func(*Gateway){
@@ -258,11 +303,11 @@ func TestGateways(t *testing.T) {
 	} {
 		g := good()
 		change(&g)
-		if _, err := encodeGateways(a.domain, []Gateway{g}); err == nil {
+		if _, err := encodeGateways(a.domain, []Gateway{g}, nil); err == nil {
 			t.Errorf("%s: taken", what)
 		}
 	}
-	if _, err := encodeGateways(a.domain, []Gateway{good(), good()}); err == nil {
+	if _, err := encodeGateways(a.domain, []Gateway{good(), good()}, nil); err == nil {
 		t.Error("twice: taken")
 	}
 }

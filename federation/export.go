@@ -1,6 +1,7 @@
 package federation
 
 import (
+	"net/netip"
 	"slices"
 	"time"
 
@@ -80,8 +81,26 @@ type Export struct {
 	// Audience are the clusters that may call it; empty means every peer.
 	Audience []topology.ClusterName
 	Capacity []ZoneCapacity
-	// Hostnames are those of the ready endpoints of a headless service.
-	Hostnames []string
+	// Endpoints are the ready copies of a headless service, ordered by their first addresses. Of every other service they stay in their cluster;
+	// here their names are what callers came for.
+	Endpoints []Endpoint
+	// Targets are, of a headless service, where its copies listen, by Ports; empty: on the ports themselves.
+	Targets []uint16
+}
+
+// Endpoint is a ready copy of a headless service. Callers may name it.
+type Endpoint struct {
+	Hostname  string       // empty: it is named by its first address
+	Addresses []netip.Addr // in its cluster's own pod network; one or two, of different families. The first tells it from others
+	Zone      string
+}
+
+// Target returns where the copies of a headless service listen for its i-th port.
+func (e *Export) Target(i int) uint16 {
+	if i < len(e.Targets) {
+		return e.Targets[i]
+	}
+	return e.Ports[i].Number
 }
 
 // DefaultAffinityTimeout is what a ClientIP affinity without a time-out gets (core/v1 DefaultClientIPServiceAffinitySeconds).

@@ -109,12 +109,12 @@ func FuzzGatewaySet(f *testing.F) {
 	a := newAuthor(f, "us")
 	domain := spiffeid.RequireTrustDomainFromString("us.example.org")
 	fuzzRecord(f, RecordGatewaySet, a.tell(1, epochStart, nil).parts[1:2], func(r *record) (any, func() (*record, error), error) {
-		g, err := decodeGateways(r, domain)
+		g, pods, err := decodeGateways(r, domain)
 		byID := make(map[string]Gateway, len(g)) // told again, they are in order
 		for _, one := range g {
 			byID[one.ID] = one
 		}
-		return byID, func() (*record, error) { return encodeGateways(domain, g) }, err
+		return byID, func() (*record, error) { return encodeGateways(domain, g, pods) }, err
 	})
 }
 

@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"log/slog"
 	"maps"
+	"net/netip"
 	"slices"
 	"sync"
 	"sync/atomic"
@@ -44,6 +45,8 @@ type Own struct {
 	Revoked  [][sha256.Size]byte
 	Gateways []Gateway
 	Exports  []Export
+	// PodCIDRs hold the addresses of the cluster's pods, as far as they are known (CondensePodCIDRs). They are told beside gateways.
+	PodCIDRs []netip.Prefix
 }
 
 // PeerSpec pins a peer, as a ClusterPeer does.

@@ -3,6 +3,7 @@ package federation
 import (
 	"cmp"
 	"crypto/ed25519"
+	"net/netip"
 	"slices"
 	"time"
 
@@ -82,6 +83,7 @@ type part struct {
 	err      error // it is not what it should be: the Head that names it can't come into force
 	anchors  anchors
 	gateways []Gateway
+	pods     []netip.Prefix
 	exports  []Export
 }
 
@@ -93,6 +95,7 @@ type cut struct {
 	notAfter   time.Time
 	bundle     trust.Bundle
 	gateways   []Gateway
+	pods       []netip.Prefix
 	exports    []Export
 }
 
@@ -258,7 +261,7 @@ func (p *peer) decode(r *record, f ref) *part {
 	case RecordTrustBundle:
 		d.anchors, d.err = decodeBundle(r, p.spec.Domain)
 	case RecordGatewaySet:
-		d.gateways, d.err = decodeGateways(r, p.spec.Domain)
+		d.gateways, d.pods, d.err = decodeGateways(r, p.spec.Domain)
 	default:
 		d.exports, d.err = decodeCatalog(r, p.spec.Domain, f.index)
 	}
@@ -302,7 +305,7 @@ func (p *peer) advance() error {
 		case RecordTrustBundle:
 			found, bundle = d.anchors, f.hash
 		case RecordGatewaySet:
-			c.gateways = d.gateways
+			c.gateways, c.pods = d.gateways, d.pods
 		default:
 			c.exports = append(c.exports, d.exports...)
 		}
@@ -320,7 +323,7 @@ func (p *peer) advance() error {
 	slices.SortFunc(c.exports, func(a, b Export) int { return a.Name.Compare(b.Name) })
 	if p.cut != nil && slices.Equal(p.cut.said.refs, c.said.refs) {
 		// The same parts under a newer Head: readers see that nothing has changed by the slices being the same.
-		c.gateways, c.exports = p.cut.gateways, p.cut.exports
+		c.gateways, c.pods, c.exports = p.cut.gateways, p.cut.pods, p.cut.exports
 	}
 	next := *p
 	next.bundleSequence, next.bundleHash, next.cut = found.sequence, bundle, c

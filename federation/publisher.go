@@ -48,7 +48,7 @@ func newOwnContent(domain spiffeid.TrustDomain, own Own) (*ownContent, error) {
 	slices.SortFunc(c.revoked, func(a, b [sha256.Size]byte) int { return bytes.Compare(a[:], b[:]) })
 	c.revoked = slices.Compact(c.revoked)
 	var gatewaysErr, catalogErr error
-	if c.gateways, gatewaysErr = encodeGateways(domain, own.Gateways); gatewaysErr != nil {
+	if c.gateways, gatewaysErr = encodeGateways(domain, own.Gateways, own.PodCIDRs); gatewaysErr != nil {
 		gatewaysErr = fmt.Errorf("no gateway is told: %w", gatewaysErr)
 	}
 	c.shards, catalogErr = encodeCatalog(domain, own.Exports)

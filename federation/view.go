@@ -1,6 +1,7 @@
 package federation
 
 import (
+	"net/netip"
 	"slices"
 	"time"
 
@@ -31,8 +32,9 @@ type View struct {
 	Reason string
 
 	Bundle   trust.Bundle
-	Gateways []Gateway // ordered by ID
-	Exports  []Export  // ordered by name
+	Gateways []Gateway      // ordered by ID
+	PodCIDRs []netip.Prefix // of its pods, as far as it says
+	Exports  []Export       // ordered by name
 
 	spec PeerSpec // whom it is of
 }

@@ -55,6 +55,27 @@ func eligible(e *topology.Export, port uint16) []*topology.Endpoint {
 	return out
 }
 
+// named returns the endpoints at which the one copy with that address is reached: its sidecar, or else whoever stands in for copies without
+// one. None when it is no ready copy.
+func named(e *topology.Export, port uint16, host netip.Addr) []*topology.Endpoint {
+	if !slices.Contains(e.Hosts, host) {
+		return nil
+	}
+	var own, standIns []*topology.Endpoint
+	for _, ep := range eligible(e, port) {
+		switch {
+		case ep.StandIn:
+			standIns = append(standIns, ep)
+		case ep.Address.Addr() == host:
+			own = append(own, ep)
+		}
+	}
+	if len(own) > 0 {
+		return own
+	}
+	return standIns
+}
+
 // take chooses one of the candidates and counts a stream in; call release when it ends. Nil when there is no candidate.
 func (s *endpoints) take(service topology.ServiceName, candidates []*topology.Endpoint, now time.Time) *topology.Endpoint {
 	s.mu.Lock()

@@ -83,7 +83,7 @@ func (g *Gateway) serveExport(ctx context.Context, from *incoming, stream *quic.
 	defer g.metrics.carrying(who)()
 
 	span := g.startSpan(ctx, "stream from peer", p, who)
-	endpoint, left, refusal, err := g.reach(stream.Context(), export, p.Port)
+	endpoint, left, refusal, err := g.reach(stream.Context(), export, p)
 	if err != nil { // the caller has left
 		stream.CancelRead(resetCancelled)
 		stream.CancelWrite(resetCancelled)
@@ -140,11 +140,14 @@ func permit(v *view, source topology.ClusterName, p preamble.Preamble) (*topolog
 	return export, nil
 }
 
-// reach connects to a copy; left counts the stream out of it. The error is that ctx ended.
-func (g *Gateway) reach(ctx context.Context, export *topology.Export, port uint16) (conn net.Conn, left func(), refusal *preamble.Refusal, err error) {
-	all := eligible(export, port)
+// reach connects to a copy, or to the one that p names; left counts the stream out of it. The error is that ctx ended.
+func (g *Gateway) reach(ctx context.Context, export *topology.Export, p preamble.Preamble) (conn net.Conn, left func(), refusal *preamble.Refusal, err error) {
+	all, what := eligible(export, p.Port), export.Name.String()
+	if p.Host.IsValid() {
+		all, what = named(export, p.Port, p.Host), "copy "+p.Host.String()+" of "+what
+	}
 	if len(all) == 0 {
-		return nil, nil, &preamble.Refusal{Code: streamv1.Code_CODE_NO_ENDPOINT, Detail: export.Name.String()}, nil
+		return nil, nil, &preamble.Refusal{Code: streamv1.Code_CODE_NO_ENDPOINT, Detail: what}, nil
 	}
 	untried := slices.Clone(all)
 	for range endpointAttempts {
@@ -170,7 +173,7 @@ func (g *Gateway) reach(ctx context.Context, export *topology.Export, port uint1
 		}
 		untried = slices.DeleteFunc(untried, func(e *topology.Endpoint) bool { return e == target })
 	}
-	return nil, nil, &preamble.Refusal{Code: streamv1.Code_CODE_ENDPOINT_UNREACHABLE, Detail: export.Name.String()}, nil
+	return nil, nil, &preamble.Refusal{Code: streamv1.Code_CODE_ENDPOINT_UNREACHABLE, Detail: what}, nil
 }
 
 // refuse answers a stream of a peer. What else it sends isn't read.

@@ -108,9 +108,9 @@ func (o *Outbound) pass(ctx context.Context, c net.Conn, to netip.AddrPort) {
 // not hold; known is false when it is no service's.
 func (r *resolver) at(ctx context.Context, to netip.AddrPort) (q topology.Query, known bool, err error) {
 	find := func(s *topology.Snapshot) bool {
-		service, scope, ok := s.At(to.Addr())
+		place, ok := s.At(to.Addr())
 		if ok {
-			q = topology.Query{Service: service.Name, Port: to.Port(), Scope: scope}
+			q = place.Query(to.Port())
 		}
 		return ok
 	}

@@ -10,6 +10,7 @@ import (
 	"net"
 	"net/http"
 	"net/http/httptrace"
+	"net/netip"
 	"net/textproto"
 	"os"
 	"slices"
@@ -42,7 +43,7 @@ func (s *side) unexport() {
 func (w *world) intrude(s *side, id spiffeid.ID, protocol string) (*tls.Conn, error) {
 	w.Helper()
 	c, err := tls.Dial("tcp", s.inbound.String(), trust.ClientConfig(trust.TLS{
-		Identity: w.issue(id), Bundles: w.bundles(), Policy: trust.AllowAny(), Protocols: []string{protocol}, ServerName: preamble.ServerName(checkout, 80),
+		Identity: w.issue(id), Bundles: w.bundles(), Policy: trust.AllowAny(), Protocols: []string{protocol}, ServerName: preamble.ServerName(checkout, 80, netip.Addr{}),
 	}))
 	if err == nil {
 		w.Cleanup(func() { _ = c.Close() })

@@ -346,7 +346,7 @@ func TestForgedCaller(t *testing.T) {
 	near := w.server(eu, "checkout", topology.HTTP, here)
 	forger := must(trust.WorkloadID(us, "shop", "forger"))
 	c, err := tls.Dial("tcp", near.inbound.String(), trust.ClientConfig(trust.TLS{
-		Identity: w.issue(forger), Bundles: w.bundles(), Policy: trust.AllowAny(), Protocols: []string{"http/1.1"}, ServerName: preamble.ServerName(checkout, 80),
+		Identity: w.issue(forger), Bundles: w.bundles(), Policy: trust.AllowAny(), Protocols: []string{"http/1.1"}, ServerName: preamble.ServerName(checkout, 80, netip.Addr{}),
 	}))
 	if err != nil {
 		t.Fatal(err)
@@ -422,14 +422,14 @@ func TestUnknownCallers(t *testing.T) {
 		_, err = c.Read(make([]byte, 1))
 		return err
 	}
-	name := preamble.ServerName(checkout, 80)
+	name := preamble.ServerName(checkout, 80, netip.Addr{})
 	stranger := w.issue(must(trust.WorkloadID(us, "shop", "web")))
 	friend := w.issue(must(trust.WorkloadID(eu, "shop", "web")))
 	for what, err := range map[string]error{
 		"unknown domain":  open(stranger, name, "http/1.1"),
 		"no certificate":  open(nil, name, "http/1.1"),
-		"unknown service": open(friend, preamble.ServerName(must(topology.NewServiceName("shop", "cart")), 80), "http/1.1"),
-		"unknown port":    open(friend, preamble.ServerName(checkout, 81), "http/1.1"),
+		"unknown service": open(friend, preamble.ServerName(must(topology.NewServiceName("shop", "cart")), 80, netip.Addr{}), "http/1.1"),
+		"unknown port":    open(friend, preamble.ServerName(checkout, 81, netip.Addr{}), "http/1.1"),
 		"no name":         open(friend, "", "http/1.1"),
 		"no protocol":     open(friend, name),
 		"another one":     open(friend, name, "spdy/3"),
@@ -468,7 +468,7 @@ func TestInboundRoutesBySNI(t *testing.T) {
 	near := w.server(eu, "checkout", topology.HTTP, here)
 	c, err := tls.Dial("tcp", near.inbound.String(), trust.ClientConfig(trust.TLS{
 		Identity: w.issue(must(trust.WorkloadID(eu, "shop", "web"))), Bundles: w.bundles(), Policy: trust.AllowAny(),
-		Protocols: []string{"http/1.1"}, ServerName: preamble.ServerName(checkout, 80),
+		Protocols: []string{"http/1.1"}, ServerName: preamble.ServerName(checkout, 80, netip.Addr{}),
 	}))
 	if err != nil {
 		t.Fatal(err)

@@ -9,6 +9,7 @@ import (
 	"net"
 	"net/http"
 	"net/http/httputil"
+	"net/netip"
 	"slices"
 	"sync"
 	"sync/atomic"
@@ -150,6 +151,7 @@ type arrival struct {
 	peer    trust.Peer
 	service topology.ServiceName
 	port    uint16
+	host    netip.Addr // the one copy of a headless service that it is for; invalid: any
 	caller  *guest
 	// admitted: it could call its service at some time. From then on it is closed when it no longer may.
 	admitted atomic.Bool
@@ -163,28 +165,29 @@ func arrivalOf(c *tls.Conn) (*arrival, error) {
 	if err != nil {
 		return nil, err
 	}
-	service, port, err := preamble.ParseServerName(state.ServerName)
+	service, port, host, err := preamble.ParseServerName(state.ServerName)
 	if err != nil {
 		return nil, err
 	}
-	return &arrival{peer: peer, service: service, port: port}, nil
+	return &arrival{peer: peer, service: service, port: port, host: host}, nil
 }
 
 var errNotServed = errors.New("not served here")
 
 // route finds the port that a session asks for, by the name it gave in its handshake.
 func (in *Inbound) route(serverName string) (*topology.InboundPort, error) {
-	service, port, err := preamble.ParseServerName(serverName)
+	service, port, host, err := preamble.ParseServerName(serverName)
 	if err != nil {
 		return nil, err
 	}
-	if p := in.port(service, port); p != nil {
+	if p := in.port(service, port, host); p != nil {
 		return p, nil
 	}
 	return nil, fmt.Errorf("%s port %d: %w", service, port, errNotServed)
 }
 
-func (in *Inbound) port(service topology.ServiceName, number uint16) *topology.InboundPort {
+// port returns where a service port's traffic goes; of one copy, where a host is named. Nil when it is not served here.
+func (in *Inbound) port(service topology.ServiceName, number uint16, host netip.Addr) *topology.InboundPort {
 	snapshot := in.snapshots.Load()
 	if snapshot == nil {
 		return nil
@@ -195,7 +198,20 @@ func (in *Inbound) port(service topology.ServiceName, number uint16) *topology.I
 	}
 	for i := range served.Ports {
 		if served.Ports[i].Number == number {
-			return &served.Ports[i]
+			return only(&served.Ports[i], host)
+		}
+	}
+	return nil
+}
+
+// only leaves of a port's targets that of one copy: whoever named it gets that one or none. Nil when it isn't there.
+func only(p *topology.InboundPort, host netip.Addr) *topology.InboundPort {
+	if !host.IsValid() {
+		return p
+	}
+	for _, t := range p.Targets {
+		if t.Addr() == host {
+			return &topology.InboundPort{Number: p.Number, Protocol: p.Protocol, Targets: []netip.AddrPort{t}}
 		}
 	}
 	return nil

@@ -205,7 +205,7 @@ func (r *resolver) choose(snapshot *topology.Snapshot, q topology.Query) *plan {
 }
 
 func destination(q topology.Query, c *topology.Candidate) session.Destination {
-	return session.Destination{Service: q.Service, Port: q.Port, Cluster: c.Cluster, Endpoint: c.Endpoint, Remote: c.Remote}
+	return session.Destination{Service: q.Service, Port: q.Port, Cluster: c.Cluster, Endpoint: c.Endpoint, Remote: c.Remote, Host: c.Host}
 }
 
 // failure says in an answer's words why there is nowhere to go.
@@ -237,6 +237,9 @@ func (r *resolver) keep(s *topology.Snapshot) {
 		service := s.Service(t.Service)
 		if service == nil {
 			return false
+		}
+		if a, err := netip.ParseAddr(t.Endpoint); err == nil && t.Cluster != s.Self().Cluster {
+			return service.Host(topology.HostRef{Cluster: t.Cluster, Address: a}) != nil
 		}
 		if t.Endpoint == "" {
 			for i := range service.Remotes {

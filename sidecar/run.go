@@ -4,8 +4,11 @@ import (
 	"context"
 	"net"
 	"net/http"
+	"os"
+	"strings"
 	"sync"
 
+	"github.com/isthmus-mesh/isthmus/internal/atomicfile"
 	"github.com/isthmus-mesh/isthmus/internal/ready"
 	"github.com/isthmus-mesh/isthmus/sidecar/conn"
 	"github.com/isthmus-mesh/isthmus/sidecar/http1"
@@ -80,6 +83,7 @@ func (s *Sidecar) follow(ctx context.Context) {
 		if snapshot := s.config.Snapshots.Load(); snapshot != nil {
 			s.outbound.resolver.keep(snapshot)
 			s.inbound.apps.keep(snapshot)
+			s.sayCaptured(ctx, snapshot)
 			s.tell(func(c *ready.Checks) { c.Done(checkServing) })
 		} else {
 			s.tell(func(c *ready.Checks) { c.Waiting(checkServing, "no configuration from control yet") })
@@ -89,6 +93,26 @@ func (s *Sidecar) follow(ctx context.Context) {
 		case <-ctx.Done():
 			return
 		}
+	}
+}
+
+// sayCaptured writes which addresses of pods of other clusters are to be captured.
+func (s *Sidecar) sayCaptured(ctx context.Context, snapshot *topology.Snapshot) {
+	if s.config.CaptureFile == "" {
+		return
+	}
+	var lines strings.Builder
+	for _, c := range snapshot.Clusters() {
+		for _, p := range c.Pods {
+			lines.WriteString(p.String() + "\n")
+		}
+	}
+	before, err := os.ReadFile(s.config.CaptureFile)
+	if err == nil && string(before) == lines.String() {
+		return
+	}
+	if err := atomicfile.Write(s.config.CaptureFile, []byte(lines.String()), 0o644); err != nil {
+		s.config.Log.ErrorContext(ctx, "addresses to be captured are not written", "error", err)
 	}
 }
 

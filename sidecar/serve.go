@@ -46,7 +46,7 @@ func (in *Inbound) serve(w http.ResponseWriter, r *http.Request) {
 	}
 	defer done()
 	ctx := in.propagator.Extract(r.Context(), propagation.HeaderCarrier(r.Header))
-	v := &visit{arrival: a, started: in.now(), to: in.port(a.service, a.port)}
+	v := &visit{arrival: a, started: in.now(), to: in.port(a.service, a.port, a.host)}
 	ctx, v.span = in.tracer.Start(ctx, r.Method+" "+a.service.String(), trace.WithSpanKind(trace.SpanKindServer))
 	r = r.WithContext(context.WithValue(ctx, visitKey{}, v))
 	whole := false

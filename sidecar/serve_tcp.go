@@ -49,7 +49,7 @@ func (in *Inbound) tunnel(ctx context.Context, c *tls.Conn, raw net.Conn, a *arr
 
 // openApp opens the connection to the application and says so. On failure far is closed.
 func (in *Inbound) openApp(ctx context.Context, a *arrival, far *opaque) (net.Conn, error) {
-	to := in.port(a.service, a.port)
+	to := in.port(a.service, a.port, a.host)
 	err := errNotServed
 	var near net.Conn
 	if to != nil && !to.Protocol.IsHTTP() {

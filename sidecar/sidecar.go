@@ -68,6 +68,10 @@ type Config struct {
 	// PassThrough passes captured connections on as they are where no service of the mesh has the address; else they are reset.
 	PassThrough bool
 
+	// CaptureFile is where to say which addresses beside those of services are to be captured: the pods of other clusters whose headless copies are
+	// called by their own addresses. One prefix a line; isthmus-capture --to-file follows it. Empty: it isn't said.
+	CaptureFile string
+
 	// Connect opens TCP connections: to copies, to gateways, to the application. Default: net.Dialer.
 	Connect func(ctx context.Context, address string) (net.Conn, error)
 

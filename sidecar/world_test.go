@@ -228,6 +228,7 @@ type view struct {
 	endpoints []topology.Endpoint
 	remotes   []topology.Remote
 	policy    *topology.Policy
+	hosts     []topology.HostGroup // makes it headless
 }
 
 func (w *world) snapshot(v view) *topology.Snapshot {
@@ -238,13 +239,17 @@ func (w *world) snapshot(v view) *topology.Snapshot {
 	for _, g := range w.gateways {
 		gateways = append(gateways, topology.Gateway{ID: g.name, Address: g.ln.Addr().String(), Identity: g.id})
 	}
+	setIPs := []netip.Addr{netip.MustParseAddr("241.0.0.7")}
+	if v.hosts != nil {
+		setIPs = nil
+	}
 	return topology.NewSnapshot(topology.SnapshotSpec{
 		Self:     topology.Self{Cluster: cluster("eu"), Domain: eu, Namespace: "shop", Workload: "web"},
 		Clusters: []*topology.Cluster{{Name: cluster("us"), Domain: us, Link: topology.LinkUp}},
 		Gateways: gateways,
 		Services: []*topology.Service{{
 			Name: checkout, Ports: []topology.Port{{Name: "http", Number: 80, Protocol: v.protocol}},
-			ClusterSetIPs: []netip.Addr{netip.MustParseAddr("241.0.0.7")}, ClusterIPs: []netip.Addr{netip.MustParseAddr("10.0.0.7")},
+			ClusterSetIPs: setIPs, Headless: v.hosts != nil, Hosts: v.hosts, ClusterIPs: []netip.Addr{netip.MustParseAddr("10.0.0.7")},
 			Imported: true, Exported: true, Endpoints: v.endpoints, Remotes: v.remotes, Policy: v.policy,
 		}},
 	})

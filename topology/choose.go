@@ -13,7 +13,7 @@ type Target struct {
 	Service  ServiceName
 	Port     uint16 // that is called: a copy may answer on one and not on another
 	Cluster  ClusterName
-	Endpoint string // Endpoint.ID in the own cluster; empty for another cluster
+	Endpoint string // Endpoint.ID in the own cluster; empty for another cluster, but for a copy of a headless service that was named
 }
 
 // Compare orders by service, cluster, endpoint.
@@ -36,6 +36,8 @@ type Query struct {
 	Service ServiceName
 	Port    uint16
 	Scope   Scope
+	// Host names the one copy that is called; zero: any.
+	Host HostRef
 }
 
 // Load is what the caller knows by itself: targets that its own requests found wanting, and until when is its affair.

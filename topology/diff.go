@@ -90,6 +90,7 @@ func (s *Service) equal(o *Service) bool {
 		s.Imported == o.Imported && s.Exported == o.Exported && s.Headless == o.Headless &&
 		slices.EqualFunc(s.Endpoints, o.Endpoints, equalEndpoints) &&
 		slices.EqualFunc(s.Remotes, o.Remotes, equalRemotes) &&
+		slices.EqualFunc(s.Hosts, o.Hosts, equalHosts) &&
 		s.Policy.equal(o.Policy)
 }
 
@@ -102,6 +103,12 @@ func equalEndpoints(a, b Endpoint) bool {
 func equalRemotes(a, b Remote) bool {
 	return a.Cluster == b.Cluster && slices.Equal(a.Servers, b.Servers) && slices.Equal(a.Ports, b.Ports) &&
 		a.Ready == b.Ready && maps.Equal(a.Labels, b.Labels) && a.Stale == b.Stale
+}
+
+func equalHosts(a, b HostGroup) bool {
+	return a.Cluster == b.Cluster && slices.Equal(a.Ports, b.Ports) && slices.EqualFunc(a.Hosts, b.Hosts, func(a, b Host) bool {
+		return a.Name == b.Name && a.Address == b.Address && slices.Equal(a.IPs, b.IPs)
+	})
 }
 
 func (p *Policy) equal(o *Policy) bool {
@@ -121,11 +128,11 @@ func equalSelectors(a, b Selector) bool {
 
 func (c *Cluster) equal(o *Cluster) bool {
 	return c.Name == o.Name && c.Domain == o.Domain && c.Region == o.Region && c.Link == o.Link && c.RTT == o.RTT &&
-		slices.Equal(c.Gateways, o.Gateways)
+		slices.Equal(c.Gateways, o.Gateways) && slices.Equal(c.Pods, o.Pods)
 }
 
 func (e *Export) equal(o *Export) bool {
-	return e.Name == o.Name && slices.Equal(e.Ports, o.Ports) && slices.Equal(e.Audience, o.Audience) &&
+	return e.Name == o.Name && slices.Equal(e.Ports, o.Ports) && slices.Equal(e.Audience, o.Audience) && slices.Equal(e.Hosts, o.Hosts) &&
 		slices.EqualFunc(e.Endpoints, o.Endpoints, equalEndpoints)
 }
 

@@ -40,15 +40,19 @@ func fullSpec(t *testing.T) topology.SnapshotSpec {
 			ClusterSetIPs: []netip.Addr{addr.Addr()},
 			Endpoints:     []topology.Endpoint{endpoint()},
 			Remotes:       []topology.Remote{{Cluster: cluster(t, "us"), Servers: []spiffeid.ID{id}, Ports: []uint16{80}, Ready: 1, Labels: labels()}},
+			Hosts: []topology.HostGroup{{
+				Cluster: cluster(t, "us"), Ports: []topology.HostPort{{Name: "http", Number: 80, Target: 8080, Protocol: "tcp"}},
+				Hosts: []topology.Host{{Name: "web-0", Address: addr.Addr(), IPs: []netip.Addr{addr.Addr()}}},
+			}},
 			Policy: &topology.Policy{
 				Name:  "ns/p",
 				Tiers: []topology.Tier{{Name: "t", Match: selector(), Weights: map[string]uint32{"eu": 1}}},
 				Never: []topology.Selector{selector()},
 			},
 		}},
-		Clusters: []*topology.Cluster{{Name: cluster(t, "us"), Domain: td, Region: "r", Link: topology.LinkUp, RTT: time.Millisecond, Gateways: []topology.Gateway{gateway}}},
+		Clusters: []*topology.Cluster{{Name: cluster(t, "us"), Domain: td, Region: "r", Link: topology.LinkUp, RTT: time.Millisecond, Gateways: []topology.Gateway{gateway}, Pods: []netip.Prefix{netip.MustParsePrefix("10.2.0.0/16")}}},
 		Gateways: []topology.Gateway{gateway},
-		Exports:  []*topology.Export{{Name: n, Ports: []uint16{80}, Audience: []topology.ClusterName{cluster(t, "us")}, Endpoints: []topology.Endpoint{endpoint()}}},
+		Exports:  []*topology.Export{{Name: n, Ports: []uint16{80}, Audience: []topology.ClusterName{cluster(t, "us")}, Endpoints: []topology.Endpoint{endpoint()}, Hosts: []netip.Addr{addr.Addr()}}},
 		Inbounds: []*topology.Inbound{{Name: n, Exported: true, Audience: []topology.ClusterName{cluster(t, "us")}, Ports: []topology.InboundPort{{Number: 80, Protocol: topology.HTTP, Targets: []netip.AddrPort{addr}}}}},
 	}
 }
@@ -64,6 +68,7 @@ func TestDiffSeesEveryField(t *testing.T) {
 		reflect.TypeFor[spiffeid.ID]():          reflect.ValueOf(spiffeid.RequireFromString("spiffe://other/id")),
 		reflect.TypeFor[spiffeid.TrustDomain](): reflect.ValueOf(spiffeid.RequireTrustDomainFromString("other")),
 		reflect.TypeFor[netip.Addr]():           reflect.ValueOf(netip.MustParseAddr("10.9.9.9")),
+		reflect.TypeFor[netip.Prefix]():         reflect.ValueOf(netip.MustParsePrefix("10.9.0.0/16")),
 		reflect.TypeFor[netip.AddrPort]():       reflect.ValueOf(netip.MustParseAddrPort("10.9.9.9:9")),
 		reflect.TypeFor[map[string]string]():    reflect.ValueOf(map[string]string{"a": "2"}),
 		reflect.TypeFor[map[string]uint32]():    reflect.ValueOf(map[string]uint32{"eu": 2}),

@@ -1,6 +1,9 @@
 package topology
 
-import "iter"
+import (
+	"iter"
+	"net/netip"
+)
 
 // Plan is where calls to one port of a service go: tiers, best first. It is immutable.
 //
@@ -32,10 +35,11 @@ type PlanTier struct {
 type Candidate struct {
 	Target   Target
 	Cluster  ClusterName
-	Endpoint *Endpoint // a copy in the own cluster, else nil
-	Remote   *Remote   // another cluster, else nil
-	Share    float64   // of the tier's requests, above 0, at most 1
-	Reason   Reason    // why it is in this tier
+	Endpoint *Endpoint  // a copy in the own cluster, else nil
+	Remote   *Remote    // another cluster, else nil
+	Host     netip.Addr // of Remote: the one copy there that is called; invalid: any
+	Share    float64    // of the tier's requests, above 0, at most 1
+	Reason   Reason     // why it is in this tier
 }
 
 // Exclusion is a copy that no request may go to.
@@ -70,6 +74,7 @@ const (
 	SameRegion  Cause = "same_region"  // another cluster of the caller's region
 	ByRTT       Cause = "by_rtt"       // another cluster, by measured round-trip time
 	ByPolicy    Cause = "by_policy"    // the policy's tier matches
+	ByName      Cause = "by_name"      // it is the one copy that was named
 )
 
 // Why a copy is a candidate of last resort only.
@@ -101,6 +106,8 @@ func (c Cause) words() string {
 		return "round trip"
 	case ByPolicy:
 		return "policy"
+	case ByName:
+		return "named"
 	case Ejected:
 		return "ejected"
 	case NoLink:

@@ -14,7 +14,7 @@ import (
 )
 
 // equateComparable lets cmp compare values with private fields.
-var equateComparable = cmp.Options{cmpopts.EquateComparable(topology.ClusterName{}, topology.ServiceName{}, netip.AddrPort{}, topology.Self{}, topology.Target{}, spiffeid.ID{}, spiffeid.TrustDomain{})}
+var equateComparable = cmp.Options{cmpopts.EquateComparable(topology.ClusterName{}, netip.Addr{}, topology.ServiceName{}, netip.AddrPort{}, topology.Self{}, topology.Target{}, spiffeid.ID{}, spiffeid.TrustDomain{})}
 
 func planOf(portions ...float64) *topology.Plan {
 	p := new(topology.Plan)

@@ -63,6 +63,9 @@ func choose(s *Snapshot, q Query, load Load) (Plan, error) {
 	}
 	plan.Port = port
 
+	if !q.Host.IsZero() {
+		return chooseHost(s, service, plan, load)
+	}
 	tiers := make(map[rankKey][]spot)
 	for _, c := range spots(s, service, q.Port) {
 		if reason, out := exclude(s, service, q, &c); out {
@@ -119,6 +122,18 @@ func spots(s *Snapshot, service *Service, port uint16) []spot {
 
 // exclude reports why c must not be used; if it may, it sets c's rank and the reason for that rank.
 func exclude(s *Snapshot, service *Service, q Query, c *spot) (Reason, bool) {
+	if reason, out := forbid(s, service, q, c); out {
+		return reason, true
+	}
+	if service.Policy != nil {
+		return byPolicy(s.self, service.Policy, c)
+	}
+	byDefault(s, c)
+	return Reason{}, false
+}
+
+// forbid reports why c must not be used, wherever it would stand.
+func forbid(s *Snapshot, service *Service, q Query, c *spot) (Reason, bool) {
 	var ports []uint16
 	switch {
 	case !c.own && q.Scope == ClusterLocal:
@@ -143,10 +158,6 @@ func exclude(s *Snapshot, service *Service, q Query, c *spot) (Reason, bool) {
 	if c.own && !c.Endpoint.Ready || c.copies == 0 {
 		return Reason{Cause: NotReady}, true
 	}
-	if service.Policy != nil {
-		return byPolicy(s.self, service.Policy, c)
-	}
-	byDefault(s, c)
 	return Reason{}, false
 }
 

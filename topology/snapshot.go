@@ -77,7 +77,8 @@ type Service struct {
 	Headless      bool
 	Endpoints     []Endpoint
 	Remotes       []Remote
-	Policy        *Policy // nil: the default order
+	Hosts         []HostGroup // of a headless import, the own cluster's too; ordered by cluster
+	Policy        *Policy     // nil: the default order
 }
 
 // Port returns the port of that number.
@@ -88,6 +89,37 @@ func (s *Service) Port(number uint16) (Port, bool) {
 	}
 	return s.Ports[i], true
 }
+
+// HostGroup is the ready copies of a headless service in one cluster, each of which may be called by name.
+type HostGroup struct {
+	Cluster ClusterName
+	Ports   []HostPort
+	Hosts   []Host // ordered by Address
+}
+
+// HostPort is a port of a HostGroup.
+type HostPort struct {
+	Name     string `json:"name,omitempty"`
+	Number   uint16 `json:"port"`     // the service's
+	Target   uint16 `json:"target"`   // where the copies listen, and callers connect to
+	Protocol string `json:"protocol"` // "tcp", "udp" or "sctp"
+}
+
+// Host is one copy, known by name.
+type Host struct {
+	Name    string       // one DNS label: its host name, or else its address with dashes; several may share one
+	Address netip.Addr   // in its own cluster, where it tells it from the others
+	IPs     []netip.Addr // by which callers of this cluster reach it: its own, or others that stand for it here
+}
+
+// HostRef names one copy of a headless service. The zero HostRef names none.
+type HostRef struct {
+	Cluster ClusterName
+	Address netip.Addr // in that cluster
+}
+
+// IsZero reports whether it names none.
+func (h HostRef) IsZero() bool { return h == HostRef{} }
 
 // LinkState is what the gateways say of the links to a cluster.
 type LinkState string
@@ -101,12 +133,14 @@ const (
 
 // Cluster is a peer cluster.
 type Cluster struct {
-	Name     ClusterName
-	Domain   spiffeid.TrustDomain
-	Region   string
-	Link     LinkState
-	RTT      time.Duration // between gateways, rounded by who measured; 0 = unknown
-	Gateways []Gateway     // all, in a gateway's snapshot; elsewhere only those that drain, without their addresses
+	Name   ClusterName
+	Domain spiffeid.TrustDomain
+	Region string
+	Link   LinkState
+	RTT    time.Duration // between gateways, rounded by who measured; 0 = unknown
+	// Pods hold addresses that are nobody's but its pods': those of its headless copies among them are called as they are.
+	Pods     []netip.Prefix
+	Gateways []Gateway // all, in a gateway's snapshot; elsewhere only those that drain, without their addresses
 }
 
 // Gateway is an east-west gateway.
@@ -125,6 +159,7 @@ type Export struct {
 	Ports     []uint16
 	Audience  []ClusterName // who may; empty = every peer
 	Endpoints []Endpoint
+	Hosts     []netip.Addr // of a headless service: the copies that may be called by name
 }
 
 // Inbound is a service that a sidecar (or a node proxy) serves: where each port's traffic goes.
@@ -159,14 +194,36 @@ type Snapshot struct {
 	exports  map[ServiceName]*Export
 	inbounds map[ServiceName]*Inbound
 	gateways []Gateway
-	at       map[netip.Addr]place
+	at       map[netip.Addr]Place
 }
 
-// place is what an address stands for.
-type place struct {
-	service *Service
-	scope   Scope
+// Place is what an address stands for.
+type Place struct {
+	Service *Service
+	Scope   Scope      // whether it speaks of the copies in the own cluster (a cluster IP), or of those in the clusterset
+	Group   *HostGroup // with Host: one copy of a headless service in another cluster; else nil
+	Host    *Host
 }
+
+// Query returns what a connection to the place, on that port, asks for. Copies that are called one by one are called where they listen, as
+// in their own cluster; where none listens on it, the port may be the service's.
+func (p Place) Query(port uint16) Query {
+	q := Query{Service: p.Service.Name, Port: port, Scope: p.Scope}
+	if p.Host == nil {
+		return q
+	}
+	q.Host = HostRef{p.Group.Cluster, p.Host.Address}
+	for _, hp := range p.Group.Ports {
+		if hp.Target == port && hp.Protocol == hostPortTCP {
+			q.Port = hp.Number
+			break
+		}
+	}
+	return q
+}
+
+// hostPortTCP is the HostPort.Protocol of what is carried.
+const hostPortTCP = "tcp"
 
 // SnapshotSpec is what a Snapshot is made from. NewSnapshot keeps the slices and what they point to: they must not change after.
 type SnapshotSpec struct {
@@ -187,15 +244,20 @@ func NewSnapshot(spec SnapshotSpec) *Snapshot {
 		exports:  make(map[ServiceName]*Export, len(spec.Exports)),
 		inbounds: make(map[ServiceName]*Inbound, len(spec.Inbounds)),
 		gateways: spec.Gateways,
-		at:       make(map[netip.Addr]place, len(spec.Services)),
+		at:       make(map[netip.Addr]Place, len(spec.Services)),
 	}
 	for _, v := range spec.Services {
 		s.services[v.Name] = v
 		for _, a := range v.ClusterIPs {
-			s.at[a] = place{v, ClusterLocal}
+			s.at[a] = Place{Service: v, Scope: ClusterLocal}
 		}
 		for _, a := range v.ClusterSetIPs {
-			s.at[a] = place{v, ClusterSet}
+			s.at[a] = Place{Service: v, Scope: ClusterSet}
+		}
+	}
+	for _, v := range spec.Services {
+		for i := range v.Hosts {
+			s.placeHosts(v, &v.Hosts[i])
 		}
 	}
 	for _, c := range spec.Clusters {
@@ -213,14 +275,42 @@ func NewSnapshot(spec SnapshotSpec) *Snapshot {
 // Self returns who holds the snapshot.
 func (s *Snapshot) Self() Self { return s.self }
 
+// Host returns the copy that ref names, or nil.
+func (s *Service) Host(ref HostRef) *Host {
+	for i := range s.Hosts {
+		if s.Hosts[i].Cluster != ref.Cluster {
+			continue
+		}
+		for j := range s.Hosts[i].Hosts {
+			if h := &s.Hosts[i].Hosts[j]; h.Address == ref.Address {
+				return h
+			}
+		}
+	}
+	return nil
+}
+
 // Service returns the named service, or nil.
 func (s *Snapshot) Service(n ServiceName) *Service { return s.services[n] }
 
-// At returns the service that has an address, and which of its copies the address speaks of: those of the own cluster (a cluster
-// IP), or those of the clusterset. ok is false when none of the services that the snapshot holds has it.
-func (s *Snapshot) At(a netip.Addr) (service *Service, scope Scope, ok bool) {
+// At returns what an address stands for; ok is false when none of the services that the snapshot holds has it.
+func (s *Snapshot) At(a netip.Addr) (Place, bool) {
 	p, ok := s.at[a.Unmap()]
-	return p.service, p.scope, ok
+	return p, ok
+}
+
+// placeHosts notes the addresses of copies in another cluster. Those of the own one are pods like any other.
+func (s *Snapshot) placeHosts(v *Service, g *HostGroup) {
+	if g.Cluster == s.self.Cluster {
+		return
+	}
+	for i := range g.Hosts {
+		for _, a := range g.Hosts[i].IPs {
+			if _, taken := s.at[a]; !taken { // an address of the own cluster, or of an import, is never a copy's
+				s.at[a] = Place{Service: v, Scope: ClusterSet, Group: g, Host: &g.Hosts[i]}
+			}
+		}
+	}
 }
 
 // Cluster returns the named peer cluster, or nil.

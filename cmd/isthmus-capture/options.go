@@ -20,7 +20,7 @@ const help = `isthmus-capture makes the kernel bring connections to services of 
 
 Usage:
   isthmus-capture --to PREFIX[,PREFIX…] [--port N] [--skip-user UID[,UID…] | --node IP] [--skip-to PREFIX[,…]]
-                  [--skip-ports N[,…]] [--stay]
+                  [--skip-ports N[,…]] [--stay [--to-file FILE]]
   isthmus-capture --verify --to PREFIX[,PREFIX…] …
   isthmus-capture --remove
   isthmus-capture --help | --version
@@ -39,6 +39,9 @@ Usage:
                           them out itself on SIGTERM or SIGINT.
   --verify                Changes nothing, and needs no right: finds out whether the rules are in force, by opening a
                           connection. Before the sidecar runs, as a user that is not left alone.
+  --to-file FILE          With --stay: more destinations, one prefix a line, as the node proxy writes them
+                          (captureFile in its configuration): the pods of other clusters. Read every two
+                          seconds. Private ranges only, and nothing that holds an address of this machine.
   --remove                Takes the rules out again.
 
 The rules are the nftables table "inet isthmus" of the network namespace that it runs in; they are
@@ -50,6 +53,7 @@ Exit codes: 0 done, 1 failed, 2 usage.
 // options are what the command line says.
 type options struct {
 	help, version, remove, stay, verify bool
+	toFile                              string
 	rules                               capture.Rules
 }
 
@@ -68,6 +72,7 @@ func parse(args []string) (options, error) {
 	flags.BoolVar(&o.remove, "remove", false, "")
 	flags.BoolVar(&o.stay, "stay", false, "")
 	flags.BoolVar(&o.verify, "verify", false, "")
+	flags.StringVar(&o.toFile, "to-file", "", "")
 	flags.BoolVar(&o.version, "version", false, "")
 	switch err := flags.Parse(args); {
 	case errors.Is(err, flag.ErrHelp):
@@ -79,6 +84,8 @@ func parse(args []string) (options, error) {
 		return o, &usageError{fmt.Errorf("unexpected argument %q", flags.Arg(0))}
 	case o.version || o.remove:
 		return o, nil
+	case o.toFile != "" && !o.stay:
+		return o, &usageError{errors.New("--to-file is followed, and --stay is missing")}
 	case port > math.MaxUint16:
 		return o, &usageError{fmt.Errorf("--port %d: want 1 to 65535", port)}
 	}
@@ -150,7 +157,7 @@ func (o options) do(ctx context.Context, stdout, stderr io.Writer) error {
 		}
 		return err
 	case o.stay:
-		return capture.Stay(ctx, o.rules, slog.New(slog.NewTextHandler(stderr, nil)))
+		return capture.Stay(ctx, o.rules, o.toFile, slog.New(slog.NewTextHandler(stderr, nil)))
 	default:
 		return capture.Install(o.rules)
 	}

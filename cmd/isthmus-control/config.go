@@ -44,6 +44,8 @@ type config struct {
 		Listen strictyaml.Address `json:"listen"`
 	} `json:"admin"`
 	ClusterSetCIDR string   `json:"clusterSetCIDR"`
+	PodCIDRs       []string `json:"podCIDRs"`
+	PeerPodCIDRs   []string `json:"peerPodCIDRs"`
 	NodeProxies    []string `json:"nodeProxies"`
 	Log            struct {
 		Level  string `json:"level"`
@@ -53,6 +55,8 @@ type config struct {
 	cluster topology.ClusterName
 	domain  spiffeid.TrustDomain
 	cidr    netip.Prefix
+	pods    []netip.Prefix
+	peers   []netip.Prefix // nil: the default
 }
 
 // injection is the admission webhook that puts sidecars into Pods.
@@ -128,6 +132,21 @@ func (c *config) check(d *strictyaml.Document) error {
 			wrong("clusterSetCIDR", "%q: want a prefix such as 241.0.0.0/8", c.ClusterSetCIDR)
 		}
 	}
+	prefixes := func(field string, in []string) []netip.Prefix {
+		var out []netip.Prefix
+		if in != nil {
+			out = []netip.Prefix{}
+		}
+		for i, s := range in {
+			p, err := netip.ParsePrefix(s)
+			if err != nil {
+				wrong(field, "entry %d, %q: want a prefix such as 10.1.0.0/16", i+1, s)
+			}
+			out = append(out, p.Masked())
+		}
+		return out
+	}
+	c.pods, c.peers = prefixes("podCIDRs", c.PodCIDRs), prefixes("peerPodCIDRs", c.PeerPodCIDRs)
 	for i, u := range c.Bus.Advertise {
 		if !isBusURL(u) {
 			wrong("bus.advertise", "entry %d, %q: want tls://host:port", i+1, u)

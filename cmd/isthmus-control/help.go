@@ -44,6 +44,10 @@ that environment variable.
                                     readable by this user alone. Default: control.sock in the state directory.
     listen: 127.0.0.1:7481          TCP, plain HTTP: /metrics, /livez, /readyz. Default: none.
   clusterSetCIDR: 241.0.0.0/8       Where the addresses of imported services come from. Default 241.0.0.0/8.
+  podCIDRs: [10.1.0.0/16]           The addresses of the cluster's pods, told to peers. Default: those that its Kubernetes Nodes say.
+  peerPodCIDRs: [10.0.0.0/8]        Which addresses peers may say their pods have: within them, headless copies of other clusters are
+                                    called by their own addresses, where nobody else has these. [] turns that off.
+                                    Default: the private ranges of IPv4 and IPv6.
   nodeProxies: [node-0]             Names of the node proxies that may join; they stand in for copies without a sidecar.
                                     Default: none.
   log:

@@ -93,7 +93,7 @@ func serve(ctx context.Context, c *config, t *telemetry.Telemetry) error {
 	plane, err := control.New(control.Config{
 		Cluster: c.cluster, Domain: c.domain, Region: c.Region, Zone: c.Zone,
 		StateDir: c.State, Registry: registry, Courier: &courier{listen: string(c.Bus.Listen), log: t.Log}, BusURLs: c.Bus.Advertise, Attestor: attestor,
-		ClusterSetCIDR: c.cidr, NodeProxies: c.NodeProxies,
+		ClusterSetCIDR: c.cidr, PodCIDRs: c.pods, PeerPodCIDRs: c.peers, NodeProxies: c.NodeProxies,
 		GRPC: l.grpc, Socket: l.socket, Admin: l.admin, Webhook: webhook,
 		Checks: checks, Metrics: t.Metrics, Log: t.Log, Version: version.String(),
 	})

@@ -41,7 +41,7 @@ func TestHelpAndVersion(t *testing.T) {
 func TestHelpNamesEveryKey(t *testing.T) {
 	for _, key := range []string{
 		"cluster:", "trustDomain:", "region:", "zone:", "manifests:", "kubernetes:", "kubeconfig:", "context:", "state:", "listen:", "bus:", "advertise:", "admin:", "socket:",
-		"clusterSetCIDR:", "nodeProxies:", "log:", "level:", "format:", "injection:", "names:", "settings:", "webhook:",
+		"clusterSetCIDR:", "podCIDRs:", "peerPodCIDRs:", "nodeProxies:", "log:", "level:", "format:", "injection:", "names:", "settings:", "webhook:",
 	} {
 		if !strings.Contains(help, "  "+key) {
 			t.Errorf("--help does not name %s", key)
@@ -89,6 +89,8 @@ bus: {listen: "127.0.0.1:4222"}
 		good + "cluster: us\n":                          `c.yaml:7: key "cluster" already set`,
 		"cluster: eu\n":                                 "c.yaml:1: trustDomain: is missing",
 		good + "clusterSetCIDR: 241.0.0.0\n":            "c.yaml:7: clusterSetCIDR: ",
+		good + "podCIDRs: [10.1.0.0]\n":                 "c.yaml:7: podCIDRs: ",
+		good + "peerPodCIDRs: [10.0.0.0/8, ten]\n":      "c.yaml:7: peerPodCIDRs: entry 2",
 		good + "nodeProxies: [a, a]\n":                  "c.yaml:7: nodeProxies: ",
 		good + "admin: {listen: here}\n":                `c.yaml:7: admin.listen: "here": want host:port`,
 		good + "log:\n  level: verbose\n":               `c.yaml:8: log.level: "verbose": want debug`,

@@ -36,9 +36,10 @@ type config struct {
 	Advertise struct {
 		Inbound strictyaml.Address `json:"inbound"`
 	} `json:"advertise"`
-	Listeners  []listener `json:"listeners"`
-	DrainGrace string     `json:"drainGrace"`
-	Log        struct {
+	CaptureFile string     `json:"captureFile"`
+	Listeners   []listener `json:"listeners"`
+	DrainGrace  string     `json:"drainGrace"`
+	Log         struct {
 		Level    string `json:"level"`
 		Format   string `json:"format"`
 		Requests string `json:"requests"`

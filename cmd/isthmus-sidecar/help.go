@@ -33,6 +33,8 @@ that environment variable.
     admin: 127.0.0.1:15020          TCP, plain HTTP: /metrics, /livez, /readyz, /explain. Default: none.
   advertise:
     inbound: 10.0.0.7:15008         What others are told, of a node proxy, when it differs from listen.
+  captureFile: /run/isthmus/capture File to say in which addresses of other clusters' pods are to be captured,
+                                    for isthmus-capture --to-file. Default: none.
   listeners:                        One local address for one service each.
   - service: checkout.shop          name.namespace. Required.
     port: 80                        The service's port. Required.

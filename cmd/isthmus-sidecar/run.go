@@ -90,7 +90,7 @@ func serve(ctx context.Context, c *config, t *telemetry.Telemetry) error {
 	s, err := sidecar.New(sidecar.Config{
 		Identity: a.Identity, Bundles: a.Bundles, Guard: a.Guard, Snapshots: a.Stream.Snapshots(), Subscribe: a.Stream.Subscribe,
 		Inbound: l.inbound, Proxy: l.proxy, Listeners: l.services, DNS: l.dnsPackets, DNSStream: l.dnsStream,
-		Captured: l.captured, Resolve: a.Stream.Resolve, PassThrough: c.Workload != "",
+		Captured: l.captured, Resolve: a.Stream.Resolve, PassThrough: c.Workload != "", CaptureFile: c.CaptureFile,
 		Log: t.Log, RequestLevel: c.requests, Metrics: t.Metrics, Tracer: t.Tracer, Propagator: t.Propagator, DrainGrace: c.drainGrace,
 	})
 	if err != nil {

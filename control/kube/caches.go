@@ -41,7 +41,7 @@ var kinds = []kind{
 	{&corev1.Service{}, toReader},
 	{&discoveryv1.EndpointSlice{}, toReader | toWriter}, // see sliceWakes
 	{&corev1.Pod{}, toReader},
-	{metadataOf("Node"), toReader},
+	{&corev1.Node{}, toReader},
 	{metadataOf("Namespace"), toWriter},
 	{&mcsv1beta1.ServiceExport{}, toReader | toWriter},
 	{&mcsv1beta1.ServiceImport{}, toWriter},
@@ -144,7 +144,7 @@ func (k *Kube) listen(ctx context.Context) error {
 				}
 			},
 			UpdateFunc: func(before, after any) {
-				idle := sameMetadata(before, after) || isOutside(before) && isOutside(after)
+				idle := isIdle(before, after) || isOutside(before) && isOutside(after)
 				if !idle {
 					wake(before) // what it was and what it is may be of interest to different loops
 					wake(after)
@@ -168,12 +168,18 @@ func sliceWakes(s *discoveryv1.EndpointSlice) int {
 	return toReader | toWriter
 }
 
-// sameMetadata reports whether an update of a kind of which only the metadata is kept is none to us: a Node says every few seconds
-// that it is alive.
-func sameMetadata(before, after any) bool {
-	a, isMetadata := before.(*metav1.PartialObjectMetadata)
-	b, still := after.(*metav1.PartialObjectMetadata)
-	return isMetadata && still && a.UID == b.UID && reflect.DeepEqual(a.Labels, b.Labels) && a.DeletionTimestamp.Equal(b.DeletionTimestamp)
+// isIdle reports whether an update changes nothing that is looked at: a Node says every few minutes how it does, and a namespace is there or
+// not.
+func isIdle(before, after any) bool {
+	switch a := before.(type) {
+	case *metav1.PartialObjectMetadata:
+		b, still := after.(*metav1.PartialObjectMetadata)
+		return still && a.UID == b.UID && reflect.DeepEqual(a.Labels, b.Labels) && a.DeletionTimestamp.Equal(b.DeletionTimestamp)
+	case *corev1.Node:
+		b, still := after.(*corev1.Node)
+		return still && a.UID == b.UID && reflect.DeepEqual(a.Labels, b.Labels) && reflect.DeepEqual(a.Spec, b.Spec) && reflect.DeepEqual(a.Status, b.Status)
+	}
+	return false
 }
 
 // isOutside reports whether an object is a Pod without a sidecar: most of what happens in a cluster happens to these.

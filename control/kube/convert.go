@@ -54,6 +54,7 @@ func convert(now *reading, last memory) (*control.Objects, memory) {
 		}
 		c.out.Workloads = append(c.out.Workloads, *w)
 	})
+	c.out.Network = networkOf(now.nodes)
 	c.out.Problems = control.SortProblems(c.out.Problems)
 	byName(c.out.Services, func(o *control.Service) *control.Meta { return &o.Meta })
 	byName(c.out.Slices, func(o *control.EndpointSlice) *control.Meta { return &o.Meta })

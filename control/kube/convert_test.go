@@ -61,7 +61,7 @@ func TestPodsWithSidecarAreWorkloads(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			pod := podOf("web-0", "10.0.0.1")
 			c.change(&pod)
-			out, _ := convert(&reading{pods: []corev1.Pod{pod}, zones: map[string]string{"node-1": "a"}}, nil)
+			out, _ := convert(&reading{pods: []corev1.Pod{pod}, nodes: []corev1.Node{nodeOf("node-1", "a")}}, nil)
 			var want []control.Workload
 			if c.want != nil {
 				w := whole

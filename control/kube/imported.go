@@ -36,34 +36,75 @@ func isElsewhere(s discoveryv1.EndpointSlice) bool {
 	return !isImported(&s) && !strings.Contains(s.Name, ".")
 }
 
-// slicesOf are the slices that stand for an import: one for each cluster that it comes from. None has the label
-// kubernetes.io/service-name, by which kube-proxy would take it for copies of a Service.
-//
-// Copies stay in their cluster, so a slice's one endpoint is the import's address, ready as long as a copy of that cluster is: whoever
-// looks for endpoints finds one that can be called. Without an address there is no endpoint.
+// slicesOf are the slices that stand for an import: one for each cluster that it comes from, and of a headless one for each family of its
+// copies' addresses. None has the label kubernetes.io/service-name, by which kube-proxy would take it for copies of a Service.
 func slicesOf(s *control.ImportStatus) []*discoveryv1.EndpointSlice {
 	out := make([]*discoveryv1.EndpointSlice, 0, len(s.Copies))
 	for i := range s.Copies {
-		c := &s.Copies[i]
-		family := discoveryv1.AddressTypeIPv4
-		if len(s.IPs) > 0 && s.IPs[0].Is6() {
-			family = discoveryv1.AddressTypeIPv6
+		if string(s.Import.Type) == string(mcsv1beta1.Headless) {
+			out = append(out, headlessSlices(s.Service(), &s.Copies[i])...)
+		} else {
+			out = append(out, addressSlice(s, &s.Copies[i]))
 		}
-		slice := &discoveryv1.EndpointSlice{
-			ObjectMeta:  metav1.ObjectMeta{Namespace: s.Service().Namespace(), Name: sliceName(s.Service(), c.Cluster, family), Labels: sliceLabels(s.Service(), c.Cluster)},
-			AddressType: family,
-			Endpoints:   []discoveryv1.Endpoint{}, // required, be it empty
-			Ports:       slicePorts(c),
-		}
-		if len(s.IPs) > 0 {
-			slice.Endpoints = append(slice.Endpoints, discoveryv1.Endpoint{
-				Addresses:  []string{s.IPs[0].String()},
-				Conditions: discoveryv1.EndpointConditions{Ready: new(c.Ready)},
-			})
-		}
-		out = append(out, slice)
 	}
 	return out
+}
+
+// addressSlice is the slice of an import that has an address. Copies stay in their cluster, so its one endpoint is that address, ready as
+// long as a copy of the cluster is: whoever looks for endpoints finds one that can be called. Without an address there is no endpoint.
+func addressSlice(s *control.ImportStatus, c *control.Copies) *discoveryv1.EndpointSlice {
+	family := discoveryv1.AddressTypeIPv4
+	if len(s.IPs) > 0 && s.IPs[0].Is6() {
+		family = discoveryv1.AddressTypeIPv6
+	}
+	slice := newSlice(s.Service(), c, family)
+	if len(s.IPs) > 0 {
+		slice.Endpoints = append(slice.Endpoints, discoveryv1.Endpoint{
+			Addresses:  []string{s.IPs[0].String()},
+			Conditions: discoveryv1.EndpointConditions{Ready: new(c.Ready)},
+		})
+	}
+	return slice
+}
+
+// headlessSlices holds the ready copies themselves, by the addresses that they have here, and where they listen.
+func headlessSlices(service topology.ServiceName, c *control.Copies) []*discoveryv1.EndpointSlice {
+	four, six := newSlice(service, c, discoveryv1.AddressTypeIPv4), newSlice(service, c, discoveryv1.AddressTypeIPv6)
+	for _, h := range c.Hosts {
+		for _, ip := range h.IPs {
+			e := discoveryv1.Endpoint{
+				Addresses:  []string{ip.String()},
+				Conditions: discoveryv1.EndpointConditions{Ready: new(true), Serving: new(true), Terminating: new(false)},
+			}
+			if h.Hostname != "" {
+				e.Hostname = new(h.Hostname)
+			}
+			if h.Zone != "" {
+				e.Zone = new(h.Zone)
+			}
+			of := four
+			if ip.Is6() {
+				of = six
+			}
+			of.Endpoints = append(of.Endpoints, e)
+		}
+	}
+	if len(six.Endpoints) == 0 {
+		return []*discoveryv1.EndpointSlice{four} // empty, too: that there is no copy is a word as well
+	}
+	if len(four.Endpoints) == 0 {
+		return []*discoveryv1.EndpointSlice{six}
+	}
+	return []*discoveryv1.EndpointSlice{four, six}
+}
+
+func newSlice(service topology.ServiceName, c *control.Copies, family discoveryv1.AddressType) *discoveryv1.EndpointSlice {
+	return &discoveryv1.EndpointSlice{
+		ObjectMeta:  metav1.ObjectMeta{Namespace: service.Namespace(), Name: sliceName(service, c.Cluster, family), Labels: sliceLabels(service, c.Cluster)},
+		AddressType: family,
+		Endpoints:   []discoveryv1.Endpoint{}, // required, be it empty
+		Ports:       slicePorts(c),
+	}
 }
 
 // sliceName is of its own for each service, cluster and family: the names of the first two have no dots.
@@ -83,8 +124,11 @@ func sliceLabels(service topology.ServiceName, cluster topology.ClusterName) map
 
 func slicePorts(c *control.Copies) []discoveryv1.EndpointPort {
 	var out []discoveryv1.EndpointPort
-	for _, p := range c.Ports {
+	for i, p := range c.Ports {
 		port := discoveryv1.EndpointPort{Name: new(p.Name), Port: new(int32(p.Number)), Protocol: new(corev1.Protocol(p.Transport))}
+		if i < len(c.Targets) {
+			port.Port = new(int32(c.Targets[i]))
+		}
 		if p.AppProtocol != "" {
 			port.AppProtocol = new(p.AppProtocol)
 		}

@@ -2,6 +2,7 @@ package kube
 
 import (
 	"fmt"
+	"net/netip"
 	"strings"
 	"testing"
 
@@ -43,6 +44,37 @@ func TestSliceIsWhole(t *testing.T) {
 	s.IPs = nil // none is free
 	if got := slicesOf(&s)[0]; got.Endpoints == nil || len(got.Endpoints) != 0 || got.AddressType != discoveryv1.AddressTypeIPv4 {
 		t.Errorf("without an address: %+v", got)
+	}
+}
+
+// The copies of a headless import stand in its slices themselves.
+func TestHeadlessSlices(t *testing.T) {
+	s := importStatusOf(t, "db")
+	s.Import.Type, s.IPs = "Headless", nil
+	c := &s.Copies[0]
+	c.Targets = []uint16{8080}
+	ip := netip.MustParseAddr
+	c.Hosts = []control.Host{
+		{Hostname: "db-0", Zone: "a", Address: ip("10.2.0.1"), IPs: []netip.Addr{ip("10.2.0.1"), ip("fd00::1")}},
+		{Address: ip("10.1.0.1"), IPs: []netip.Addr{ip("241.0.0.9")}},
+	}
+	got := slicesOf(&s)
+	if len(got) != 2 || got[0].Name != "db.us.ipv4" || got[1].Name != "db.us.ipv6" || got[0].AddressType != discoveryv1.AddressTypeIPv4 || got[1].AddressType != discoveryv1.AddressTypeIPv6 {
+		t.Fatalf("%+v", got)
+	}
+	ready := discoveryv1.EndpointConditions{Ready: new(true), Serving: new(true), Terminating: new(false)}
+	want := []discoveryv1.Endpoint{
+		{Addresses: []string{"10.2.0.1"}, Hostname: new("db-0"), Zone: new("a"), Conditions: ready}, {Addresses: []string{"241.0.0.9"}, Conditions: ready},
+	}
+	if diff := cmp.Diff(want, got[0].Endpoints); diff != "" {
+		t.Errorf("(-want +got)\n%s", diff)
+	}
+	if len(got[1].Endpoints) != 1 || got[1].Endpoints[0].Addresses[0] != "fd00::1" || *got[0].Ports[0].Port != 8080 {
+		t.Errorf("%+v", got[1].Endpoints)
+	}
+	c.Hosts = nil
+	if got := slicesOf(&s); len(got) != 1 || got[0].Name != "db.us.ipv4" || got[0].Endpoints == nil || len(got[0].Endpoints) > 0 {
+		t.Errorf("without copies: %+v", got)
 	}
 }
 

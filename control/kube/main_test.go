@@ -55,6 +55,13 @@ func podOf(name, ip string) corev1.Pod {
 	return p
 }
 
+// nodeOf is a Node of a zone.
+func nodeOf(name, zone string) corev1.Node {
+	n := corev1.Node{ObjectMeta: metaOf(name)}
+	n.Namespace, n.Labels = "", map[string]string{corev1.LabelTopologyZone: zone}
+	return n
+}
+
 func sliceOf(service string, endpoints ...discoveryv1.Endpoint) discoveryv1.EndpointSlice {
 	s := discoveryv1.EndpointSlice{ObjectMeta: metaOf(service + "-1"), AddressType: discoveryv1.AddressTypeIPv4, Endpoints: endpoints}
 	s.Labels = map[string]string{discoveryv1.LabelServiceName: service}

@@ -29,12 +29,16 @@ func present[T any, P interface {
 // meshedPods adds a Workload for each Pod that has a sidecar, and returns their IDs, "namespace/name".
 func (c *converter) meshedPods(now *reading) map[string]bool {
 	meshed := make(map[string]bool)
+	zones := make(map[string]string, len(now.nodes))
+	for i := range now.nodes {
+		zones[now.nodes[i].Name] = now.nodes[i].Labels[corev1.LabelTopologyZone]
+	}
 	for i := range now.pods {
 		p := &now.pods[i]
 		if _, annotated := p.Annotations[InboundPortAnnotation]; !annotated || ended(p) {
 			continue
 		}
-		w, err := workloadOf(p, cmp.Or(p.Labels[corev1.LabelTopologyZone], now.zones[p.Spec.NodeName]))
+		w, err := workloadOf(p, cmp.Or(p.Labels[corev1.LabelTopologyZone], zones[p.Spec.NodeName]))
 		if err != nil {
 			c.out.Problems = append(c.out.Problems, control.Problem{Object: w.Object(), Reason: err.Error()})
 			continue
@@ -58,6 +62,8 @@ func workloadOf(p *corev1.Pod, zone string) (control.Workload, error) {
 		Meta:           control.Meta{Kind: "Pod", Namespace: p.Namespace, Name: p.Name, Created: p.CreationTimestamp.UTC()},
 		Labels:         p.Labels,
 		ServiceAccount: cmp.Or(p.Spec.ServiceAccountName, "default"), // as the API server has it
+		Hostname:       p.Spec.Hostname,
+		Subdomain:      p.Spec.Subdomain,
 		Zone:           zone,
 		Ready:          p.DeletionTimestamp == nil && isReady(p),
 	}

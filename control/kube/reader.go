@@ -29,7 +29,7 @@ type reading struct {
 	workloads []meshv1alpha1.Workload
 	peers     []meshv1alpha1.ClusterPeer
 	policies  []meshv1alpha1.FailoverPolicy
-	zones     map[string]string // by Node
+	nodes     []corev1.Node
 }
 
 // reader publishes what the caches hold.
@@ -129,21 +129,17 @@ func (r *reader) read(ctx context.Context) (*reading, error) {
 		workloads meshv1alpha1.WorkloadList
 		peers     meshv1alpha1.ClusterPeerList
 		policies  meshv1alpha1.FailoverPolicyList
-		nodes     = metadataListOf("Node")
+		nodes     corev1.NodeList
 	)
-	for _, list := range []client.ObjectList{&services, &endpoints, &pods, &exports, &workloads, &peers, &policies, nodes} {
+	for _, list := range []client.ObjectList{&services, &endpoints, &pods, &exports, &workloads, &peers, &policies, &nodes} {
 		if err := r.reads.List(ctx, list, client.UnsafeDisableDeepCopy); err != nil {
 			return nil, err
 		}
 	}
-	zones := make(map[string]string, len(nodes.Items))
-	for i := range nodes.Items {
-		zones[nodes.Items[i].Name] = nodes.Items[i].Labels[corev1.LabelTopologyZone]
-	}
 	return &reading{
 		namespace: r.cfg.Namespace,
 		services:  services.Items, slices: endpoints.Items, pods: pods.Items, exports: exports.Items,
-		workloads: workloads.Items, peers: peers.Items, policies: policies.Items, zones: zones,
+		workloads: workloads.Items, peers: peers.Items, policies: policies.Items, nodes: nodes.Items,
 	}, nil
 }
 

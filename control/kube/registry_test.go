@@ -65,7 +65,7 @@ func TestReaderAndWriter(t *testing.T) {
 
 // BenchmarkConvert: 10,000 Pods with a sidecar behind 500 Services, one of them changed since.
 func BenchmarkConvert(b *testing.B) {
-	now := &reading{zones: map[string]string{"node-1": "a"}}
+	now := &reading{nodes: []corev1.Node{nodeOf("node-1", "a")}}
 	for i := range 500 {
 		app := fmt.Sprintf("app-%d", i)
 		now.services = append(now.services, serviceOf(app, map[string]string{"app": app}, 80))

@@ -26,7 +26,9 @@ func trim(in any) (any, error) {
 		o.ManagedFields, o.Annotations = nil, nil
 	case *metav1.PartialObjectMetadata:
 		o.ManagedFields, o.Annotations, o.OwnerReferences = nil, nil, nil
-		o.Labels = only(o.Labels, corev1.LabelTopologyZone, inject.Label)
+		o.Labels = only(o.Labels, inject.Label)
+	case *corev1.Node:
+		return trimNode(o), nil
 	case metav1.Object:
 		o.SetManagedFields(nil)
 	}
@@ -42,6 +44,19 @@ func only(labels map[string]string, names ...string) map[string]string {
 				out = make(map[string]string, 1)
 			}
 			out[name] = v
+		}
+	}
+	return out
+}
+
+// trimNode keeps where a Node is, and which addresses it and its Pods have.
+func trimNode(in *corev1.Node) *corev1.Node {
+	out := &corev1.Node{TypeMeta: in.TypeMeta, ObjectMeta: metav1.ObjectMeta{Name: in.Name, UID: in.UID, ResourceVersion: in.ResourceVersion}}
+	out.Labels = only(in.Labels, corev1.LabelTopologyZone)
+	out.Spec.PodCIDR, out.Spec.PodCIDRs = in.Spec.PodCIDR, in.Spec.PodCIDRs
+	for _, a := range in.Status.Addresses {
+		if a.Type == corev1.NodeInternalIP || a.Type == corev1.NodeExternalIP {
+			out.Status.Addresses = append(out.Status.Addresses, a)
 		}
 	}
 	return out
@@ -66,6 +81,7 @@ func trimPod(in *corev1.Pod) *corev1.Pod {
 	out.Labels = in.Labels
 	out.CreationTimestamp, out.DeletionTimestamp = in.CreationTimestamp, in.DeletionTimestamp
 	out.Spec.ServiceAccountName, out.Spec.NodeName = in.Spec.ServiceAccountName, in.Spec.NodeName
+	out.Spec.Hostname, out.Spec.Subdomain = in.Spec.Hostname, in.Spec.Subdomain
 	for i := range in.Spec.Containers {
 		if c := &in.Spec.Containers[i]; len(c.Ports) > 0 {
 			out.Spec.Containers = append(out.Spec.Containers, corev1.Container{Name: c.Name, Ports: c.Ports})

@@ -24,7 +24,7 @@ const (
 func service(c *checker, in *corev1.Service) Object {
 	s := &control.Service{
 		Meta:     c.meta(&in.ObjectMeta, true, validation.IsDNS1123Label),
-		Selector: in.Spec.Selector,
+		Selector: in.Spec.Selector, PublishNotReady: in.Spec.PublishNotReadyAddresses,
 	}
 	if len(c.errs) == 0 {
 		s.ID = c.service("metadata.name", s.Namespace, s.Name)

@@ -21,7 +21,7 @@ import (
 var equal = []cmp.Option{
 	cmpopts.EquateEmpty(),
 	cmpopts.EquateComparable(
-		spiffeid.ID{}, spiffeid.TrustDomain{}, topology.ClusterName{}, topology.ServiceName{}, netip.Addr{}, netip.AddrPort{},
+		spiffeid.ID{}, spiffeid.TrustDomain{}, topology.ClusterName{}, topology.ServiceName{}, netip.Addr{}, netip.AddrPort{}, netip.Prefix{},
 	),
 	cmp.Comparer(func(a, b *x509.Certificate) bool { return a.Equal(b) }),
 }

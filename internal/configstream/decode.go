@@ -32,6 +32,8 @@ const (
 	maxAudience    = 1_000
 	maxGateways    = 256
 	maxTargets     = 10_000
+	maxHosts       = 10_000
+	maxPrefixes    = 256
 	maxTiers       = 64
 	maxNever       = 64
 	maxLabels      = 128
@@ -202,8 +204,15 @@ func decodeCluster(b *configv1.Cluster) (*topology.Cluster, error) {
 		return nil, fmt.Errorf("rtt_micros %d: want at most %v", b.GetRttMicros(), maxRTT)
 	}
 	c.RTT = time.Duration(b.GetRttMicros()) * time.Microsecond //nolint:gosec // checked above
-	if err := atMost("gateways", len(b.GetGateways()), maxGateways); err != nil {
+	if err := cmp.Or(atMost("gateways", len(b.GetGateways()), maxGateways), atMost("prefixes", len(b.GetPodCidrs()), maxPrefixes)); err != nil {
 		return nil, err
+	}
+	for _, s := range b.GetPodCidrs() {
+		p, err := netip.ParsePrefix(s)
+		if err != nil || p.Masked().String() != s {
+			return nil, fmt.Errorf("prefix %q: want one in its canonical form", clip(s))
+		}
+		c.Pods = append(c.Pods, p)
 	}
 	for _, bg := range b.GetGateways() {
 		g, err := decodeGateway(bg)
@@ -225,6 +234,9 @@ func decodeExport(b *configv1.Export) (*topology.Export, error) {
 		return nil, err
 	}
 	if e.Audience, err = decodeAudience(b.GetAudience()); err != nil {
+		return nil, err
+	}
+	if e.Hosts, err = decodeAddrs(b.GetHosts(), maxHosts); err != nil {
 		return nil, err
 	}
 	e.Endpoints, err = decodeEndpoints(b.GetEndpoints())

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"net/netip"
+	"strings"
 
 	"github.com/spiffe/go-spiffe/v2/spiffeid"
 
@@ -49,12 +50,73 @@ func decodeService(b *configv1.Service) (*topology.Service, error) {
 	if s.Remotes, err = decodeRemotes(b.GetRemotes()); err != nil {
 		return nil, err
 	}
+	if s.Hosts, err = decodeHosts(b.GetHosts()); err != nil {
+		return nil, err
+	}
 	s.Policy, err = decodePolicy(b.GetPolicy())
 	return s, err
 }
 
-func decodeIPs(in []string) ([]netip.Addr, error) {
-	if err := atMost("addresses", len(in), maxIPs); err != nil {
+func decodeHosts(in []*configv1.HostGroup) ([]topology.HostGroup, error) {
+	if err := atMost("host groups", len(in), maxRemotes); err != nil {
+		return nil, err
+	}
+	var out []topology.HostGroup
+	for _, b := range in {
+		var g topology.HostGroup
+		var err error
+		if g.Cluster, err = topology.ParseClusterName(b.GetCluster()); err != nil {
+			return nil, err
+		}
+		if err = cmp.Or(atMost("ports", len(b.GetPorts()), maxPorts), atMost("hosts", len(b.GetHosts()), maxHosts)); err != nil {
+			return nil, fmt.Errorf("hosts of %s: %w", g.Cluster, err)
+		}
+		for _, bp := range b.GetPorts() {
+			p := topology.HostPort{Name: bp.GetName(), Protocol: bp.GetProtocol()}
+			p.Number, err = decodeNumber(bp.GetPort())
+			if err == nil {
+				p.Target, err = decodeNumber(bp.GetTarget())
+			}
+			if err = cmp.Or(err, checkTexts(p.Name, p.Protocol)); err != nil {
+				return nil, fmt.Errorf("hosts of %s: %w", g.Cluster, err)
+			}
+			g.Ports = append(g.Ports, p)
+		}
+		for _, bh := range b.GetHosts() {
+			h, err := decodeHost(bh)
+			if err != nil {
+				return nil, fmt.Errorf("hosts of %s: %w", g.Cluster, err)
+			}
+			g.Hosts = append(g.Hosts, h)
+		}
+		out = append(out, g)
+	}
+	return out, nil
+}
+
+func decodeHost(b *configv1.Host) (h topology.Host, err error) {
+	h.Name = b.GetName()
+	if err = checkTexts(h.Name); err != nil {
+		return h, err
+	}
+	if h.Name == "" || strings.ContainsAny(h.Name, ". ") {
+		return h, fmt.Errorf("host %q: want one DNS label", clip(h.Name))
+	}
+	own, err := decodeIPs([]string{b.GetAddress()})
+	if err != nil {
+		return h, err
+	}
+	h.Address, h.IPs = own[0], own
+	if len(b.GetIps()) > 0 {
+		h.IPs, err = decodeIPs(b.GetIps())
+	}
+	return h, err
+}
+
+func decodeIPs(in []string) ([]netip.Addr, error) { return decodeAddrs(in, maxIPs) }
+
+func decodeAddrs(in []string, limit int) ([]netip.Addr, error) {
+	if err := atMost("addresses", len(in), limit); err != nil {
 		return nil, err
 	}
 	var out []netip.Addr

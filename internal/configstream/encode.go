@@ -61,6 +61,7 @@ func EncodeCluster(c *topology.Cluster) *configv1.Resource {
 		Link:        string(c.Link),
 		RttMicros:   uint64(max(0, c.RTT) / time.Microsecond),
 	}
+	body.PodCidrs = texts(c.Pods)
 	for _, g := range c.Gateways {
 		body.Gateways = append(body.Gateways, encodeGateway(g))
 	}
@@ -86,6 +87,9 @@ func EncodeService(s *topology.Service) *configv1.Resource {
 	for _, p := range s.OtherPorts {
 		body.OtherPorts = append(body.OtherPorts, &configv1.OtherPort{Name: p.Name, Port: uint32(p.Number), Protocol: p.Protocol})
 	}
+	for i := range s.Hosts {
+		body.Hosts = append(body.Hosts, encodeHosts(&s.Hosts[i]))
+	}
 	for _, r := range s.Remotes {
 		body.Remotes = append(body.Remotes, &configv1.Remote{
 			Cluster:   r.Cluster.String(),
@@ -107,6 +111,7 @@ func EncodeExport(e *topology.Export) *configv1.Resource {
 		Ports:     encodeNumbers(e.Ports),
 		Audience:  texts(e.Audience),
 		Endpoints: encodeEndpoints(e.Endpoints),
+		Hosts:     texts(e.Hosts),
 	}
 	return &configv1.Resource{Key: kindExport + "/" + e.Name.String(), Body: &configv1.Resource_Export{Export: body}}
 }
@@ -125,6 +130,21 @@ func EncodeInbound(receiver string, in *topology.Inbound) *configv1.Resource {
 		Key:  kindInbound + "/" + receiver + "/" + in.Name.String(),
 		Body: &configv1.Resource_Inbound{Inbound: body},
 	}
+}
+
+func encodeHosts(g *topology.HostGroup) *configv1.HostGroup {
+	out := &configv1.HostGroup{Cluster: g.Cluster.String()}
+	for _, p := range g.Ports {
+		out.Ports = append(out.Ports, &configv1.HostPort{Name: p.Name, Port: uint32(p.Number), Target: uint32(p.Target), Protocol: p.Protocol})
+	}
+	for _, h := range g.Hosts {
+		host := &configv1.Host{Name: h.Name, Address: h.Address.String()}
+		if len(h.IPs) != 1 || h.IPs[0] != h.Address {
+			host.Ips = texts(h.IPs)
+		}
+		out.Hosts = append(out.Hosts, host)
+	}
+	return out
 }
 
 func encodeGateway(g topology.Gateway) *configv1.Gateway {

@@ -99,6 +99,24 @@ func genRemote(t *rapid.T) topology.Remote {
 	}
 }
 
+func genHosts(t *rapid.T) topology.HostGroup {
+	g := topology.HostGroup{Cluster: genCluster(t)}
+	for range rapid.IntRange(0, 2).Draw(t, "host_ports") {
+		g.Ports = append(g.Ports, topology.HostPort{
+			Name: genText.Draw(t, "port_name"), Number: genPort.Draw(t, "port"), Target: genPort.Draw(t, "target"), Protocol: genText.Draw(t, "protocol"),
+		})
+	}
+	for range rapid.IntRange(0, 2).Draw(t, "hosts") {
+		h := topology.Host{Name: genLabel.Draw(t, "host"), Address: genIP(t)}
+		h.IPs = rapid.SliceOfN(genAddr, 1, 2).Draw(t, "ips")
+		if rapid.Bool().Draw(t, "as_is") {
+			h.IPs = []netip.Addr{h.Address}
+		}
+		g.Hosts = append(g.Hosts, h)
+	}
+	return g
+}
+
 func genSelector(t *rapid.T) topology.Selector {
 	return topology.Selector{
 		Cluster: genText.Draw(t, "cluster"), Region: genText.Draw(t, "region"), Zone: genText.Draw(t, "zone"), Labels: genLabels.Draw(t, "labels"),
@@ -134,6 +152,7 @@ func genService(t *rapid.T) *topology.Service {
 	for range rapid.IntRange(0, 3).Draw(t, "ports") {
 		s.Ports = append(s.Ports, topology.Port{Name: genText.Draw(t, "port_name"), Number: genPort.Draw(t, "port"), Protocol: genProto.Draw(t, "protocol")})
 	}
+	s.Hosts = rapid.SliceOfN(rapid.Custom(genHosts), 0, 2).Draw(t, "hosts")
 	for range rapid.IntRange(0, 2).Draw(t, "other_ports") {
 		s.OtherPorts = append(s.OtherPorts, topology.OtherPort{Name: genText.Draw(t, "port_name"), Number: genPort.Draw(t, "port"), Protocol: genText.Draw(t, "protocol")})
 	}
@@ -159,6 +178,9 @@ func genPeer(t *rapid.T) *topology.Cluster {
 		Link:     rapid.SampledFrom([]topology.LinkState{topology.LinkUnknown, topology.LinkUp, topology.LinkDown}).Draw(t, "link"),
 		RTT:      time.Duration(rapid.Int64Range(0, int64(maxRTT/time.Microsecond)).Draw(t, "rtt")) * time.Microsecond,
 		Gateways: rapid.SliceOfN(rapid.Custom(genGateway), 0, 3).Draw(t, "gateways"),
+		Pods: rapid.SliceOfN(rapid.Map(genAddr, func(a netip.Addr) netip.Prefix {
+			return netip.PrefixFrom(a, a.BitLen()/2).Masked()
+		}), 0, 2).Draw(t, "pods"),
 	}
 }
 
@@ -166,6 +188,7 @@ func genExport(t *rapid.T) *topology.Export {
 	return &topology.Export{
 		Name: genName(t), Ports: genPorts.Draw(t, "ports"),
 		Audience: rapid.SliceOfN(rapid.Custom(genCluster), 0, 3).Draw(t, "audience"), Endpoints: genEndpoints(t),
+		Hosts: rapid.SliceOfN(genAddr, 0, 3).Draw(t, "hosts"),
 	}
 }
 

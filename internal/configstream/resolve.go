@@ -30,7 +30,7 @@ func (s *Server) Resolve(ctx context.Context, r *configv1.ResolveRequest) (*conf
 		return nil, status.Error(codes.Unavailable, "nothing is known yet")
 	}
 	out := new(configv1.ResolveResponse)
-	if name, ok := w.addresses[address.Unmap()]; ok {
+	if name, ok := w.at(address.Unmap()); ok {
 		out.Service = name.String()
 	}
 	return out, nil

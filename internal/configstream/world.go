@@ -25,6 +25,23 @@ type World struct {
 	withheld map[string]error                // by key: why it is not sent, and left as it is where it was sent before
 
 	addresses map[netip.Addr]topology.ServiceName // of services: in the own cluster, and in the clusterset
+	hosts     map[netip.Addr]hostOf               // of the copies of headless services
+	self      topology.ClusterName                // whose own copies are pods like any other
+}
+
+// hostOf is whose copy has an address.
+type hostOf struct {
+	service topology.ServiceName
+	cluster topology.ClusterName
+}
+
+// at returns the service that an address leads to.
+func (w *World) at(a netip.Addr) (topology.ServiceName, bool) {
+	if name, ok := w.addresses[a]; ok {
+		return name, true
+	}
+	h, ok := w.hosts[a]
+	return h.service, ok && h.cluster != w.self
 }
 
 // entry is one resource, ready to be sent.
@@ -51,6 +68,7 @@ func NewWorld(resources []*configv1.Resource) *World {
 		withheld: make(map[string]error),
 
 		addresses: make(map[netip.Addr]topology.ServiceName),
+		hosts:     make(map[netip.Addr]hostOf),
 	}
 	taken := make(map[string]struct{}, len(resources))
 	for _, r := range resources {
@@ -85,7 +103,15 @@ func (w *World) add(r *configv1.Resource, taken map[string]struct{}) error {
 		for _, a := range slices.Concat(d.service.ClusterIPs, d.service.ClusterSetIPs) {
 			w.addresses[a] = d.service.Name
 		}
+		for i := range d.service.Hosts {
+			for _, h := range d.service.Hosts[i].Hosts {
+				for _, a := range h.IPs {
+					w.hosts[a] = hostOf{d.service.Name, d.service.Hosts[i].Cluster}
+				}
+			}
+		}
 	case kindSelf:
+		w.self = d.self.Cluster
 		w.own(rest, key, e)
 	case kindInbound:
 		w.own(rest[:strings.LastIndexByte(rest, '/')], key, e)
@@ -131,6 +157,7 @@ func (w *World) drop(key string) {
 	if name, ok := serviceOf(key); ok {
 		delete(w.services, name)
 		maps.DeleteFunc(w.addresses, func(_ netip.Addr, of topology.ServiceName) bool { return of == name })
+		maps.DeleteFunc(w.hosts, func(_ netip.Addr, h hostOf) bool { return h.service == name })
 	}
 }
 

@@ -15,7 +15,7 @@ const (
 	version = 1
 	header  = 3 // version, length
 
-	// MaxFrame bounds a frame's body, so that reading one never needs more memory than this. A Preamble needs at most 860.
+	// MaxFrame bounds a frame's body, so that reading one never needs more memory than this. A Preamble needs at most 901.
 	MaxFrame = 1024
 )
 

@@ -15,6 +15,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"net/netip"
 
 	streamv1 "github.com/isthmus-mesh/isthmus/api/stream/v1"
 	"github.com/isthmus-mesh/isthmus/topology"
@@ -32,6 +33,8 @@ type Preamble struct {
 	Cluster topology.ClusterName
 	Service topology.ServiceName
 	Port    uint16 // the service's, as exported; never 0
+	// Host is the one copy of a headless service that is called, by its address in that cluster; invalid: any copy.
+	Host netip.Addr
 	// W3C Trace Context of the request that opens the stream; both may be empty. Carried as they are, checked by who reads them.
 	Traceparent, Tracestate string
 }
@@ -50,6 +53,9 @@ func (p Preamble) Append(dst []byte) []byte {
 		Namespace: p.Service.Namespace(),
 		Service:   p.Service.Name(),
 		Port:      uint32(p.Port),
+	}
+	if p.Host.IsValid() {
+		m.Host = p.Host.String()
 	}
 	if isHeader(p.Traceparent, maxTraceparent) {
 		m.Traceparent = p.Traceparent
@@ -86,6 +92,12 @@ func parse(m *streamv1.Preamble) (p Preamble, err error) {
 	}
 	if !isHeader(m.GetTraceparent(), maxTraceparent) || !isHeader(m.GetTracestate(), maxTracestate) {
 		return Preamble{}, errors.New("trace context: too long, or not a header's characters")
+	}
+	if h := m.GetHost(); h != "" {
+		p.Host, err = netip.ParseAddr(h)
+		if err != nil || p.Host.String() != h || p.Host.Zone() != "" || p.Host.Is4In6() {
+			return Preamble{}, fmt.Errorf("host %q: want an IP address in its canonical form", clip(h, maxShown))
+		}
 	}
 	p.Port = uint16(m.GetPort()) //nolint:gosec // G115: checked above
 	p.Traceparent, p.Tracestate = m.GetTraceparent(), m.GetTracestate()

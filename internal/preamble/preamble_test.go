@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"errors"
 	"io"
+	"net/netip"
 	"strings"
 	"testing"
 	"testing/iotest"
@@ -44,6 +45,7 @@ func TestPreambleRoundTrip(t *testing.T) {
 		{Cluster: cluster(t, "us"), Service: service(t, "checkout.shop"), Port: 65535, Traceparent: traceparent, Tracestate: "vendor=1"},
 		{
 			Cluster: cluster(t, long), Service: service(t, long+"."+long), Port: 1,
+			Host:        netip.MustParseAddr("fd00:1111:2222:3333:4444:5555:6666:7777"),
 			Traceparent: strings.Repeat("t", 128), Tracestate: strings.Repeat("s", 512),
 		},
 	} {
@@ -92,6 +94,10 @@ func TestReadRefuses(t *testing.T) {
 		"upper case":      body("\x0a\x02US\x12\x01b\x1a\x01a\x20\x50"),
 		"no port":         body("\x0a\x02us\x12\x01b\x1a\x01a"),
 		"port out of 16":  body("\x0a\x02us\x12\x01b\x1a\x01a\x20\x80\x80\x04"),
+		"no address":      body(string(good[3:]) + "\x3a\x04db-0"),
+		"another form":    body(string(good[3:]) + "\x3a\x0a0:0:0:0::1"),
+		"with a zone":     body(string(good[3:]) + "\x3a\x09fe80::1%a"),
+		"mapped":          body(string(good[3:]) + "\x3a\x0e::ffff:1.2.3.4"),
 		"control in text": body(string(good[3:]) + "\x2a\x01\x07"),
 	} {
 		var malformed *preamble.Error
@@ -177,19 +183,28 @@ func TestAnswersAlwaysFit(t *testing.T) {
 
 func TestServerName(t *testing.T) {
 	s := service(t, "checkout.shop")
-	name := preamble.ServerName(s, 80)
-	if name != "80.checkout.shop.svc.clusterset.local" {
-		t.Errorf("ServerName = %q", name)
-	}
-	if got, port, err := preamble.ParseServerName(name); err != nil || got != s || port != 80 {
-		t.Errorf("ParseServerName = %v, %d, %v", got, port, err)
+	for host, want := range map[netip.Addr]string{
+		{}:                               "80.checkout.shop.svc.clusterset.local",
+		netip.MustParseAddr("10.2.0.7"):  "10-2-0-7.80.checkout.shop.svc.clusterset.local",
+		netip.MustParseAddr("fd00:1::7"): "fd00-0001-0000-0000-0000-0000-0000-0007.80.checkout.shop.svc.clusterset.local",
+		netip.IPv6Loopback():             "0000-0000-0000-0000-0000-0000-0000-0001.80.checkout.shop.svc.clusterset.local",
+	} {
+		name := preamble.ServerName(s, 80, host)
+		if name != want {
+			t.Errorf("ServerName = %q, want %q", name, want)
+		}
+		if got, port, gotHost, err := preamble.ParseServerName(name); err != nil || got != s || port != 80 || gotHost != host {
+			t.Errorf("ParseServerName = %v, %d, %s, %v", got, port, gotHost, err)
+		}
 	}
 	for _, bad := range []string{
 		"", "checkout.shop.svc.clusterset.local", "80.checkout.svc.clusterset.local", "0.a.b.svc.clusterset.local", "080.a.b.svc.clusterset.local",
 		"65536.a.b.svc.clusterset.local", "+80.a.b.svc.clusterset.local", "80.a.b.svc.cluster.local", "80.a.b.svc.clusterset.local.", "80.A.b.svc.clusterset.local",
 		"80.x.a.b.svc.clusterset.local", "80.a.b.svc.clusterset.local\x00", "80..b.svc.clusterset.local", ".svc.clusterset.local",
+		"10-2-0-7.checkout.shop.svc.clusterset.local", "10-2-0-07.80.a.b.svc.clusterset.local", "10-2-0.80.a.b.svc.clusterset.local", "10-2-0-256.80.a.b.svc.clusterset.local",
+		"fd00--7.80.a.b.svc.clusterset.local", "0000-0000-0000-0000-0000-ffff-0a00-0001.80.a.b.svc.clusterset.local", "10-2-0-7.10-2-0-7.80.a.b.svc.clusterset.local",
 	} {
-		if s, port, err := preamble.ParseServerName(bad); !errors.Is(err, preamble.ErrServerName) {
+		if s, port, _, err := preamble.ParseServerName(bad); !errors.Is(err, preamble.ErrServerName) {
 			t.Errorf("%q parsed as %s, %d, %v", bad, s, port, err)
 		}
 	}
@@ -197,6 +212,7 @@ func TestServerName(t *testing.T) {
 
 func FuzzRead(f *testing.F) {
 	f.Add(preamble.Preamble{Cluster: cluster(f, "us"), Service: service(f, "a.b"), Port: 80, Traceparent: traceparent}.Append(nil))
+	f.Add(preamble.Preamble{Cluster: cluster(f, "us"), Service: service(f, "a.b"), Port: 80, Host: netip.MustParseAddr("fd00::7")}.Append(nil))
 	f.Add([]byte("GET / HTTP/1.1\r\n\r\n"))
 	f.Add([]byte("\x01\x00\x00"))
 	f.Fuzz(func(t *testing.T, b []byte) {
@@ -236,10 +252,11 @@ func FuzzReadReply(f *testing.F) {
 func FuzzParseServerName(f *testing.F) {
 	f.Add("80.checkout.shop.svc.clusterset.local")
 	f.Add("080.a.b.svc.clusterset.local")
+	f.Add("10-2-0-7.80.a.b.svc.clusterset.local")
 	f.Fuzz(func(t *testing.T, name string) {
-		s, port, err := preamble.ParseServerName(name)
-		if err == nil && preamble.ServerName(s, port) != name {
-			t.Errorf("%q has a second spelling, %q", name, preamble.ServerName(s, port))
+		s, port, host, err := preamble.ParseServerName(name)
+		if err == nil && preamble.ServerName(s, port, host) != name {
+			t.Errorf("%q has a second spelling, %q", name, preamble.ServerName(s, port, host))
 		}
 	})
 }

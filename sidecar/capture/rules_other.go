@@ -25,4 +25,4 @@ func InstallIn(_ string, r Rules) error { return Install(r) }
 func Remove() error { return errUnsupported }
 
 // Stay is for Linux only.
-func Stay(_ context.Context, r Rules, _ *slog.Logger) error { return Install(r) }
+func Stay(_ context.Context, r Rules, _ string, _ *slog.Logger) error { return Install(r) }

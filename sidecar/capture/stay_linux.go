@@ -2,8 +2,14 @@ package capture
 
 import (
 	"context"
+	"errors"
 	"fmt"
+	"io/fs"
 	"log/slog"
+	"net"
+	"net/netip"
+	"os"
+	"slices"
 	"time"
 
 	"github.com/google/nftables"
@@ -14,16 +20,12 @@ import (
 const glance = 2 * time.Second
 
 // Stay puts the rules in force, keeps them so until ctx ends, and then takes them out. It returns early only when they could not be put in
-// force to begin with.
-func Stay(ctx context.Context, r Rules, to *slog.Logger) error {
-	if err := Install(r); err != nil {
+// force to begin with. file, when there is one, names more destinations, which may change (Destinations).
+func Stay(ctx context.Context, r Rules, file string, to *slog.Logger) error {
+	s := &stay{base: r, file: file, log: to}
+	if err := s.look(ctx); err != nil {
 		return err
 	}
-	whole, err := standing()
-	if err != nil {
-		return err
-	}
-	to.InfoContext(ctx, "rules in force", "rules", whole)
 	tick := time.NewTicker(glance)
 	defer tick.Stop()
 	for {
@@ -32,13 +34,89 @@ func Stay(ctx context.Context, r Rules, to *slog.Logger) error {
 			return Remove()
 		case <-tick.C:
 		}
-		switch restored, err := keep(r, whole); {
-		case err != nil:
+		if err := s.look(ctx); err != nil {
 			to.ErrorContext(ctx, "rules not in force", "error", err)
-		case restored:
-			to.WarnContext(ctx, "rules had been taken out by somebody, and are in force again")
 		}
 	}
+}
+
+// stay is what stays in force. It belongs to one goroutine.
+type stay struct {
+	base  Rules
+	file  string
+	log   *slog.Logger
+	more  []netip.Prefix // that the file named when it was last read
+	said  string         // what was last wrong with the file
+	inUse []netip.Prefix
+	whole int // rules that are in force; 0: none are yet
+}
+
+// look puts in force what should be and isn't.
+func (s *stay) look(ctx context.Context) error {
+	s.read(ctx)
+	want := s.base
+	want.To = append(slices.Clone(want.To), s.more...)
+	if s.whole > 0 && slices.Equal(s.inUse, want.To) {
+		restored, err := keep(want, s.whole)
+		if restored {
+			s.log.WarnContext(ctx, "rules had been taken out by somebody, and are in force again")
+		}
+		return err
+	}
+	if err := Install(want); err != nil {
+		return err
+	}
+	whole, err := standing()
+	if err != nil {
+		return err
+	}
+	s.inUse, s.whole = want.To, whole
+	s.log.InfoContext(ctx, "rules in force", "rules", whole, "to", fmt.Sprint(want.To))
+	return nil
+}
+
+// read takes up what the file names now. What can't be read changes nothing.
+func (s *stay) read(ctx context.Context) {
+	if s.file == "" {
+		return
+	}
+	data, err := os.ReadFile(s.file)
+	if errors.Is(err, fs.ErrNotExist) {
+		return // it is written once there is something to say
+	}
+	var more []netip.Prefix
+	if err == nil {
+		var machine []netip.Addr
+		if machine, err = addresses(); err == nil {
+			more, err = Destinations(data, machine)
+		}
+	}
+	if err == nil || len(more) > 0 {
+		s.more = more
+	}
+	if said := fmt.Sprint(err); said != s.said {
+		s.said = said
+		if err != nil {
+			s.log.ErrorContext(ctx, "not everything that the file names is captured", "file", s.file, "error", err)
+		}
+	}
+}
+
+// addresses returns those of this network namespace.
+func addresses() ([]netip.Addr, error) {
+	all, err := net.InterfaceAddrs()
+	if err != nil {
+		return nil, err
+	}
+	var out []netip.Addr
+	for _, a := range all {
+		if n, ok := a.(*net.IPNet); ok {
+			if ip, ok := netip.AddrFromSlice(n.IP); ok {
+				out = append(out, ip.Unmap())
+			}
+		}
+	}
+	return out, nil
 }
 
 // keep puts the rules in force again when others than whole are there, and reports whether it had to.

@@ -3,6 +3,8 @@ package capture
 import (
 	"context"
 	"log/slog"
+	"os"
+	"path/filepath"
 	"testing"
 
 	"github.com/google/nftables"
@@ -51,9 +53,44 @@ func TestStay(t *testing.T) {
 		// All on this thread, which is in the namespace: so the end comes first.
 		ended, cancel := context.WithCancel(t.Context())
 		cancel()
-		if err := Stay(ended, rules, slog.New(slog.DiscardHandler)); err != nil {
+		if err := Stay(ended, rules, "", slog.New(slog.DiscardHandler)); err != nil {
 			t.Error(err)
 		}
 		count(0, "at the end")
+	})
+}
+
+// TestStayFollowsAFile: what the file names is captured from then on, and no longer once it doesn't.
+func TestStayFollowsAFile(t *testing.T) {
+	file := filepath.Join(t.TempDir(), "capture")
+	namespaces(t, func() {
+		ip(t, "link set lo up")
+		ip(t, "addr add 10.1.0.1/24 dev lo")
+		s := &stay{base: Rules{To: prefixes("241.0.0.0/8"), Port: 15006, SkipUsers: []uint32{15000}}, file: file, log: slog.New(slog.DiscardHandler)}
+		for _, step := range []struct {
+			write string
+			want  int // rules, beside that of the user
+		}{
+			{"", 1},
+			{"10.2.0.0/16\nfd00:2::/56\n", 3},
+			{"10.2.0.0/16\n10.1.0.0/16\n", 2}, // the second is this machine's
+			{"nonsense", 2},                   // says nothing: the last word counts
+			{"\n", 1},
+		} {
+			if step.write != "" {
+				if err := os.WriteFile(file, []byte(step.write), 0o600); err != nil {
+					t.Error(err)
+				}
+			}
+			if err := s.look(t.Context()); err != nil {
+				t.Error(err)
+			}
+			if n, err := standing(); n != step.want+1 || err != nil {
+				t.Errorf("%q: %d rules, %v; want %d", step.write, n, err, step.want+1)
+			}
+		}
+		if err := Remove(); err != nil {
+			t.Error(err)
+		}
 	})
 }

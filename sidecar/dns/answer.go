@@ -78,6 +78,10 @@ func (s *Server) answer(ctx context.Context, query []byte, limit int) []byte {
 		limit = min(max(size, minUDP), maxUDP)
 	}
 	out, err := r.pack(head, edns, limit)
+	if err == nil && len(out) > limit && len(r.extra) > 0 {
+		r.extra = nil // they may be asked for, too (RFC 2181 section 9)
+		out, err = r.pack(head, edns, limit)
+	}
 	if err == nil && len(out) <= limit {
 		return out
 	}
@@ -159,8 +163,10 @@ func (s *Server) resolve(ctx context.Context, r *reply) {
 		s.port(ctx, r, labels, scope)
 	case last == 3 && strings.HasPrefix(labels[0], "_"):
 		s.belowService(ctx, r, labels[1:], scope)
+	case last == 4 && scope == topology.ClusterSet:
+		s.host(ctx, r, labels)
 	default:
-		// <cluster>.<service>… must not exist (KEP-1645), and we know no hosts of headless services.
+		// <cluster>.<service>… must not exist (KEP-1645).
 		r.code = dnsmessage.RCodeNameError
 	}
 }
@@ -179,6 +185,7 @@ func (s *Server) find(ctx context.Context, r *reply, labels []string, scope topo
 		return nil
 	case service == nil,
 		scope == topology.ClusterSet && !service.Imported,
+		scope == topology.ClusterSet && headless(service) && len(service.Hosts) == 0, // no copy is ready
 		scope == topology.ClusterLocal && len(service.ClusterIPs) == 0 && len(service.Endpoints) == 0:
 		r.code = dnsmessage.RCodeNameError
 		return nil
@@ -193,6 +200,10 @@ func (s *Server) service(ctx context.Context, r *reply, labels []string, scope t
 		return
 	}
 	if r.question.Type == dnsmessage.TypeSRV { // of all ports: what Kubernetes' own DNS says, too
+		if scope == topology.ClusterSet && headless(service) {
+			r.hostSRV(service, labels, func(topology.HostPort) bool { return true })
+			return
+		}
 		for _, p := range named(service) {
 			r.srv(service, p.number, labels, scope)
 		}
@@ -216,6 +227,15 @@ func (s *Server) port(ctx context.Context, r *reply, labels []string, scope topo
 	if service == nil {
 		return
 	}
+	if scope == topology.ClusterSet && headless(service) {
+		is := func(p topology.HostPort) bool {
+			return labels[0] == "_"+strings.ToLower(p.Name) && labels[1] == "_"+p.Protocol
+		}
+		if !r.hostSRV(service, labels[2:], is) {
+			r.code = dnsmessage.RCodeNameError
+		}
+		return
+	}
 	for _, p := range named(service) {
 		if labels[0] != "_"+p.name || labels[1] != "_"+p.protocol {
 			continue
@@ -226,6 +246,74 @@ func (s *Server) port(ctx context.Context, r *reply, labels []string, scope topo
 		return
 	}
 	r.code = dnsmessage.RCodeNameError
+}
+
+// headless reports whether a clusterset name leads to the copies themselves.
+func headless(s *topology.Service) bool { return s.Headless && len(s.ClusterSetIPs) == 0 }
+
+// host answers for <host>.<cluster>.<name>.<namespace>.svc: a copy of a headless service, or all that share that name.
+func (s *Server) host(ctx context.Context, r *reply, labels []string) {
+	service := s.find(ctx, r, labels[2:], topology.ClusterSet)
+	if service == nil {
+		return
+	}
+	known := false
+	for _, g := range service.Hosts {
+		if g.Cluster.String() != labels[1] {
+			continue
+		}
+		for _, h := range g.Hosts {
+			if strings.ToLower(h.Name) != labels[0] {
+				continue
+			}
+			known = true
+			for _, ip := range h.IPs {
+				if body := address(ip); body != nil && typeOf(body) == r.question.Type {
+					r.add(r.question.Name, body)
+				}
+			}
+		}
+	}
+	if !known {
+		r.code = dnsmessage.RCodeNameError
+	}
+}
+
+// hostSRV adds an SRV record for each copy and each named port of those that are wanted, and where the copies are. It reports whether there
+// is such a port. The port is where the copies listen, as Kubernetes' own DNS has it: whoever connects to a copy connects there.
+func (r *reply) hostSRV(service *topology.Service, labels []string, wanted func(topology.HostPort) bool) (found bool) {
+	type one struct {
+		target string
+		port   uint16
+	}
+	seen := make(map[one]bool) // two for TCP and UDP are the same record (RFC 2181 section 5)
+	for i := range service.Hosts {
+		g := &service.Hosts[i]
+		below := "." + g.Cluster.String() + "." + strings.Join(labels, ".") + "." + r.zone + "."
+		ports := slices.DeleteFunc(slices.Clone(g.Ports), func(p topology.HostPort) bool { return p.Name == "" || !wanted(p) })
+		found = found || len(ports) > 0
+		if r.question.Type != dnsmessage.TypeSRV || len(ports) == 0 {
+			continue
+		}
+		for _, h := range g.Hosts {
+			target, err := dnsmessage.NewName(strings.ToLower(h.Name) + below)
+			if err != nil {
+				continue // longer than a name may be
+			}
+			for _, p := range ports {
+				if key := (one{target.String(), p.Target}); !seen[key] {
+					seen[key] = true
+					r.add(r.question.Name, &dnsmessage.SRVResource{Weight: srvWeight, Port: p.Target, Target: target})
+				}
+			}
+			for _, ip := range h.IPs {
+				if body := address(ip); body != nil {
+					r.extra = append(r.extra, record{target, body})
+				}
+			}
+		}
+	}
+	return found
 }
 
 // port is a port that has a name in DNS.
@@ -274,7 +362,16 @@ func addresses(s *topology.Service, scope topology.Scope) []netip.Addr {
 	if scope == topology.ClusterLocal {
 		return s.ClusterIPs
 	}
-	return s.ClusterSetIPs
+	if !headless(s) {
+		return s.ClusterSetIPs
+	}
+	var out []netip.Addr
+	for i := range s.Hosts {
+		for _, h := range s.Hosts[i].Hosts {
+			out = append(out, h.IPs...)
+		}
+	}
+	return out
 }
 
 func address(ip netip.Addr) dnsmessage.ResourceBody {

@@ -50,6 +50,7 @@ func server() *Server {
 			OtherPorts: []topology.OtherPort{{Name: "udp", Number: 42, Protocol: "udp"}, {Number: 43, Protocol: "udp"}, {Name: "stcp", Number: 142, Protocol: "sctp"}},
 		},
 		name("shop", "headless"): {Imported: true, Headless: true, Ports: ports},
+		name("shop", "db"):       db(),
 	}
 	many := &topology.Service{Imported: true}
 	for i := range 200 {
@@ -61,6 +62,26 @@ func server() *Server {
 			return services[n], n != name("shop", "lost")
 		},
 		Log: slog.New(slog.DiscardHandler),
+	}
+}
+
+// db is a headless service of two clusters: of three copies two share a name, and one has none.
+func db() *topology.Service {
+	group := func(cluster string, target uint16, hosts ...topology.Host) topology.HostGroup {
+		c, err := topology.ParseClusterName(cluster)
+		if err != nil {
+			panic(err)
+		}
+		return topology.HostGroup{Cluster: c, Hosts: hosts, Ports: []topology.HostPort{
+			{Name: "Sql", Number: 5432, Target: target, Protocol: "tcp"}, {Name: "dns", Number: 5432, Target: target, Protocol: "udp"}, {Number: 9, Target: 9, Protocol: "tcp"},
+		}}
+	}
+	return &topology.Service{
+		Imported: true, Headless: true, Ports: []topology.Port{{Name: "sql", Number: 5432}},
+		Hosts: []topology.HostGroup{
+			group("eu", 5432, topology.Host{Name: "db-0", IPs: addrs("10.1.0.1", "fd00::1")}, topology.Host{Name: "twin", IPs: addrs("10.1.0.2")}, topology.Host{Name: "twin", IPs: addrs("10.1.0.3")}),
+			group("us", 15432, topology.Host{Name: "10-2-0-4", IPs: addrs("10.2.0.4")}),
+		},
 	}
 }
 
@@ -156,7 +177,32 @@ func TestAnswers(t *testing.T) {
 		{"cart.shop.svc.cluster.local.", a, []string{"10.0.0.8", "AA", "Success"}},
 		{"cart.shop.svc.clusterset.local.", a, []string{"AA", "NameError", setSOA}},
 		{"abroad.shop.svc.cluster.local.", a, []string{"AA", "NameError", localSOA}},
-		{"headless.shop.svc.clusterset.local.", a, []string{"AA", "Success", setSOA}},
+		{"headless.shop.svc.clusterset.local.", a, []string{"AA", "NameError", setSOA}}, // no copy is ready
+		{"headless.shop.svc.clusterset.local.", srv, []string{"AA", "NameError", setSOA}},
+		{"_http._tcp.headless.shop.svc.clusterset.local.", srv, []string{"AA", "NameError", setSOA}},
+		{"db.shop.svc.clusterset.local.", a, []string{"10.1.0.1", "10.1.0.2", "10.1.0.3", "10.2.0.4", "AA", "Success"}},
+		{"db.shop.svc.clusterset.local.", aaaa, []string{"AA", "Success", "fd00::1"}},
+		{"db-0.eu.db.shop.svc.clusterset.local.", a, []string{"10.1.0.1", "AA", "Success"}},
+		{"DB-0.EU.db.shop.svc.clusterset.local.", aaaa, []string{"AA", "Success", "fd00::1"}},
+		{"twin.eu.db.shop.svc.clusterset.local.", a, []string{"10.1.0.2", "10.1.0.3", "AA", "Success"}},
+		{"twin.eu.db.shop.svc.clusterset.local.", aaaa, []string{"AA", "Success", setSOA}},
+		{"10-2-0-4.us.db.shop.svc.clusterset.local.", a, []string{"10.2.0.4", "AA", "Success"}},
+		{"10-2-0-4.us.db.shop.svc.clusterset.local.", srv, []string{"AA", "Success", setSOA}},
+		{"db-0.us.db.shop.svc.clusterset.local.", a, []string{"AA", "NameError", setSOA}},
+		{"db-0.eu.checkout.shop.svc.clusterset.local.", a, []string{"AA", "NameError", setSOA}},
+		{"db-0.eu.lost.shop.svc.clusterset.local.", a, []string{"ServerFailure"}},
+		{"db-0.eu.db.shop.svc.cluster.local.", a, []string{"AA", "NameError", localSOA}},
+		{"eu.db.shop.svc.clusterset.local.", a, []string{"AA", "NameError", setSOA}},
+		{"_sql._tcp.db.shop.svc.clusterset.local.", srv, []string{
+			"AA", "SRV 15432 10-2-0-4.us.db.shop.svc.clusterset.local.", "SRV 5432 db-0.eu.db.shop.svc.clusterset.local.", "SRV 5432 twin.eu.db.shop.svc.clusterset.local.", "Success",
+			"extra 10.1.0.1", "extra 10.1.0.2", "extra 10.1.0.3", "extra 10.2.0.4", "extra fd00::1",
+		}},
+		{"_sql._tcp.db.shop.svc.clusterset.local.", a, []string{"AA", "Success", setSOA}},
+		{"_sql._udp.db.shop.svc.clusterset.local.", srv, []string{"AA", "NameError", setSOA}},
+		{"db.shop.svc.clusterset.local.", srv, []string{
+			"AA", "SRV 15432 10-2-0-4.us.db.shop.svc.clusterset.local.", "SRV 5432 db-0.eu.db.shop.svc.clusterset.local.", "SRV 5432 twin.eu.db.shop.svc.clusterset.local.", "Success",
+			"extra 10.1.0.1", "extra 10.1.0.2", "extra 10.1.0.3", "extra 10.2.0.4", "extra fd00::1",
+		}},
 		{"none.shop.svc.clusterset.local.", a, []string{"AA", "NameError", setSOA}},
 		{"lost.shop.svc.clusterset.local.", a, []string{"ServerFailure"}},
 		{"_http._tcp.checkout.shop.svc.clusterset.local.", srv, []string{"AA", "SRV 80 checkout.shop.svc.clusterset.local.", "Success", "extra 241.0.0.7", "extra fd00::7"}},
@@ -208,6 +254,23 @@ func TestSizes(t *testing.T) {
 		if slices.Contains(got, "extra OPT") != (c.edns > 0) {
 			t.Errorf("EDNS %d: %v", c.edns, got[0])
 		}
+	}
+}
+
+// A long answer to SRV goes without the addresses rather than not at all.
+func TestExtraGivesWay(t *testing.T) {
+	s := server()
+	d := db()
+	for i := range 12 {
+		d.Hosts[0].Hosts = append(d.Hosts[0].Hosts, topology.Host{Name: fmt.Sprintf("db-%d", i+1), IPs: addrs(fmt.Sprintf("10.1.1.%d", i))})
+	}
+	s.Lookup = func(context.Context, topology.ServiceName) (*topology.Service, bool) { return d, true }
+	got := told(t, s.answer(t.Context(), query(t, "_sql._tcp.db.shop.svc.clusterset.local.", dnsmessage.TypeSRV, 1232), 0))
+	if slices.Contains(got, "TC") || slices.Contains(got, "extra 10.1.0.1") || !slices.Contains(got, "SRV 5432 db-12.eu.db.shop.svc.clusterset.local.") {
+		t.Errorf("%v", got)
+	}
+	if got := told(t, s.answer(t.Context(), query(t, "_sql._tcp.db.shop.svc.clusterset.local.", dnsmessage.TypeSRV, 0), maxTCP)); !slices.Contains(got, "extra 10.1.0.1") {
+		t.Errorf("over TCP: %v", got)
 	}
 }
 

@@ -44,6 +44,7 @@ type Destination struct {
 	Cluster  topology.ClusterName
 	Endpoint *topology.Endpoint // a copy in the own cluster, else nil
 	Remote   *topology.Remote   // another cluster, else nil
+	Host     netip.Addr         // of Remote: the one copy there; invalid: any
 }
 
 // Target returns what health is kept by.
@@ -51,6 +52,9 @@ func (d Destination) Target() topology.Target {
 	t := topology.Target{Service: d.Service, Port: d.Port, Cluster: d.Cluster}
 	if d.Endpoint != nil {
 		t.Endpoint = d.Endpoint.ID
+	}
+	if d.Host.IsValid() {
+		t.Endpoint = d.Host.String()
 	}
 	return t
 }
@@ -147,7 +151,7 @@ func (d *Dialer) handshake(ctx context.Context, carrier *conn.Told, to Destinati
 		Bundles:    d.Bundles,
 		Policy:     policy,
 		Protocols:  []string{protocol},
-		ServerName: preamble.ServerName(to.Service, to.Port),
+		ServerName: preamble.ServerName(to.Service, to.Port, to.Host),
 		Now:        d.Now,
 	}))
 	if err := inner.HandshakeContext(ctx); err != nil {
@@ -310,6 +314,7 @@ func (d *Dialer) dialThrough(ctx context.Context, g topology.Gateway, to Destina
 		Cluster:     to.Cluster,
 		Service:     to.Service,
 		Port:        to.Port,
+		Host:        to.Host,
 		Traceparent: headers["traceparent"],
 		Tracestate:  headers["tracestate"],
 	}.Append(nil)}

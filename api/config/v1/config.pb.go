@@ -1129,8 +1129,10 @@ type Cluster struct {
 	Region      string                 `protobuf:"bytes,3,opt,name=region,proto3" json:"region,omitempty"`
 	Gateways    []*Gateway             `protobuf:"bytes,4,rep,name=gateways,proto3" json:"gateways,omitempty"` // only gateways hear of these
 	// "up", "down" or "" (not known).
-	Link          string `protobuf:"bytes,5,opt,name=link,proto3" json:"link,omitempty"`
-	RttMicros     uint64 `protobuf:"varint,6,opt,name=rtt_micros,json=rttMicros,proto3" json:"rtt_micros,omitempty"` // measured by the gateways, rounded; 0 = not known
+	Link      string `protobuf:"bytes,5,opt,name=link,proto3" json:"link,omitempty"`
+	RttMicros uint64 `protobuf:"varint,6,opt,name=rtt_micros,json=rttMicros,proto3" json:"rtt_micros,omitempty"` // measured by the gateways, rounded; 0 = not known
+	// Prefixes of its pods that nobody else has: its headless copies in them are called by their own addresses.
+	PodCidrs      []string `protobuf:"bytes,7,rep,name=pod_cidrs,json=podCidrs,proto3" json:"pod_cidrs,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1205,6 +1207,13 @@ func (x *Cluster) GetRttMicros() uint64 {
 		return x.RttMicros
 	}
 	return 0
+}
+
+func (x *Cluster) GetPodCidrs() []string {
+	if x != nil {
+		return x.PodCidrs
+	}
+	return nil
 }
 
 type Port struct {
@@ -1283,6 +1292,7 @@ type Service struct {
 	Headless      bool                   `protobuf:"varint,10,opt,name=headless,proto3" json:"headless,omitempty"`
 	Exported      bool                   `protobuf:"varint,11,opt,name=exported,proto3" json:"exported,omitempty"` // the own cluster exports it: its endpoints count for clusterset.local names
 	OtherPorts    []*OtherPort           `protobuf:"bytes,12,rep,name=other_ports,json=otherPorts,proto3" json:"other_ports,omitempty"`
+	Hosts         []*HostGroup           `protobuf:"bytes,13,rep,name=hosts,proto3" json:"hosts,omitempty"` // of a headless import
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1401,6 +1411,203 @@ func (x *Service) GetOtherPorts() []*OtherPort {
 	return nil
 }
 
+func (x *Service) GetHosts() []*HostGroup {
+	if x != nil {
+		return x.Hosts
+	}
+	return nil
+}
+
+// HostGroup is the ready copies of a headless service in one cluster, each of which may be called by name.
+type HostGroup struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Cluster       string                 `protobuf:"bytes,1,opt,name=cluster,proto3" json:"cluster,omitempty"`
+	Ports         []*HostPort            `protobuf:"bytes,2,rep,name=ports,proto3" json:"ports,omitempty"`
+	Hosts         []*Host                `protobuf:"bytes,3,rep,name=hosts,proto3" json:"hosts,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *HostGroup) Reset() {
+	*x = HostGroup{}
+	mi := &file_api_config_v1_config_proto_msgTypes[17]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *HostGroup) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*HostGroup) ProtoMessage() {}
+
+func (x *HostGroup) ProtoReflect() protoreflect.Message {
+	mi := &file_api_config_v1_config_proto_msgTypes[17]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use HostGroup.ProtoReflect.Descriptor instead.
+func (*HostGroup) Descriptor() ([]byte, []int) {
+	return file_api_config_v1_config_proto_rawDescGZIP(), []int{17}
+}
+
+func (x *HostGroup) GetCluster() string {
+	if x != nil {
+		return x.Cluster
+	}
+	return ""
+}
+
+func (x *HostGroup) GetPorts() []*HostPort {
+	if x != nil {
+		return x.Ports
+	}
+	return nil
+}
+
+func (x *HostGroup) GetHosts() []*Host {
+	if x != nil {
+		return x.Hosts
+	}
+	return nil
+}
+
+type HostPort struct {
+	state  protoimpl.MessageState `protogen:"open.v1"`
+	Name   string                 `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
+	Port   uint32                 `protobuf:"varint,2,opt,name=port,proto3" json:"port,omitempty"`     // the service's
+	Target uint32                 `protobuf:"varint,3,opt,name=target,proto3" json:"target,omitempty"` // where the copies listen
+	// "tcp", "udp" or "sctp".
+	Protocol      string `protobuf:"bytes,4,opt,name=protocol,proto3" json:"protocol,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *HostPort) Reset() {
+	*x = HostPort{}
+	mi := &file_api_config_v1_config_proto_msgTypes[18]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *HostPort) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*HostPort) ProtoMessage() {}
+
+func (x *HostPort) ProtoReflect() protoreflect.Message {
+	mi := &file_api_config_v1_config_proto_msgTypes[18]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use HostPort.ProtoReflect.Descriptor instead.
+func (*HostPort) Descriptor() ([]byte, []int) {
+	return file_api_config_v1_config_proto_rawDescGZIP(), []int{18}
+}
+
+func (x *HostPort) GetName() string {
+	if x != nil {
+		return x.Name
+	}
+	return ""
+}
+
+func (x *HostPort) GetPort() uint32 {
+	if x != nil {
+		return x.Port
+	}
+	return 0
+}
+
+func (x *HostPort) GetTarget() uint32 {
+	if x != nil {
+		return x.Target
+	}
+	return 0
+}
+
+func (x *HostPort) GetProtocol() string {
+	if x != nil {
+		return x.Protocol
+	}
+	return ""
+}
+
+type Host struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Name          string                 `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`       // one DNS label
+	Address       string                 `protobuf:"bytes,2,opt,name=address,proto3" json:"address,omitempty"` // in its own cluster
+	Ips           []string               `protobuf:"bytes,3,rep,name=ips,proto3" json:"ips,omitempty"`         // by which callers reach it; none: by its address
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Host) Reset() {
+	*x = Host{}
+	mi := &file_api_config_v1_config_proto_msgTypes[19]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Host) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Host) ProtoMessage() {}
+
+func (x *Host) ProtoReflect() protoreflect.Message {
+	mi := &file_api_config_v1_config_proto_msgTypes[19]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Host.ProtoReflect.Descriptor instead.
+func (*Host) Descriptor() ([]byte, []int) {
+	return file_api_config_v1_config_proto_rawDescGZIP(), []int{19}
+}
+
+func (x *Host) GetName() string {
+	if x != nil {
+		return x.Name
+	}
+	return ""
+}
+
+func (x *Host) GetAddress() string {
+	if x != nil {
+		return x.Address
+	}
+	return ""
+}
+
+func (x *Host) GetIps() []string {
+	if x != nil {
+		return x.Ips
+	}
+	return nil
+}
+
 // OtherPort is a port that is not TCP's: it has a name in DNS, and nothing is carried on it.
 type OtherPort struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
@@ -1414,7 +1621,7 @@ type OtherPort struct {
 
 func (x *OtherPort) Reset() {
 	*x = OtherPort{}
-	mi := &file_api_config_v1_config_proto_msgTypes[17]
+	mi := &file_api_config_v1_config_proto_msgTypes[20]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1426,7 +1633,7 @@ func (x *OtherPort) String() string {
 func (*OtherPort) ProtoMessage() {}
 
 func (x *OtherPort) ProtoReflect() protoreflect.Message {
-	mi := &file_api_config_v1_config_proto_msgTypes[17]
+	mi := &file_api_config_v1_config_proto_msgTypes[20]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1439,7 +1646,7 @@ func (x *OtherPort) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use OtherPort.ProtoReflect.Descriptor instead.
 func (*OtherPort) Descriptor() ([]byte, []int) {
-	return file_api_config_v1_config_proto_rawDescGZIP(), []int{17}
+	return file_api_config_v1_config_proto_rawDescGZIP(), []int{20}
 }
 
 func (x *OtherPort) GetName() string {
@@ -1482,7 +1689,7 @@ type Endpoint struct {
 
 func (x *Endpoint) Reset() {
 	*x = Endpoint{}
-	mi := &file_api_config_v1_config_proto_msgTypes[18]
+	mi := &file_api_config_v1_config_proto_msgTypes[21]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1494,7 +1701,7 @@ func (x *Endpoint) String() string {
 func (*Endpoint) ProtoMessage() {}
 
 func (x *Endpoint) ProtoReflect() protoreflect.Message {
-	mi := &file_api_config_v1_config_proto_msgTypes[18]
+	mi := &file_api_config_v1_config_proto_msgTypes[21]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1507,7 +1714,7 @@ func (x *Endpoint) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Endpoint.ProtoReflect.Descriptor instead.
 func (*Endpoint) Descriptor() ([]byte, []int) {
-	return file_api_config_v1_config_proto_rawDescGZIP(), []int{18}
+	return file_api_config_v1_config_proto_rawDescGZIP(), []int{21}
 }
 
 func (x *Endpoint) GetId() string {
@@ -1594,7 +1801,7 @@ type Remote struct {
 
 func (x *Remote) Reset() {
 	*x = Remote{}
-	mi := &file_api_config_v1_config_proto_msgTypes[19]
+	mi := &file_api_config_v1_config_proto_msgTypes[22]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1606,7 +1813,7 @@ func (x *Remote) String() string {
 func (*Remote) ProtoMessage() {}
 
 func (x *Remote) ProtoReflect() protoreflect.Message {
-	mi := &file_api_config_v1_config_proto_msgTypes[19]
+	mi := &file_api_config_v1_config_proto_msgTypes[22]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1619,7 +1826,7 @@ func (x *Remote) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Remote.ProtoReflect.Descriptor instead.
 func (*Remote) Descriptor() ([]byte, []int) {
-	return file_api_config_v1_config_proto_rawDescGZIP(), []int{19}
+	return file_api_config_v1_config_proto_rawDescGZIP(), []int{22}
 }
 
 func (x *Remote) GetCluster() string {
@@ -1675,7 +1882,7 @@ type FailoverPolicy struct {
 
 func (x *FailoverPolicy) Reset() {
 	*x = FailoverPolicy{}
-	mi := &file_api_config_v1_config_proto_msgTypes[20]
+	mi := &file_api_config_v1_config_proto_msgTypes[23]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1687,7 +1894,7 @@ func (x *FailoverPolicy) String() string {
 func (*FailoverPolicy) ProtoMessage() {}
 
 func (x *FailoverPolicy) ProtoReflect() protoreflect.Message {
-	mi := &file_api_config_v1_config_proto_msgTypes[20]
+	mi := &file_api_config_v1_config_proto_msgTypes[23]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1700,7 +1907,7 @@ func (x *FailoverPolicy) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use FailoverPolicy.ProtoReflect.Descriptor instead.
 func (*FailoverPolicy) Descriptor() ([]byte, []int) {
-	return file_api_config_v1_config_proto_rawDescGZIP(), []int{20}
+	return file_api_config_v1_config_proto_rawDescGZIP(), []int{23}
 }
 
 func (x *FailoverPolicy) GetName() string {
@@ -1735,7 +1942,7 @@ type Tier struct {
 
 func (x *Tier) Reset() {
 	*x = Tier{}
-	mi := &file_api_config_v1_config_proto_msgTypes[21]
+	mi := &file_api_config_v1_config_proto_msgTypes[24]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1747,7 +1954,7 @@ func (x *Tier) String() string {
 func (*Tier) ProtoMessage() {}
 
 func (x *Tier) ProtoReflect() protoreflect.Message {
-	mi := &file_api_config_v1_config_proto_msgTypes[21]
+	mi := &file_api_config_v1_config_proto_msgTypes[24]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1760,7 +1967,7 @@ func (x *Tier) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Tier.ProtoReflect.Descriptor instead.
 func (*Tier) Descriptor() ([]byte, []int) {
-	return file_api_config_v1_config_proto_rawDescGZIP(), []int{21}
+	return file_api_config_v1_config_proto_rawDescGZIP(), []int{24}
 }
 
 func (x *Tier) GetName() string {
@@ -1797,7 +2004,7 @@ type Selector struct {
 
 func (x *Selector) Reset() {
 	*x = Selector{}
-	mi := &file_api_config_v1_config_proto_msgTypes[22]
+	mi := &file_api_config_v1_config_proto_msgTypes[25]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1809,7 +2016,7 @@ func (x *Selector) String() string {
 func (*Selector) ProtoMessage() {}
 
 func (x *Selector) ProtoReflect() protoreflect.Message {
-	mi := &file_api_config_v1_config_proto_msgTypes[22]
+	mi := &file_api_config_v1_config_proto_msgTypes[25]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1822,7 +2029,7 @@ func (x *Selector) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Selector.ProtoReflect.Descriptor instead.
 func (*Selector) Descriptor() ([]byte, []int) {
-	return file_api_config_v1_config_proto_rawDescGZIP(), []int{22}
+	return file_api_config_v1_config_proto_rawDescGZIP(), []int{25}
 }
 
 func (x *Selector) GetCluster() string {
@@ -1861,13 +2068,14 @@ type Export struct {
 	Ports         []uint32               `protobuf:"varint,3,rep,packed,name=ports,proto3" json:"ports,omitempty"`
 	Audience      []string               `protobuf:"bytes,4,rep,name=audience,proto3" json:"audience,omitempty"` // cluster names; empty = every peer
 	Endpoints     []*Endpoint            `protobuf:"bytes,5,rep,name=endpoints,proto3" json:"endpoints,omitempty"`
+	Hosts         []string               `protobuf:"bytes,6,rep,name=hosts,proto3" json:"hosts,omitempty"` // addresses of the copies of a headless service that may be called by name
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *Export) Reset() {
 	*x = Export{}
-	mi := &file_api_config_v1_config_proto_msgTypes[23]
+	mi := &file_api_config_v1_config_proto_msgTypes[26]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1879,7 +2087,7 @@ func (x *Export) String() string {
 func (*Export) ProtoMessage() {}
 
 func (x *Export) ProtoReflect() protoreflect.Message {
-	mi := &file_api_config_v1_config_proto_msgTypes[23]
+	mi := &file_api_config_v1_config_proto_msgTypes[26]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1892,7 +2100,7 @@ func (x *Export) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Export.ProtoReflect.Descriptor instead.
 func (*Export) Descriptor() ([]byte, []int) {
-	return file_api_config_v1_config_proto_rawDescGZIP(), []int{23}
+	return file_api_config_v1_config_proto_rawDescGZIP(), []int{26}
 }
 
 func (x *Export) GetNamespace() string {
@@ -1930,6 +2138,13 @@ func (x *Export) GetEndpoints() []*Endpoint {
 	return nil
 }
 
+func (x *Export) GetHosts() []string {
+	if x != nil {
+		return x.Hosts
+	}
+	return nil
+}
+
 // Inbound is a service that the receiving sidecar serves: where each port goes.
 type Inbound struct {
 	state     protoimpl.MessageState `protogen:"open.v1"`
@@ -1945,7 +2160,7 @@ type Inbound struct {
 
 func (x *Inbound) Reset() {
 	*x = Inbound{}
-	mi := &file_api_config_v1_config_proto_msgTypes[24]
+	mi := &file_api_config_v1_config_proto_msgTypes[27]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1957,7 +2172,7 @@ func (x *Inbound) String() string {
 func (*Inbound) ProtoMessage() {}
 
 func (x *Inbound) ProtoReflect() protoreflect.Message {
-	mi := &file_api_config_v1_config_proto_msgTypes[24]
+	mi := &file_api_config_v1_config_proto_msgTypes[27]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1970,7 +2185,7 @@ func (x *Inbound) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Inbound.ProtoReflect.Descriptor instead.
 func (*Inbound) Descriptor() ([]byte, []int) {
-	return file_api_config_v1_config_proto_rawDescGZIP(), []int{24}
+	return file_api_config_v1_config_proto_rawDescGZIP(), []int{27}
 }
 
 func (x *Inbound) GetNamespace() string {
@@ -2019,7 +2234,7 @@ type InboundPort struct {
 
 func (x *InboundPort) Reset() {
 	*x = InboundPort{}
-	mi := &file_api_config_v1_config_proto_msgTypes[25]
+	mi := &file_api_config_v1_config_proto_msgTypes[28]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2031,7 +2246,7 @@ func (x *InboundPort) String() string {
 func (*InboundPort) ProtoMessage() {}
 
 func (x *InboundPort) ProtoReflect() protoreflect.Message {
-	mi := &file_api_config_v1_config_proto_msgTypes[25]
+	mi := &file_api_config_v1_config_proto_msgTypes[28]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2044,7 +2259,7 @@ func (x *InboundPort) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use InboundPort.ProtoReflect.Descriptor instead.
 func (*InboundPort) Descriptor() ([]byte, []int) {
-	return file_api_config_v1_config_proto_rawDescGZIP(), []int{25}
+	return file_api_config_v1_config_proto_rawDescGZIP(), []int{28}
 }
 
 func (x *InboundPort) GetPort() uint32 {
@@ -2149,7 +2364,7 @@ const file_api_config_v1_config_proto_rawDesc = "" +
 	"\fquic_address\x18\x03 \x01(\tR\vquicAddress\x12\x1b\n" +
 	"\tspiffe_id\x18\x04 \x01(\tR\bspiffeId\x12\x1a\n" +
 	"\bdraining\x18\x05 \x01(\bR\bdraining\x12\x12\n" +
-	"\x04zone\x18\x06 \x01(\tR\x04zone\"\xc3\x01\n" +
+	"\x04zone\x18\x06 \x01(\tR\x04zone\"\xe0\x01\n" +
 	"\aCluster\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12!\n" +
 	"\ftrust_domain\x18\x02 \x01(\tR\vtrustDomain\x12\x16\n" +
@@ -2157,11 +2372,12 @@ const file_api_config_v1_config_proto_rawDesc = "" +
 	"\bgateways\x18\x04 \x03(\v2\x1a.isthmus.config.v1.GatewayR\bgateways\x12\x12\n" +
 	"\x04link\x18\x05 \x01(\tR\x04link\x12\x1d\n" +
 	"\n" +
-	"rtt_micros\x18\x06 \x01(\x04R\trttMicros\"J\n" +
+	"rtt_micros\x18\x06 \x01(\x04R\trttMicros\x12\x1b\n" +
+	"\tpod_cidrs\x18\a \x03(\tR\bpodCidrs\"J\n" +
 	"\x04Port\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12\x12\n" +
 	"\x04port\x18\x02 \x01(\rR\x04port\x12\x1a\n" +
-	"\bprotocol\x18\x03 \x01(\tR\bprotocol\"\xf0\x03\n" +
+	"\bprotocol\x18\x03 \x01(\tR\bprotocol\"\xa4\x04\n" +
 	"\aService\x12\x1c\n" +
 	"\tnamespace\x18\x01 \x01(\tR\tnamespace\x12\x12\n" +
 	"\x04name\x18\x02 \x01(\tR\x04name\x12-\n" +
@@ -2177,7 +2393,21 @@ const file_api_config_v1_config_proto_rawDesc = "" +
 	" \x01(\bR\bheadless\x12\x1a\n" +
 	"\bexported\x18\v \x01(\bR\bexported\x12=\n" +
 	"\vother_ports\x18\f \x03(\v2\x1c.isthmus.config.v1.OtherPortR\n" +
-	"otherPorts\"O\n" +
+	"otherPorts\x122\n" +
+	"\x05hosts\x18\r \x03(\v2\x1c.isthmus.config.v1.HostGroupR\x05hosts\"\x87\x01\n" +
+	"\tHostGroup\x12\x18\n" +
+	"\acluster\x18\x01 \x01(\tR\acluster\x121\n" +
+	"\x05ports\x18\x02 \x03(\v2\x1b.isthmus.config.v1.HostPortR\x05ports\x12-\n" +
+	"\x05hosts\x18\x03 \x03(\v2\x17.isthmus.config.v1.HostR\x05hosts\"f\n" +
+	"\bHostPort\x12\x12\n" +
+	"\x04name\x18\x01 \x01(\tR\x04name\x12\x12\n" +
+	"\x04port\x18\x02 \x01(\rR\x04port\x12\x16\n" +
+	"\x06target\x18\x03 \x01(\rR\x06target\x12\x1a\n" +
+	"\bprotocol\x18\x04 \x01(\tR\bprotocol\"F\n" +
+	"\x04Host\x12\x12\n" +
+	"\x04name\x18\x01 \x01(\tR\x04name\x12\x18\n" +
+	"\aaddress\x18\x02 \x01(\tR\aaddress\x12\x10\n" +
+	"\x03ips\x18\x03 \x03(\tR\x03ips\"O\n" +
 	"\tOtherPort\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12\x12\n" +
 	"\x04port\x18\x02 \x01(\rR\x04port\x12\x1a\n" +
@@ -2226,13 +2456,14 @@ const file_api_config_v1_config_proto_rawDesc = "" +
 	"\x06labels\x18\x04 \x03(\v2'.isthmus.config.v1.Selector.LabelsEntryR\x06labels\x1a9\n" +
 	"\vLabelsEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
-	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"\xa7\x01\n" +
+	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"\xbd\x01\n" +
 	"\x06Export\x12\x1c\n" +
 	"\tnamespace\x18\x01 \x01(\tR\tnamespace\x12\x12\n" +
 	"\x04name\x18\x02 \x01(\tR\x04name\x12\x14\n" +
 	"\x05ports\x18\x03 \x03(\rR\x05ports\x12\x1a\n" +
 	"\baudience\x18\x04 \x03(\tR\baudience\x129\n" +
-	"\tendpoints\x18\x05 \x03(\v2\x1b.isthmus.config.v1.EndpointR\tendpoints\"\xa9\x01\n" +
+	"\tendpoints\x18\x05 \x03(\v2\x1b.isthmus.config.v1.EndpointR\tendpoints\x12\x14\n" +
+	"\x05hosts\x18\x06 \x03(\tR\x05hosts\"\xa9\x01\n" +
 	"\aInbound\x12\x1c\n" +
 	"\tnamespace\x18\x01 \x01(\tR\tnamespace\x12\x12\n" +
 	"\x04name\x18\x02 \x01(\tR\x04name\x124\n" +
@@ -2259,7 +2490,7 @@ func file_api_config_v1_config_proto_rawDescGZIP() []byte {
 	return file_api_config_v1_config_proto_rawDescData
 }
 
-var file_api_config_v1_config_proto_msgTypes = make([]protoimpl.MessageInfo, 30)
+var file_api_config_v1_config_proto_msgTypes = make([]protoimpl.MessageInfo, 33)
 var file_api_config_v1_config_proto_goTypes = []any{
 	(*ResolveRequest)(nil),    // 0: isthmus.config.v1.ResolveRequest
 	(*ResolveResponse)(nil),   // 1: isthmus.config.v1.ResolveResponse
@@ -2278,19 +2509,22 @@ var file_api_config_v1_config_proto_goTypes = []any{
 	(*Cluster)(nil),           // 14: isthmus.config.v1.Cluster
 	(*Port)(nil),              // 15: isthmus.config.v1.Port
 	(*Service)(nil),           // 16: isthmus.config.v1.Service
-	(*OtherPort)(nil),         // 17: isthmus.config.v1.OtherPort
-	(*Endpoint)(nil),          // 18: isthmus.config.v1.Endpoint
-	(*Remote)(nil),            // 19: isthmus.config.v1.Remote
-	(*FailoverPolicy)(nil),    // 20: isthmus.config.v1.FailoverPolicy
-	(*Tier)(nil),              // 21: isthmus.config.v1.Tier
-	(*Selector)(nil),          // 22: isthmus.config.v1.Selector
-	(*Export)(nil),            // 23: isthmus.config.v1.Export
-	(*Inbound)(nil),           // 24: isthmus.config.v1.Inbound
-	(*InboundPort)(nil),       // 25: isthmus.config.v1.InboundPort
-	nil,                       // 26: isthmus.config.v1.Endpoint.LabelsEntry
-	nil,                       // 27: isthmus.config.v1.Remote.LabelsEntry
-	nil,                       // 28: isthmus.config.v1.Tier.WeightsEntry
-	nil,                       // 29: isthmus.config.v1.Selector.LabelsEntry
+	(*HostGroup)(nil),         // 17: isthmus.config.v1.HostGroup
+	(*HostPort)(nil),          // 18: isthmus.config.v1.HostPort
+	(*Host)(nil),              // 19: isthmus.config.v1.Host
+	(*OtherPort)(nil),         // 20: isthmus.config.v1.OtherPort
+	(*Endpoint)(nil),          // 21: isthmus.config.v1.Endpoint
+	(*Remote)(nil),            // 22: isthmus.config.v1.Remote
+	(*FailoverPolicy)(nil),    // 23: isthmus.config.v1.FailoverPolicy
+	(*Tier)(nil),              // 24: isthmus.config.v1.Tier
+	(*Selector)(nil),          // 25: isthmus.config.v1.Selector
+	(*Export)(nil),            // 26: isthmus.config.v1.Export
+	(*Inbound)(nil),           // 27: isthmus.config.v1.Inbound
+	(*InboundPort)(nil),       // 28: isthmus.config.v1.InboundPort
+	nil,                       // 29: isthmus.config.v1.Endpoint.LabelsEntry
+	nil,                       // 30: isthmus.config.v1.Remote.LabelsEntry
+	nil,                       // 31: isthmus.config.v1.Tier.WeightsEntry
+	nil,                       // 32: isthmus.config.v1.Selector.LabelsEntry
 }
 var file_api_config_v1_config_proto_depIdxs = []int32{
 	3,  // 0: isthmus.config.v1.Request.hello:type_name -> isthmus.config.v1.Hello
@@ -2306,32 +2540,35 @@ var file_api_config_v1_config_proto_depIdxs = []int32{
 	13, // 10: isthmus.config.v1.Resource.gateway:type_name -> isthmus.config.v1.Gateway
 	14, // 11: isthmus.config.v1.Resource.cluster:type_name -> isthmus.config.v1.Cluster
 	16, // 12: isthmus.config.v1.Resource.service:type_name -> isthmus.config.v1.Service
-	23, // 13: isthmus.config.v1.Resource.export:type_name -> isthmus.config.v1.Export
-	24, // 14: isthmus.config.v1.Resource.inbound:type_name -> isthmus.config.v1.Inbound
+	26, // 13: isthmus.config.v1.Resource.export:type_name -> isthmus.config.v1.Export
+	27, // 14: isthmus.config.v1.Resource.inbound:type_name -> isthmus.config.v1.Inbound
 	13, // 15: isthmus.config.v1.Cluster.gateways:type_name -> isthmus.config.v1.Gateway
 	15, // 16: isthmus.config.v1.Service.ports:type_name -> isthmus.config.v1.Port
-	18, // 17: isthmus.config.v1.Service.endpoints:type_name -> isthmus.config.v1.Endpoint
-	19, // 18: isthmus.config.v1.Service.remotes:type_name -> isthmus.config.v1.Remote
-	20, // 19: isthmus.config.v1.Service.policy:type_name -> isthmus.config.v1.FailoverPolicy
-	17, // 20: isthmus.config.v1.Service.other_ports:type_name -> isthmus.config.v1.OtherPort
-	26, // 21: isthmus.config.v1.Endpoint.labels:type_name -> isthmus.config.v1.Endpoint.LabelsEntry
-	27, // 22: isthmus.config.v1.Remote.labels:type_name -> isthmus.config.v1.Remote.LabelsEntry
-	21, // 23: isthmus.config.v1.FailoverPolicy.tiers:type_name -> isthmus.config.v1.Tier
-	22, // 24: isthmus.config.v1.FailoverPolicy.never:type_name -> isthmus.config.v1.Selector
-	22, // 25: isthmus.config.v1.Tier.match:type_name -> isthmus.config.v1.Selector
-	28, // 26: isthmus.config.v1.Tier.weights:type_name -> isthmus.config.v1.Tier.WeightsEntry
-	29, // 27: isthmus.config.v1.Selector.labels:type_name -> isthmus.config.v1.Selector.LabelsEntry
-	18, // 28: isthmus.config.v1.Export.endpoints:type_name -> isthmus.config.v1.Endpoint
-	25, // 29: isthmus.config.v1.Inbound.ports:type_name -> isthmus.config.v1.InboundPort
-	2,  // 30: isthmus.config.v1.Config.Stream:input_type -> isthmus.config.v1.Request
-	0,  // 31: isthmus.config.v1.Config.Resolve:input_type -> isthmus.config.v1.ResolveRequest
-	9,  // 32: isthmus.config.v1.Config.Stream:output_type -> isthmus.config.v1.Response
-	1,  // 33: isthmus.config.v1.Config.Resolve:output_type -> isthmus.config.v1.ResolveResponse
-	32, // [32:34] is the sub-list for method output_type
-	30, // [30:32] is the sub-list for method input_type
-	30, // [30:30] is the sub-list for extension type_name
-	30, // [30:30] is the sub-list for extension extendee
-	0,  // [0:30] is the sub-list for field type_name
+	21, // 17: isthmus.config.v1.Service.endpoints:type_name -> isthmus.config.v1.Endpoint
+	22, // 18: isthmus.config.v1.Service.remotes:type_name -> isthmus.config.v1.Remote
+	23, // 19: isthmus.config.v1.Service.policy:type_name -> isthmus.config.v1.FailoverPolicy
+	20, // 20: isthmus.config.v1.Service.other_ports:type_name -> isthmus.config.v1.OtherPort
+	17, // 21: isthmus.config.v1.Service.hosts:type_name -> isthmus.config.v1.HostGroup
+	18, // 22: isthmus.config.v1.HostGroup.ports:type_name -> isthmus.config.v1.HostPort
+	19, // 23: isthmus.config.v1.HostGroup.hosts:type_name -> isthmus.config.v1.Host
+	29, // 24: isthmus.config.v1.Endpoint.labels:type_name -> isthmus.config.v1.Endpoint.LabelsEntry
+	30, // 25: isthmus.config.v1.Remote.labels:type_name -> isthmus.config.v1.Remote.LabelsEntry
+	24, // 26: isthmus.config.v1.FailoverPolicy.tiers:type_name -> isthmus.config.v1.Tier
+	25, // 27: isthmus.config.v1.FailoverPolicy.never:type_name -> isthmus.config.v1.Selector
+	25, // 28: isthmus.config.v1.Tier.match:type_name -> isthmus.config.v1.Selector
+	31, // 29: isthmus.config.v1.Tier.weights:type_name -> isthmus.config.v1.Tier.WeightsEntry
+	32, // 30: isthmus.config.v1.Selector.labels:type_name -> isthmus.config.v1.Selector.LabelsEntry
+	21, // 31: isthmus.config.v1.Export.endpoints:type_name -> isthmus.config.v1.Endpoint
+	28, // 32: isthmus.config.v1.Inbound.ports:type_name -> isthmus.config.v1.InboundPort
+	2,  // 33: isthmus.config.v1.Config.Stream:input_type -> isthmus.config.v1.Request
+	0,  // 34: isthmus.config.v1.Config.Resolve:input_type -> isthmus.config.v1.ResolveRequest
+	9,  // 35: isthmus.config.v1.Config.Stream:output_type -> isthmus.config.v1.Response
+	1,  // 36: isthmus.config.v1.Config.Resolve:output_type -> isthmus.config.v1.ResolveResponse
+	35, // [35:37] is the sub-list for method output_type
+	33, // [33:35] is the sub-list for method input_type
+	33, // [33:33] is the sub-list for extension type_name
+	33, // [33:33] is the sub-list for extension extendee
+	0,  // [0:33] is the sub-list for field type_name
 }
 
 func init() { file_api_config_v1_config_proto_init() }
@@ -2359,7 +2596,7 @@ func file_api_config_v1_config_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_api_config_v1_config_proto_rawDesc), len(file_api_config_v1_config_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   30,
+			NumMessages:   33,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

@@ -490,9 +490,12 @@ func (x *TrustBundle) GetNotAfter() *timestamppb.Timestamp {
 }
 
 type GatewaySet struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	TrustDomain   string                 `protobuf:"bytes,1,opt,name=trust_domain,json=trustDomain,proto3" json:"trust_domain,omitempty"`
-	Gateways      []*GatewayInfo         `protobuf:"bytes,2,rep,name=gateways,proto3" json:"gateways,omitempty"`
+	state       protoimpl.MessageState `protogen:"open.v1"`
+	TrustDomain string                 `protobuf:"bytes,1,opt,name=trust_domain,json=trustDomain,proto3" json:"trust_domain,omitempty"`
+	Gateways    []*GatewayInfo         `protobuf:"bytes,2,rep,name=gateways,proto3" json:"gateways,omitempty"`
+	// Which addresses the member's pods have, as masked prefixes, as far as it knows: peers may use the addresses of its headless copies as
+	// they are where no other cluster has the same.
+	PodCidrs      []string `protobuf:"bytes,3,rep,name=pod_cidrs,json=podCidrs,proto3" json:"pod_cidrs,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -537,6 +540,13 @@ func (x *GatewaySet) GetTrustDomain() string {
 func (x *GatewaySet) GetGateways() []*GatewayInfo {
 	if x != nil {
 		return x.Gateways
+	}
+	return nil
+}
+
+func (x *GatewaySet) GetPodCidrs() []string {
+	if x != nil {
+		return x.PodCidrs
 	}
 	return nil
 }
@@ -718,8 +728,8 @@ type ExportedService struct {
 	// Cluster names that may call it; empty means every peer.
 	Audience []string        `protobuf:"bytes,13,rep,name=audience,proto3" json:"audience,omitempty"`
 	Capacity []*ZoneCapacity `protobuf:"bytes,14,rep,name=capacity,proto3" json:"capacity,omitempty"`
-	// Host names of ready endpoints of a headless service.
-	Hostnames     []string `protobuf:"bytes,15,rep,name=hostnames,proto3" json:"hostnames,omitempty"`
+	// The ready copies of a headless service, each of which may be called by name. No other service's copies are told of.
+	Endpoints     []*HeadlessEndpoint `protobuf:"bytes,16,rep,name=endpoints,proto3" json:"endpoints,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -852,11 +862,74 @@ func (x *ExportedService) GetCapacity() []*ZoneCapacity {
 	return nil
 }
 
-func (x *ExportedService) GetHostnames() []string {
+func (x *ExportedService) GetEndpoints() []*HeadlessEndpoint {
 	if x != nil {
-		return x.Hostnames
+		return x.Endpoints
 	}
 	return nil
+}
+
+// HeadlessEndpoint is a ready copy of a headless service.
+type HeadlessEndpoint struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// RFC 1123 label; empty: it has none, and is named by its first address.
+	Hostname string `protobuf:"bytes,1,opt,name=hostname,proto3" json:"hostname,omitempty"`
+	// IP addresses in the member's own pod network, 4 or 16 bytes each: one of each family at most. The first tells it from the others.
+	Addresses     [][]byte `protobuf:"bytes,2,rep,name=addresses,proto3" json:"addresses,omitempty"`
+	Zone          string   `protobuf:"bytes,3,opt,name=zone,proto3" json:"zone,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *HeadlessEndpoint) Reset() {
+	*x = HeadlessEndpoint{}
+	mi := &file_api_federation_v1_federation_proto_msgTypes[10]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *HeadlessEndpoint) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*HeadlessEndpoint) ProtoMessage() {}
+
+func (x *HeadlessEndpoint) ProtoReflect() protoreflect.Message {
+	mi := &file_api_federation_v1_federation_proto_msgTypes[10]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use HeadlessEndpoint.ProtoReflect.Descriptor instead.
+func (*HeadlessEndpoint) Descriptor() ([]byte, []int) {
+	return file_api_federation_v1_federation_proto_rawDescGZIP(), []int{10}
+}
+
+func (x *HeadlessEndpoint) GetHostname() string {
+	if x != nil {
+		return x.Hostname
+	}
+	return ""
+}
+
+func (x *HeadlessEndpoint) GetAddresses() [][]byte {
+	if x != nil {
+		return x.Addresses
+	}
+	return nil
+}
+
+func (x *HeadlessEndpoint) GetZone() string {
+	if x != nil {
+		return x.Zone
+	}
+	return ""
 }
 
 type ServicePort struct {
@@ -866,14 +939,16 @@ type ServicePort struct {
 	// "TCP", "UDP" or "SCTP".
 	Protocol string `protobuf:"bytes,3,opt,name=protocol,proto3" json:"protocol,omitempty"`
 	// Kubernetes appProtocol, verbatim.
-	AppProtocol   string `protobuf:"bytes,4,opt,name=app_protocol,json=appProtocol,proto3" json:"app_protocol,omitempty"`
+	AppProtocol string `protobuf:"bytes,4,opt,name=app_protocol,json=appProtocol,proto3" json:"app_protocol,omitempty"`
+	// Of a headless service: where its copies listen; 0: on the port itself.
+	Target        uint32 `protobuf:"varint,5,opt,name=target,proto3" json:"target,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *ServicePort) Reset() {
 	*x = ServicePort{}
-	mi := &file_api_federation_v1_federation_proto_msgTypes[10]
+	mi := &file_api_federation_v1_federation_proto_msgTypes[11]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -885,7 +960,7 @@ func (x *ServicePort) String() string {
 func (*ServicePort) ProtoMessage() {}
 
 func (x *ServicePort) ProtoReflect() protoreflect.Message {
-	mi := &file_api_federation_v1_federation_proto_msgTypes[10]
+	mi := &file_api_federation_v1_federation_proto_msgTypes[11]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -898,7 +973,7 @@ func (x *ServicePort) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ServicePort.ProtoReflect.Descriptor instead.
 func (*ServicePort) Descriptor() ([]byte, []int) {
-	return file_api_federation_v1_federation_proto_rawDescGZIP(), []int{10}
+	return file_api_federation_v1_federation_proto_rawDescGZIP(), []int{11}
 }
 
 func (x *ServicePort) GetName() string {
@@ -929,6 +1004,13 @@ func (x *ServicePort) GetAppProtocol() string {
 	return ""
 }
 
+func (x *ServicePort) GetTarget() uint32 {
+	if x != nil {
+		return x.Target
+	}
+	return 0
+}
+
 type ZoneCapacity struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	Zone  string                 `protobuf:"bytes,1,opt,name=zone,proto3" json:"zone,omitempty"`
@@ -940,7 +1022,7 @@ type ZoneCapacity struct {
 
 func (x *ZoneCapacity) Reset() {
 	*x = ZoneCapacity{}
-	mi := &file_api_federation_v1_federation_proto_msgTypes[11]
+	mi := &file_api_federation_v1_federation_proto_msgTypes[12]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -952,7 +1034,7 @@ func (x *ZoneCapacity) String() string {
 func (*ZoneCapacity) ProtoMessage() {}
 
 func (x *ZoneCapacity) ProtoReflect() protoreflect.Message {
-	mi := &file_api_federation_v1_federation_proto_msgTypes[11]
+	mi := &file_api_federation_v1_federation_proto_msgTypes[12]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -965,7 +1047,7 @@ func (x *ZoneCapacity) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ZoneCapacity.ProtoReflect.Descriptor instead.
 func (*ZoneCapacity) Descriptor() ([]byte, []int) {
-	return file_api_federation_v1_federation_proto_rawDescGZIP(), []int{11}
+	return file_api_federation_v1_federation_proto_rawDescGZIP(), []int{12}
 }
 
 func (x *ZoneCapacity) GetZone() string {
@@ -997,7 +1079,7 @@ type Want struct {
 
 func (x *Want) Reset() {
 	*x = Want{}
-	mi := &file_api_federation_v1_federation_proto_msgTypes[12]
+	mi := &file_api_federation_v1_federation_proto_msgTypes[13]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1009,7 +1091,7 @@ func (x *Want) String() string {
 func (*Want) ProtoMessage() {}
 
 func (x *Want) ProtoReflect() protoreflect.Message {
-	mi := &file_api_federation_v1_federation_proto_msgTypes[12]
+	mi := &file_api_federation_v1_federation_proto_msgTypes[13]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1022,7 +1104,7 @@ func (x *Want) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Want.ProtoReflect.Descriptor instead.
 func (*Want) Descriptor() ([]byte, []int) {
-	return file_api_federation_v1_federation_proto_rawDescGZIP(), []int{12}
+	return file_api_federation_v1_federation_proto_rawDescGZIP(), []int{13}
 }
 
 func (x *Want) GetHave() []*Mark {
@@ -1050,7 +1132,7 @@ type Mark struct {
 
 func (x *Mark) Reset() {
 	*x = Mark{}
-	mi := &file_api_federation_v1_federation_proto_msgTypes[13]
+	mi := &file_api_federation_v1_federation_proto_msgTypes[14]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1062,7 +1144,7 @@ func (x *Mark) String() string {
 func (*Mark) ProtoMessage() {}
 
 func (x *Mark) ProtoReflect() protoreflect.Message {
-	mi := &file_api_federation_v1_federation_proto_msgTypes[13]
+	mi := &file_api_federation_v1_federation_proto_msgTypes[14]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1075,7 +1157,7 @@ func (x *Mark) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Mark.ProtoReflect.Descriptor instead.
 func (*Mark) Descriptor() ([]byte, []int) {
-	return file_api_federation_v1_federation_proto_rawDescGZIP(), []int{13}
+	return file_api_federation_v1_federation_proto_rawDescGZIP(), []int{14}
 }
 
 func (x *Mark) GetTrustDomain() string {
@@ -1141,11 +1223,12 @@ const file_api_federation_v1_federation_proto_rawDesc = "" +
 	"\ftrust_domain\x18\x01 \x01(\tR\vtrustDomain\x12\x1a\n" +
 	"\bsequence\x18\x02 \x01(\x04R\bsequence\x12#\n" +
 	"\rspiffe_bundle\x18\x03 \x01(\fR\fspiffeBundle\x127\n" +
-	"\tnot_after\x18\x04 \x01(\v2\x1a.google.protobuf.TimestampR\bnotAfter\"o\n" +
+	"\tnot_after\x18\x04 \x01(\v2\x1a.google.protobuf.TimestampR\bnotAfter\"\x8c\x01\n" +
 	"\n" +
 	"GatewaySet\x12!\n" +
 	"\ftrust_domain\x18\x01 \x01(\tR\vtrustDomain\x12>\n" +
-	"\bgateways\x18\x02 \x03(\v2\".isthmus.federation.v1.GatewayInfoR\bgateways\"\xd2\x01\n" +
+	"\bgateways\x18\x02 \x03(\v2\".isthmus.federation.v1.GatewayInfoR\bgateways\x12\x1b\n" +
+	"\tpod_cidrs\x18\x03 \x03(\tR\bpodCidrs\"\xd2\x01\n" +
 	"\vGatewayInfo\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12%\n" +
 	"\x0equic_addresses\x18\x02 \x03(\tR\rquicAddresses\x12#\n" +
@@ -1157,7 +1240,7 @@ const file_api_federation_v1_federation_proto_rawDesc = "" +
 	"\fCatalogShard\x12!\n" +
 	"\ftrust_domain\x18\x01 \x01(\tR\vtrustDomain\x12\x14\n" +
 	"\x05index\x18\x02 \x01(\rR\x05index\x12B\n" +
-	"\bservices\x18\x03 \x03(\v2&.isthmus.federation.v1.ExportedServiceR\bservices\"\xef\x06\n" +
+	"\bservices\x18\x03 \x03(\v2&.isthmus.federation.v1.ExportedServiceR\bservices\"\x9e\a\n" +
 	"\x0fExportedService\x12\x1c\n" +
 	"\tnamespace\x18\x01 \x01(\tR\tnamespace\x12\x12\n" +
 	"\x04name\x18\x02 \x01(\tR\x04name\x128\n" +
@@ -1173,19 +1256,24 @@ const file_api_federation_v1_federation_proto_rawDesc = "" +
 	"\acreated\x18\v \x01(\v2\x1a.google.protobuf.TimestampR\acreated\x12*\n" +
 	"\x11server_spiffe_ids\x18\f \x03(\tR\x0fserverSpiffeIds\x12\x1a\n" +
 	"\baudience\x18\r \x03(\tR\baudience\x12?\n" +
-	"\bcapacity\x18\x0e \x03(\v2#.isthmus.federation.v1.ZoneCapacityR\bcapacity\x12\x1c\n" +
-	"\thostnames\x18\x0f \x03(\tR\thostnames\x1a9\n" +
+	"\bcapacity\x18\x0e \x03(\v2#.isthmus.federation.v1.ZoneCapacityR\bcapacity\x12E\n" +
+	"\tendpoints\x18\x10 \x03(\v2'.isthmus.federation.v1.HeadlessEndpointR\tendpoints\x1a9\n" +
 	"\vLabelsEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
 	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\x1a>\n" +
 	"\x10AnnotationsEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
-	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"t\n" +
+	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01J\x04\b\x0f\x10\x10\"`\n" +
+	"\x10HeadlessEndpoint\x12\x1a\n" +
+	"\bhostname\x18\x01 \x01(\tR\bhostname\x12\x1c\n" +
+	"\taddresses\x18\x02 \x03(\fR\taddresses\x12\x12\n" +
+	"\x04zone\x18\x03 \x01(\tR\x04zone\"\x8c\x01\n" +
 	"\vServicePort\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12\x12\n" +
 	"\x04port\x18\x02 \x01(\rR\x04port\x12\x1a\n" +
 	"\bprotocol\x18\x03 \x01(\tR\bprotocol\x12!\n" +
-	"\fapp_protocol\x18\x04 \x01(\tR\vappProtocol\"8\n" +
+	"\fapp_protocol\x18\x04 \x01(\tR\vappProtocol\x12\x16\n" +
+	"\x06target\x18\x05 \x01(\rR\x06target\"8\n" +
 	"\fZoneCapacity\x12\x12\n" +
 	"\x04zone\x18\x01 \x01(\tR\x04zone\x12\x14\n" +
 	"\x05ready\x18\x02 \x01(\rR\x05ready\"O\n" +
@@ -1209,7 +1297,7 @@ func file_api_federation_v1_federation_proto_rawDescGZIP() []byte {
 	return file_api_federation_v1_federation_proto_rawDescData
 }
 
-var file_api_federation_v1_federation_proto_msgTypes = make([]protoimpl.MessageInfo, 16)
+var file_api_federation_v1_federation_proto_msgTypes = make([]protoimpl.MessageInfo, 17)
 var file_api_federation_v1_federation_proto_goTypes = []any{
 	(*Envelope)(nil),              // 0: isthmus.federation.v1.Envelope
 	(*Signature)(nil),             // 1: isthmus.federation.v1.Signature
@@ -1221,35 +1309,37 @@ var file_api_federation_v1_federation_proto_goTypes = []any{
 	(*GatewayInfo)(nil),           // 7: isthmus.federation.v1.GatewayInfo
 	(*CatalogShard)(nil),          // 8: isthmus.federation.v1.CatalogShard
 	(*ExportedService)(nil),       // 9: isthmus.federation.v1.ExportedService
-	(*ServicePort)(nil),           // 10: isthmus.federation.v1.ServicePort
-	(*ZoneCapacity)(nil),          // 11: isthmus.federation.v1.ZoneCapacity
-	(*Want)(nil),                  // 12: isthmus.federation.v1.Want
-	(*Mark)(nil),                  // 13: isthmus.federation.v1.Mark
-	nil,                           // 14: isthmus.federation.v1.ExportedService.LabelsEntry
-	nil,                           // 15: isthmus.federation.v1.ExportedService.AnnotationsEntry
-	(*timestamppb.Timestamp)(nil), // 16: google.protobuf.Timestamp
+	(*HeadlessEndpoint)(nil),      // 10: isthmus.federation.v1.HeadlessEndpoint
+	(*ServicePort)(nil),           // 11: isthmus.federation.v1.ServicePort
+	(*ZoneCapacity)(nil),          // 12: isthmus.federation.v1.ZoneCapacity
+	(*Want)(nil),                  // 13: isthmus.federation.v1.Want
+	(*Mark)(nil),                  // 14: isthmus.federation.v1.Mark
+	nil,                           // 15: isthmus.federation.v1.ExportedService.LabelsEntry
+	nil,                           // 16: isthmus.federation.v1.ExportedService.AnnotationsEntry
+	(*timestamppb.Timestamp)(nil), // 17: google.protobuf.Timestamp
 }
 var file_api_federation_v1_federation_proto_depIdxs = []int32{
 	1,  // 0: isthmus.federation.v1.Envelope.signatures:type_name -> isthmus.federation.v1.Signature
-	16, // 1: isthmus.federation.v1.MemberRoot.issued:type_name -> google.protobuf.Timestamp
-	16, // 2: isthmus.federation.v1.MemberRoot.not_after:type_name -> google.protobuf.Timestamp
-	16, // 3: isthmus.federation.v1.Head.issued:type_name -> google.protobuf.Timestamp
-	16, // 4: isthmus.federation.v1.Head.expires:type_name -> google.protobuf.Timestamp
+	17, // 1: isthmus.federation.v1.MemberRoot.issued:type_name -> google.protobuf.Timestamp
+	17, // 2: isthmus.federation.v1.MemberRoot.not_after:type_name -> google.protobuf.Timestamp
+	17, // 3: isthmus.federation.v1.Head.issued:type_name -> google.protobuf.Timestamp
+	17, // 4: isthmus.federation.v1.Head.expires:type_name -> google.protobuf.Timestamp
 	4,  // 5: isthmus.federation.v1.Head.records:type_name -> isthmus.federation.v1.RecordRef
-	16, // 6: isthmus.federation.v1.TrustBundle.not_after:type_name -> google.protobuf.Timestamp
+	17, // 6: isthmus.federation.v1.TrustBundle.not_after:type_name -> google.protobuf.Timestamp
 	7,  // 7: isthmus.federation.v1.GatewaySet.gateways:type_name -> isthmus.federation.v1.GatewayInfo
 	9,  // 8: isthmus.federation.v1.CatalogShard.services:type_name -> isthmus.federation.v1.ExportedService
-	10, // 9: isthmus.federation.v1.ExportedService.ports:type_name -> isthmus.federation.v1.ServicePort
-	14, // 10: isthmus.federation.v1.ExportedService.labels:type_name -> isthmus.federation.v1.ExportedService.LabelsEntry
-	15, // 11: isthmus.federation.v1.ExportedService.annotations:type_name -> isthmus.federation.v1.ExportedService.AnnotationsEntry
-	16, // 12: isthmus.federation.v1.ExportedService.created:type_name -> google.protobuf.Timestamp
-	11, // 13: isthmus.federation.v1.ExportedService.capacity:type_name -> isthmus.federation.v1.ZoneCapacity
-	13, // 14: isthmus.federation.v1.Want.have:type_name -> isthmus.federation.v1.Mark
-	15, // [15:15] is the sub-list for method output_type
-	15, // [15:15] is the sub-list for method input_type
-	15, // [15:15] is the sub-list for extension type_name
-	15, // [15:15] is the sub-list for extension extendee
-	0,  // [0:15] is the sub-list for field type_name
+	11, // 9: isthmus.federation.v1.ExportedService.ports:type_name -> isthmus.federation.v1.ServicePort
+	15, // 10: isthmus.federation.v1.ExportedService.labels:type_name -> isthmus.federation.v1.ExportedService.LabelsEntry
+	16, // 11: isthmus.federation.v1.ExportedService.annotations:type_name -> isthmus.federation.v1.ExportedService.AnnotationsEntry
+	17, // 12: isthmus.federation.v1.ExportedService.created:type_name -> google.protobuf.Timestamp
+	12, // 13: isthmus.federation.v1.ExportedService.capacity:type_name -> isthmus.federation.v1.ZoneCapacity
+	10, // 14: isthmus.federation.v1.ExportedService.endpoints:type_name -> isthmus.federation.v1.HeadlessEndpoint
+	14, // 15: isthmus.federation.v1.Want.have:type_name -> isthmus.federation.v1.Mark
+	16, // [16:16] is the sub-list for method output_type
+	16, // [16:16] is the sub-list for method input_type
+	16, // [16:16] is the sub-list for extension type_name
+	16, // [16:16] is the sub-list for extension extendee
+	0,  // [0:16] is the sub-list for field type_name
 }
 
 func init() { file_api_federation_v1_federation_proto_init() }
@@ -1263,7 +1353,7 @@ func file_api_federation_v1_federation_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_api_federation_v1_federation_proto_rawDesc), len(file_api_federation_v1_federation_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   16,
+			NumMessages:   17,
 			NumExtensions: 0,
 			NumServices:   0,
 		},

@@ -111,8 +111,10 @@ type Preamble struct {
 	// The service's port number, as exported.
 	Port uint32 `protobuf:"varint,4,opt,name=port,proto3" json:"port,omitempty"`
 	// W3C traceparent of the request that opens the stream; may be empty.
-	Traceparent   string `protobuf:"bytes,5,opt,name=traceparent,proto3" json:"traceparent,omitempty"`
-	Tracestate    string `protobuf:"bytes,6,opt,name=tracestate,proto3" json:"tracestate,omitempty"`
+	Traceparent string `protobuf:"bytes,5,opt,name=traceparent,proto3" json:"traceparent,omitempty"`
+	Tracestate  string `protobuf:"bytes,6,opt,name=tracestate,proto3" json:"tracestate,omitempty"`
+	// The one copy of a headless service that is called: its IP address in the destination cluster, in canonical form. Empty: any copy.
+	Host          string `protobuf:"bytes,7,opt,name=host,proto3" json:"host,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -185,6 +187,13 @@ func (x *Preamble) GetTraceparent() string {
 func (x *Preamble) GetTracestate() string {
 	if x != nil {
 		return x.Tracestate
+	}
+	return ""
+}
+
+func (x *Preamble) GetHost() string {
+	if x != nil {
+		return x.Host
 	}
 	return ""
 }
@@ -565,7 +574,7 @@ var File_api_stream_v1_stream_proto protoreflect.FileDescriptor
 
 const file_api_stream_v1_stream_proto_rawDesc = "" +
 	"\n" +
-	"\x1aapi/stream/v1/stream.proto\x12\x11isthmus.stream.v1\"\xb2\x01\n" +
+	"\x1aapi/stream/v1/stream.proto\x12\x11isthmus.stream.v1\"\xc6\x01\n" +
 	"\bPreamble\x12\x18\n" +
 	"\acluster\x18\x01 \x01(\tR\acluster\x12\x1c\n" +
 	"\tnamespace\x18\x02 \x01(\tR\tnamespace\x12\x18\n" +
@@ -574,7 +583,8 @@ const file_api_stream_v1_stream_proto_rawDesc = "" +
 	"\vtraceparent\x18\x05 \x01(\tR\vtraceparent\x12\x1e\n" +
 	"\n" +
 	"tracestate\x18\x06 \x01(\tR\n" +
-	"tracestate\"`\n" +
+	"tracestate\x12\x12\n" +
+	"\x04host\x18\a \x01(\tR\x04host\"`\n" +
 	"\x05Reply\x12+\n" +
 	"\x04code\x18\x01 \x01(\x0e2\x17.isthmus.stream.v1.CodeR\x04code\x12\x16\n" +
 	"\x06detail\x18\x02 \x01(\tR\x06detail\x12\x12\n" +
