@@ -9,7 +9,7 @@ import (
 )
 
 // maxDestinations bounds what a file may name.
-const maxDestinations = 4096
+const maxDestinations = 512
 
 // private are the ranges that a file may name destinations of (RFC 1918, 6598, 4193): addresses of pods. What it says comes from other
 // clusters by way of the node proxy, and none of these may have an address of the Internet captured.
