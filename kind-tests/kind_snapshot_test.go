@@ -66,6 +66,9 @@ func (c *member) addTo(ctx context.Context, out snapshot, group, resource string
 	}
 	for _, o := range objects.Items {
 		meta, _ := o["metadata"].(map[string]any)
+		if owners, _ := meta["ownerReferences"].([]any); len(owners) > 0 && (resource == "pods" || resource == "endpointslices") {
+			continue // made anew at any time by what owns it, which is looked at; and it goes with that
+		}
 		path := fmt.Sprint(group, "/", resource, "/", meta["namespace"], "/", meta["name"])
 		// Counters and the stamps of whoever wrote are not what was declared; nor is status.
 		for _, k := range []string{"resourceVersion", "generation", "managedFields", "creationTimestamp", "uid"} {

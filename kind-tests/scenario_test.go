@@ -28,7 +28,7 @@ type scenario struct {
 var scenarios atomic.Int64
 
 // scenarioTime bounds one scenario, so that what hangs is told from what is slow.
-const scenarioTime = 3 * time.Minute
+const scenarioTime = 5 * time.Minute
 
 func newScenario(m *mesh) *scenario {
 	s := &scenario{mesh: m, namespace: fmt.Sprintf("scenario-%d", scenarios.Add(1))}
@@ -49,7 +49,11 @@ func (s *scenario) close() error {
 		return nil
 	}
 	return onEach(s.in, func(c *member) error {
-		_, _, err := c.api.Kubectl(s.ctx, "", "delete", "namespace", s.namespace, "--ignore-not-found", "--timeout="+deadline.String())
+		limit := deadline
+		if c.node != "" {
+			limit = patience // its Pods must end, and how long that takes is not ours to say
+		}
+		_, _, err := c.api.Kubectl(s.ctx, "", "delete", "namespace", s.namespace, "--ignore-not-found", "--timeout="+limit.String())
 		return err
 	})
 }
