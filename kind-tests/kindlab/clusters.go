@@ -40,10 +40,13 @@ func (l *lab) isUp() bool {
 	return err == nil
 }
 
-// up makes the clusters, unless they are there.
+// up makes the clusters; those that are there get the present images of the tests.
 func (l *lab) up(ctx context.Context) (err error) {
-	if err = l.connect(ctx); err != nil || l.isUp() {
+	if err = l.connect(ctx); err != nil {
 		return err
+	}
+	if l.isUp() {
+		return l.loadTestImages(ctx)
 	}
 	if err = l.create(ctx); err != nil {
 		return errors.Join(err, l.down())

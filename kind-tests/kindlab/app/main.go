@@ -1,7 +1,8 @@
 // App is what the tests call, and what calls it:
 //
 //	app serve ADDRESS    answers each HTTP request with: copy $POD of $CLUSTER
-//	app load URL         calls without a pause longer than 10 ms, and prints each second how many calls were answered, by which cluster, and each that failed
+//	app load URL         calls again and again, and prints each call that failed, and each second how many were answered, by which cluster,
+//	                     and of which clusters that answered earlier none did in the last three seconds (quiet)
 package main
 
 import (
@@ -64,11 +65,13 @@ func serve(ctx context.Context, address string) error {
 const (
 	between  = 10 * time.Millisecond
 	callTime = 10 * time.Second
+	quiet    = 3 * time.Second
 )
 
 func load(ctx context.Context, url string) {
 	client := http.Client{Timeout: callTime}
 	answered, failed := map[string]int{}, 0
+	last := map[string]time.Time{}
 	next := time.Now().Add(time.Second)
 	for ctx.Err() == nil {
 		from, err := call(&client, url)
@@ -77,21 +80,27 @@ func load(ctx context.Context, url string) {
 			_, _ = fmt.Fprintf(os.Stdout, "%s FAILED: %v\n", time.Now().UTC().Format(time.TimeOnly), err)
 		} else {
 			answered[from]++
+			last[from] = time.Now()
 		}
 		if time.Now().After(next) {
 			next = time.Now().Add(time.Second)
-			report(answered, failed)
+			report(answered, failed, last)
 		}
 		time.Sleep(between)
 	}
-	report(answered, failed)
+	report(answered, failed, last)
 }
 
-func report(answered map[string]int, failed int) {
+func report(answered map[string]int, failed int, last map[string]time.Time) {
 	line, total := "", 0
 	for _, from := range slices.Sorted(maps.Keys(answered)) {
 		line += fmt.Sprintf(" %s=%d", from, answered[from])
 		total += answered[from]
+	}
+	for _, from := range slices.Sorted(maps.Keys(last)) {
+		if time.Since(last[from]) > quiet {
+			line += " quiet=" + from
+		}
 	}
 	_, _ = fmt.Fprintf(os.Stdout, "%s answered=%d failed=%d%s\n", time.Now().UTC().Format(time.TimeOnly), total, failed, line)
 }
