@@ -58,11 +58,7 @@ func TestKind(t *testing.T) {
 }
 
 func newKindMesh(dir string) (*mesh, error) {
-	m := &mesh{dir: dir, deadline: deadline}
-	m.programs = m.dir
-	if bin, err := filepath.Abs("../bin"); err == nil {
-		m.programs = bin
-	}
+	m := &mesh{dir: dir, deadline: deadline, programs: filepath.Join(os.Getenv(kindVariable), "bin")}
 	for _, name := range kindClusters {
 		k, err := readKubeconfig(os.Getenv("KUBECONFIG"), name)
 		if err != nil {
@@ -166,7 +162,7 @@ func (m *mesh) install(ctx context.Context, t *testing.T) (before []snapshot) {
 	}
 	begun := time.Now()
 	err := m.each(func(c *member) error {
-		_, err := c.isthmus(ctx, "install", "--set", "cluster="+c.name, "--set", "injection.enabled=true")
+		_, err := c.isthmus(ctx, "install", "--set", "cluster="+c.name)
 		return err
 	})
 	if err != nil {

@@ -63,14 +63,9 @@ func writeImages(to string, images []image) (err error) {
 	for n, i := range images {
 		var layers, hash []string
 		for _, l := range i.layers {
-			layers, hash = append(layers, l.name+".tar"), append(hash, "sha256:"+hashes[l.name])
+			layers, hash = append(layers, l.name+".tar"), append(hash, hashes[l.name])
 		}
-		text, err = json.Marshal(map[string]any{
-			"architecture": runtime.GOARCH, "os": "linux",
-			"config": map[string]any{"Entrypoint": i.start, "Env": i.env},
-			"rootfs": map[string]any{"type": "layers", "diff_ids": hash},
-		})
-		if err != nil {
+		if text, err = i.config(hash); err != nil {
 			return err
 		}
 		name := fmt.Sprintf("%d.json", n)
@@ -89,25 +84,51 @@ func writeImages(to string, images []image) (err error) {
 	return archive.Close()
 }
 
+// config says what an image is, given the hashes of its layers.
+func (i image) config(layers []string) ([]byte, error) {
+	var ids []string
+	for _, l := range layers {
+		ids = append(ids, "sha256:"+l)
+	}
+	return json.Marshal(map[string]any{
+		"architecture": runtime.GOARCH, "os": "linux",
+		"config": map[string]any{"Entrypoint": i.start, "Env": i.env},
+		"rootfs": map[string]any{"type": "layers", "diff_ids": ids},
+	})
+}
+
 // addTo writes a layer, and returns its hash. Its length stands before it, so it is written to a file first.
 func (l layer) addTo(archive *tar.Writer) (hash string, err error) {
-	tmp, err := os.CreateTemp("", "layer-*.tar")
+	dir, err := os.MkdirTemp("", "layer-")
 	if err != nil {
 		return "", err
 	}
-	defer func() { _ = os.Remove(tmp.Name()) }()
-	defer func() { _ = tmp.Close() }()
+	defer func() { _ = os.RemoveAll(dir) }()
+	packed := filepath.Join(dir, "layer.tar")
+	if hash, err = l.pack(packed); err != nil {
+		return "", err
+	}
+	return hash, add(archive, file{path: l.name + ".tar", mode: 0o644, from: packed})
+}
+
+// pack writes a layer to a file, and returns its hash.
+func (l layer) pack(to string) (hash string, err error) {
+	out, err := os.Create(to)
+	if err != nil {
+		return "", err
+	}
+	defer func() { err = errors.Join(err, out.Close()) }()
 	sum := sha256.New()
-	inner := tar.NewWriter(io.MultiWriter(tmp, sum))
+	inner := tar.NewWriter(io.MultiWriter(out, sum))
 	for _, f := range l.files {
 		if err = add(inner, f); err != nil {
 			return "", err
 		}
 	}
-	if err = inner.Close(); err != nil {
+	if err = inner.Close(); err != nil { // it writes the end, which counts
 		return "", err
 	}
-	return hex.EncodeToString(sum.Sum(nil)), add(archive, file{path: l.name + ".tar", mode: 0o644, from: tmp.Name()})
+	return hex.EncodeToString(sum.Sum(nil)), nil
 }
 
 func add(w *tar.Writer, f file) error {

@@ -3,6 +3,7 @@ package main
 import (
 	"context"
 	"errors"
+	"os"
 	"path/filepath"
 	"strings"
 )
@@ -14,11 +15,17 @@ func (l *lab) test(ctx context.Context, flags []string) (err error) {
 	if err = l.connect(ctx); err != nil {
 		return err
 	}
+	if err = os.MkdirAll(l.file("bin"), 0o700); err != nil {
+		return err
+	}
 	if !wasUp {
 		defer func() { err = errors.Join(err, l.down()) }()
 	}
 	l.say("building the mesh's images and the tests")
-	if err = through(ctx, l.repo, nil, "make", "--no-print-directory", "images"); err != nil {
+	if err = through(ctx, l.repo, nil, "make", "--no-print-directory", "images", "ARGS="); err != nil { // ours are for the tests
+		return err
+	}
+	if _, err = output(ctx, nil, "go", "-C", l.repo, "build", "-o", l.file("bin")+"/", "./cmd/isthmus"); err != nil {
 		return err
 	}
 	tests := l.file("kind.test")

@@ -2,11 +2,12 @@ package main
 
 import (
 	"context"
+	"os"
 	"strings"
 )
 
 // The images that the tests' own pods run are made here too, and called like those that they stand in for: manifests written for the real
-// ones run as they are. None is asked of a registry, as long as a manifest says imagePullPolicy: IfNotPresent, or has a tag that is not latest.
+// ones run as they are.
 
 // appImage answers and makes calls (kind-tests/kindlab/app).
 const appImage = "localhost/isthmus-app:1"
@@ -45,7 +46,7 @@ func busybox(t *tree) (layer, error) {
 }
 
 func (l *lab) loadTestImages(ctx context.Context) error {
-	own, err := l.ownPrograms(ctx, "socat", "app")
+	own, err := l.ownPrograms(ctx, "socat", "app", "mirror")
 	if err != nil {
 		return err
 	}
@@ -62,9 +63,23 @@ func (l *lab) loadTestImages(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	archive := l.file("test-images.tar")
-	if err = writeImages(archive, images); err != nil {
+	dir, err := os.MkdirTemp("", "isthmus-mirror-")
+	if err != nil {
 		return err
 	}
-	return each(func(c cluster) error { return l.loadInto(ctx, c, archive) })
+	defer func() { _ = os.RemoveAll(dir) }()
+	mirror, err := mirrorOf(images, program(own["mirror"], mirrorImage), dir)
+	if err != nil {
+		return err
+	}
+	archive := l.file("test-images.tar")
+	if err = writeImages(archive, append(images, mirror)); err != nil {
+		return err
+	}
+	return each(func(c cluster) error {
+		if err := l.loadInto(ctx, c, archive); err != nil {
+			return err
+		}
+		return l.startMirror(ctx, c)
+	})
 }

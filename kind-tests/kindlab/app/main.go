@@ -113,7 +113,7 @@ func call(client *http.Client, url string) (from string, err error) {
 	defer func() { _ = response.Body.Close() }()
 	body, err := io.ReadAll(io.LimitReader(response.Body, 1<<10))
 	if err == nil && response.StatusCode != http.StatusOK {
-		err = fmt.Errorf("%s: %s", response.Status, body)
+		err = fmt.Errorf("%s: %s", response.Status, strings.TrimSpace(string(body)))
 	}
 	_, from, _ = strings.Cut(strings.TrimSpace(string(body)), " of ")
 	return from, err
