@@ -82,6 +82,7 @@ func ready(ctx context.Context, pg *lab.Playground, targets ...string) error {
 func newPlaygroundDown(p *playground) *cobra.Command {
 	var keep bool
 	grace := 5 * time.Second
+	var runtime string
 	c := &cobra.Command{
 		Use:   "down",
 		Short: "End everything, and leave nothing behind",
@@ -90,6 +91,14 @@ folders of manifests with all that is in them. A folder that --dir names stays, 
 and "isthmus playground up" starts from them again.`,
 		Args: noArgs,
 		RunE: func(c *cobra.Command, _ []string) error {
+			switch runtime {
+			case runtimeKind:
+				k := &kindPlayground{playground: p, say: func(line string) { _, _ = fmt.Fprintln(c.ErrOrStderr(), line) }}
+				return k.down(c)
+			case runtimeLocal:
+			default:
+				return usage{fmt.Errorf("--runtime %s: want %s or %s", runtime, runtimeLocal, runtimeKind)}
+			}
 			dir, isDefault, err := p.folder()
 			if err != nil {
 				return err
@@ -116,6 +125,7 @@ and "isthmus playground up" starts from them again.`,
 			return err
 		},
 	}
+	c.Flags().StringVar(&runtime, "runtime", runtimeLocal, "which playground: local or kind")
 	c.Flags().BoolVar(&keep, "keep", false, "keep manifests, states and logs")
 	c.Flags().DurationVar(&grace, "grace", grace, "how long a program may take to end its work")
 	return c

@@ -15,18 +15,34 @@ import (
 func newPlaygroundUp(p *playground) *cobra.Command {
 	clusters := 3
 	var env []string
+	var runtime string
+	k := &kindPlayground{playground: p}
 	c := &cobra.Command{
 		Use:   "up",
 		Short: "Start a playground, and return when it is ready",
 		Long: `up starts the clusters and returns when calls go through; they live on until "isthmus playground down". Where a playground is up
-already it starts what is dead, and says when there is nothing to do.`,
-		Example: example("isthmus playground up", "isthmus playground up --clusters 5 --dir /tmp/five"),
+already it starts what is dead, and says when there is nothing to do.
+
+With --runtime kind the clusters are real Kubernetes clusters, kind's, in Docker: the mesh is installed in each, they are linked, and a shop
+with traffic is opened, in namespace shop with sidecars and in namespace outside without.`,
+		Example: example("isthmus playground up", "isthmus playground up --clusters 5 --dir /tmp/five", "isthmus playground up --runtime kind"),
 		Args:    noArgs,
 		RunE: func(c *cobra.Command, _ []string) error {
 			for _, kv := range env {
 				if key, _, ok := strings.Cut(kv, "="); !ok || key == "" {
 					return usage{fmt.Errorf("--env %q: want KEY=VALUE", kv)}
 				}
+			}
+			k.say = func(line string) { _, _ = fmt.Fprintln(c.ErrOrStderr(), line) }
+			switch runtime {
+			case runtimeKind:
+				if !c.Flags().Changed("clusters") {
+					clusters = 2
+				}
+				return k.up(c, clusters)
+			case runtimeLocal:
+			default:
+				return usage{fmt.Errorf("--runtime %s: want %s or %s", runtime, runtimeLocal, runtimeKind)}
 			}
 			dir, _, err := p.folder()
 			if err != nil {
@@ -66,7 +82,9 @@ already it starts what is dead, and says when there is nothing to do.`,
 			return p.whatNext(c.OutOrStdout(), pg)
 		},
 	}
-	c.Flags().IntVar(&clusters, "clusters", 3, "how many clusters: eu, us, ap, c4, …")
+	c.Flags().StringVar(&runtime, "runtime", runtimeLocal, "what a cluster is: local (processes of this machine) or kind (Kubernetes in Docker)")
+	c.Flags().IntVar(&clusters, "clusters", 3, "how many clusters: eu, us, ap, c4, …; 2 of kind, unless it is said")
+	k.flags(c)
 	c.Flags().StringArrayVar(&env, "env", nil, "`KEY=VALUE` for the environment of every program; may be given several times")
 	return c
 }
