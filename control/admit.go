@@ -18,6 +18,8 @@ import (
 // errNotLoaded says that control can't tell yet who may exist.
 var errNotLoaded = fmt.Errorf("the manifests have not been read yet, try again: %w", configstream.ErrUndecided)
 
+var errNoWorkload = errors.New("there is no Workload")
+
 // directory says which programs may exist: workloads by the registry, gateways and node proxies by the roster.
 type directory struct {
 	domain   spiffeid.TrustDomain
@@ -72,7 +74,7 @@ func (d *directory) workload(id string) (*Workload, error) {
 	if w := index.byID[id]; w != nil {
 		return w, nil
 	}
-	return nil, fmt.Errorf("there is no Workload %s", id)
+	return nil, fmt.Errorf("%w %s", errNoWorkload, id)
 }
 
 // identity returns the SPIFFE ID of a program that may exist now.

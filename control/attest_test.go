@@ -39,6 +39,7 @@ func TestAttestedJoin(t *testing.T) {
 		m.attestor = platform{
 			"pod checkout-0": {"sidecar", "shop/checkout-0", nil},
 			"pod unknown":    {"sidecar", "shop/unknown", nil},
+			"pod late":       {"sidecar", "shop/late-0", nil},
 			"pod gateway-0":  {"gateway", "gateway-0", nil},
 			"api down":       {"", "", errors.New("connection refused")},
 		}
@@ -65,11 +66,26 @@ func TestAttestedJoin(t *testing.T) {
 			t.Errorf("a join token: %q, %v", id, err)
 		}
 		for token, want := range map[string]codes.Code{
-			"pod unknown": codes.PermissionDenied, "somebody": codes.Unauthenticated, "api down": codes.Unavailable, "": codes.Unauthenticated,
+			"pod unknown": codes.Unavailable, "somebody": codes.Unauthenticated, "api down": codes.Unavailable, "": codes.Unauthenticated,
 			strings.Repeat("x", 9<<10): codes.Unauthenticated, "isthmus-join-made-up": codes.Unauthenticated,
 		} {
 			_, err := join(token)
 			wantCode(t, fmt.Sprintf("%.20q", token), err, want)
+		}
+
+		// A workload that the registry is about to hear of is waited for.
+		id := make(chan string, 1)
+		go func() {
+			got, err := join("pod late")
+			if err != nil {
+				t.Errorf("a workload that comes in a moment: %v", err)
+			}
+			id <- got
+		}()
+		time.Sleep(time.Second)
+		eu.registry.declare(t, checkoutManifest+"---\n"+strings.ReplaceAll(checkoutManifest, "checkout", "late"))
+		if got := <-id; got != "spiffe://eu.example/ns/shop/sa/late" {
+			t.Errorf("a workload that comes in a moment: %q", got)
 		}
 
 		// Who is nobody can't make control ask without end.

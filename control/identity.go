@@ -15,6 +15,7 @@ import (
 	"google.golang.org/grpc/status"
 
 	identityv1 "github.com/isthmus-mesh/isthmus/api/identity/v1"
+	"github.com/isthmus-mesh/isthmus/internal/configstream"
 	"github.com/isthmus-mesh/isthmus/trust"
 )
 
@@ -44,7 +45,7 @@ func (s *identityServer) Join(ctx context.Context, r *identityv1.JoinRequest) (*
 	if err != nil {
 		return nil, err
 	}
-	id, err := s.directory.identity(g.program, g.name)
+	id, err := s.identify(ctx, g)
 	if err != nil {
 		if errors.Is(err, errNotLoaded) {
 			undo()
@@ -77,7 +78,7 @@ func (s *identityServer) Renew(ctx context.Context, r *identityv1.RenewRequest) 
 }
 
 func (s *identityServer) refuse(ctx context.Context, what, who string, err error) error {
-	if errors.Is(err, errNotLoaded) {
+	if errors.Is(err, configstream.ErrUndecided) {
 		return status.Error(codes.Unavailable, err.Error())
 	}
 	s.log.WarnContext(ctx, what, "peer", who, "error", err) //nolint:sloglint // one of two constants of this file

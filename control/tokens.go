@@ -29,9 +29,10 @@ var (
 
 // grant is what a token is good for: one program under one name.
 type grant struct {
-	program string // as in the keys of the config stream
-	name    string // namespace/name of a workload, id of a gateway, name of a node proxy
-	expires time.Time
+	program  string // as in the keys of the config stream
+	name     string // namespace/name of a workload, id of a gateway, name of a node proxy
+	expires  time.Time
+	attested bool // the platform vouches for it, and not a join token
 }
 
 // issued is a token that was given out. Only its hash is kept: what is in memory can't be used to join.

@@ -130,7 +130,7 @@ func (i *injection) bare(ctx context.Context) ([]control.Problem, error) {
 		}
 		out = append(out, control.Problem{
 			Object: object{"Namespace", "", namespace}.String(),
-			Reason: fmt.Sprintf("Pods without a sidecar that ask for one (%s): %s%s. They were made before it was asked for: restart what makes them, with kubectl rollout restart",
+			Reason: fmt.Sprintf("Pods without a sidecar that ask for one (%s): %s%s. They were made before it was asked for, or while nobody injected: restart what makes them, with kubectl rollout restart",
 				inject.Label, strings.Join(pods, ", "), more),
 		})
 	}

@@ -104,7 +104,7 @@ func TestPodsWithoutASidecarAreFound(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	const why = ". They were made before it was asked for: restart what makes them, with kubectl rollout restart"
+	const why = ". They were made before it was asked for, or while nobody injected: restart what makes them, with kubectl rollout restart"
 	want := []control.Problem{
 		{Object: "Namespace plain", Reason: "Pods without a sidecar that ask for one (isthmus.dev/inject): in" + why},
 		{Object: "Namespace shop", Reason: "Pods without a sidecar that ask for one (isthmus.dev/inject): a, b, c and 1 more" + why},
