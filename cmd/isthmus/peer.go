@@ -154,7 +154,7 @@ func (a *acceptance) run(ctx context.Context, name string, stdin io.Reader, stdo
 		}
 	}
 	if a.wait {
-		return a.waitFresh(ctx, t, self.Cluster, invited.Cluster, chatter)
+		return a.waitFresh(ctx, t, status, invited.Cluster, chatter)
 	}
 	if answered {
 		_, _ = fmt.Fprintf(chatter, "Next: isthmus status shows peer %s Fresh within seconds; then export a Service (ServiceExport) and call it from the other cluster\n", invited.Cluster)
@@ -196,13 +196,17 @@ func (a *acceptance) put(ctx context.Context, t target, store peerStore, invited
 	return nil
 }
 
-func (a *acceptance) waitFresh(ctx context.Context, t target, self, cluster string, chatter io.Writer) error {
+func (a *acceptance) waitFresh(ctx context.Context, t target, status admin.Status, cluster string, chatter io.Writer) error {
+	self := status.Cluster
 	bounded, cancel := context.WithTimeout(ctx, a.patience)
 	defer cancel()
 	_, _ = fmt.Fprintf(chatter, "waiting until the word of %s is fresh in %s\n", cluster, self)
 	last, err := pollPeer(bounded, t, cluster, func(p *admin.Peer) bool { return p != nil && p.State == "Fresh" })
 	if err != nil {
 		said := "is not known yet"
+		if i := slices.IndexFunc(status.Peers, func(p admin.Peer) bool { return p.Cluster == cluster }); last == nil && i >= 0 {
+			last = &status.Peers[i]
+		}
 		if last != nil {
 			said = strings.TrimSpace(fmt.Sprintf("is %s (bus %s) %s", last.State, last.Bus, last.Reason))
 		}
