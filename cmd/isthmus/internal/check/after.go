@@ -355,7 +355,7 @@ var afterFindings = one{
 var afterExports = one{
 	Check{
 		"IST7110", "Exports", "every ServiceExport is valid, and conflicts with no other cluster's",
-		"Give the Service the ports, type and affinity that it has in the other clusters; the oldest export counts.",
+		"An export needs a Service of its name. In a conflict, give that the ports, type and affinity that it has in the other clusters: the oldest export counts.",
 	}, after, false, said(func(s *Control) verdict {
 		var found []string
 		for _, e := range s.Exports {
