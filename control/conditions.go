@@ -107,6 +107,12 @@ func (w *world) importStatus(imports []federation.Import, exports map[topology.C
 				Message: fmt.Sprintf("no address is free in clusterSetCIDR %s", w.in.cidr),
 			}
 		}
+		if len(status.IPs) > 0 && !w.podsHave(status.IPs[0]) {
+			status.Conditions[0] = Condition{
+				Type: conditionReady, Status: False, Reason: reasonIPFamily,
+				Message: fmt.Sprintf("clusterSetCIDR %s is of %s, and the pods of this cluster have no such addresses: give control one of their family", w.in.cidr, family(w.in.cidr.Addr())),
+			}
+		}
 		for _, c := range i.Clusters {
 			status.Copies = append(status.Copies, w.copiesOf(&i, c, offered[c][i.Name]))
 		}

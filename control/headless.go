@@ -70,6 +70,11 @@ func (w *world) ownPods() []netip.Prefix {
 	return federation.CondensePodCIDRs(slices.Concat(w.in.pods, w.in.objects.Network.Pods))
 }
 
+// podsHave reports whether the own cluster's pods have addresses of a's family, as far as theirs are known.
+func (w *world) podsHave(a netip.Addr) bool {
+	return len(w.own.PodCIDRs) == 0 || slices.ContainsFunc(w.own.PodCIDRs, func(p netip.Prefix) bool { return p.Addr().Is4() == a.Is4() })
+}
+
 // peerPods returns, of each peer, the prefixes of its pods in which every address is nobody's but theirs: not of another cluster, and not of
 // anything in this one. Without knowing the own pods' addresses, no peer has any: a pod here may have the same.
 func (w *world) peerPods() map[topology.ClusterName][]netip.Prefix {
@@ -136,6 +141,9 @@ func (w *world) placeHosts(imports []federation.Import, offered map[topology.Clu
 // direct reports whether a copy of a peer is called by its own addresses.
 func (w *world) direct(cluster topology.ClusterName, addresses []netip.Addr) bool {
 	for _, a := range addresses {
+		if !w.podsHave(a) {
+			return false // nothing here could call it
+		}
 		if !slices.ContainsFunc(w.pods[cluster], func(p netip.Prefix) bool { return p.Contains(a) }) {
 			return false
 		}

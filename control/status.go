@@ -89,6 +89,7 @@ const (
 	reasonReady              = "Ready"
 	reasonPending            = "Pending"
 	reasonFailed             = "Failed"
+	reasonIPFamily           = "IPFamilyNotSupported"
 	reasonNotInForce         = "NotInForce" // of a ClusterPeer
 )
 
