@@ -246,7 +246,7 @@ func (g *global) printManifests(c *cobra.Command, values install.Values) error {
 		}
 		values["cluster"] = name
 	}
-	return install.PrintManifests(c.OutOrStdout(), g.namespace, values, install.Build{Version: version.Release()})
+	return install.PrintManifests(c.Context(), c.OutOrStdout(), g.namespace, values, install.Build{Version: version.Release()})
 }
 
 // onEach does something with every cluster at once, and joins the errors.

@@ -98,7 +98,7 @@ func (b *builder) compile(ctx context.Context, program, to string) error {
 	if release.MatchString(b.tag) {
 		ldflags += " -X " + module + "/internal/version.release=" + b.tag
 	}
-	c := exec.CommandContext(ctx, "go", "build", "-trimpath", "-buildvcs=false", "-ldflags", ldflags, "-o", to, "./cmd/"+program) //nolint:gosec // names of our own programs
+	c := exec.CommandContext(ctx, "go", "build", "-trimpath", "-buildvcs=false", "-ldflags", ldflags, "-o", to, "./cmd/"+program)
 	c.Dir = b.root
 	c.Env = append(os.Environ(), "CGO_ENABLED=0", "GOOS=linux", "GOARCH="+b.arch, "GOFLAGS=", "GOAMD64=v1", "GOARM64=v8.0")
 	if out, err := c.CombinedOutput(); err != nil {

@@ -2,6 +2,7 @@ package install
 
 import (
 	"cmp"
+	"context"
 	"errors"
 	"fmt"
 	"io/fs"
@@ -72,16 +73,16 @@ func load(name string, build Build) (*chart.Chart, error) {
 }
 
 // Render returns what a chart makes of values. kubeVersion is the API server's; empty: some recent one.
-func Render(name, namespace, kubeVersion string, values Values, build Build) (*Rendered, error) {
+func Render(ctx context.Context, name, namespace, kubeVersion string, values Values, build Build) (*Rendered, error) {
 	c, err := load(name, build)
 	if err != nil {
 		return nil, err
 	}
 	caps := common.DefaultCapabilities.Copy()
 	if kubeVersion != "" {
-		v, err := common.ParseKubeVersion(kubeVersion)
-		if err != nil {
-			return nil, fmt.Errorf("version of Kubernetes: %w", err)
+		v, wrong := common.ParseKubeVersion(kubeVersion)
+		if wrong != nil {
+			return nil, fmt.Errorf("version of Kubernetes: %w", wrong)
 		}
 		caps.KubeVersion = *v
 	}
@@ -90,7 +91,7 @@ func Render(name, namespace, kubeVersion string, values Values, build Build) (*R
 	if err != nil {
 		return nil, &ValuesError{err}
 	}
-	files, err := engine.Engine{Strict: true}.Render(c, merged)
+	files, err := engine.Engine{Strict: true}.RenderWithContext(ctx, c, merged)
 	if err != nil {
 		return nil, &ValuesError{renderError(err)}
 	}

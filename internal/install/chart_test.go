@@ -26,7 +26,7 @@ const root = "../../deploy/"
 
 func render(t *testing.T, chart string, values Values) *Rendered {
 	t.Helper()
-	r, err := Render(chart, "isthmus-system", "v1.34.4", values, Build{})
+	r, err := Render(t.Context(), chart, "isthmus-system", "v1.34.4", values, Build{})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -144,7 +144,7 @@ func TestSchemaRefuses(t *testing.T) {
 		`{cluster: eu, bus: {service: {type: ClusterIP}}}`: "bus.advertise is empty",
 		`{cluster: eu, bus: {service: {nodePort: 0}}}`:     "bus.advertise is empty",
 	} {
-		_, err := Render(Mesh, "isthmus-system", "", parseValues(t, values), Build{})
+		_, err := Render(t.Context(), Mesh, "isthmus-system", "", parseValues(t, values), Build{})
 		if err == nil || !strings.Contains(err.Error(), want) {
 			t.Errorf("%s: %v, want something about %s", values, err, want)
 		}

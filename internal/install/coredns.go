@@ -47,18 +47,16 @@ func addStub(text, dns string) (string, error) {
 
 // removeStub returns the Corefile as it was before the block came in.
 func removeStub(text string) (string, error) {
-	begin := strings.Index(text, stubBegin)
-	if begin < 0 {
+	before, block, ok := strings.Cut(text, stubBegin)
+	if !ok {
 		return text, nil
 	}
-	rest := text[begin:]
-	end := strings.Index(rest, stubEnd)
-	if end < 0 {
+	block, after, ok := strings.Cut(block, stubEnd)
+	if !ok {
 		return "", fmt.Errorf("its Corefile has %q and no %q after it: somebody changed the block; take it out by hand", stubBegin, stubEnd)
 	}
-	after := strings.TrimPrefix(rest[end+len(stubEnd):], "\n")
-	before := text[:begin]
-	if line, _, _ := strings.Cut(rest, "\n"); line != stubBegin {
+	after = strings.TrimPrefix(after, "\n")
+	if !strings.HasPrefix(block, "\n") { // it says that it came with a line break
 		before = strings.TrimSuffix(before, "\n")
 	}
 	if strings.Contains(after, stubBegin) {
@@ -97,9 +95,9 @@ func (e *Engine) coreDNS(ctx context.Context) (*corev1.ConfigMap, error) {
 	m, err := e.kube.CoreV1().ConfigMaps(metav1.NamespaceSystem).Get(ctx, "coredns", metav1.GetOptions{})
 	if apierrors.IsNotFound(err) {
 		what := "there is no ConfigMap kube-system/coredns"
-		if _, err := e.kube.CoreV1().ConfigMaps(metav1.NamespaceSystem).Get(ctx, "kube-dns", metav1.GetOptions{}); err == nil {
+		if _, none := e.kube.CoreV1().ConfigMaps(metav1.NamespaceSystem).Get(ctx, "kube-dns", metav1.GetOptions{}); none == nil {
 			what = "the cluster's DNS is kube-dns (its stub domains are in ConfigMap kube-system/kube-dns)"
-		} else if list, err := e.kube.CoreV1().ConfigMaps("openshift-dns").List(ctx, metav1.ListOptions{Limit: 1}); err == nil && len(list.Items) > 0 {
+		} else if list, none := e.kube.CoreV1().ConfigMaps("openshift-dns").List(ctx, metav1.ListOptions{Limit: 1}); none == nil && len(list.Items) > 0 {
 			what = "the cluster's DNS is OpenShift's (its forwarding is in dns.operator/default)"
 		}
 		return nil, &DNSError{what}

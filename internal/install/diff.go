@@ -48,25 +48,25 @@ func (e *Engine) Diff(ctx context.Context, p *Plan, o Options) ([]Change, error)
 		now     *Rendered
 	}{{CRDs, p.CRDs}, {Mesh, p.Mesh}} {
 		for _, object := range of.now.Objects {
-			change, err := e.diffObject(ctx, of.release, object, o.ForceConflicts, fresh)
-			if err != nil {
-				return nil, err
+			change, wrong := e.diffObject(ctx, of.release, object, o.ForceConflicts, fresh)
+			if wrong != nil {
+				return nil, wrong
 			}
 			if change != nil {
 				out = append(out, *change)
 			}
 		}
-		before, err := e.release(ctx, of.release)
-		if err != nil {
-			return nil, err
+		before, wrong := e.release(ctx, of.release)
+		if wrong != nil {
+			return nil, wrong
 		}
-		old, err := objectsOf(before)
-		if err != nil {
-			return nil, err
+		old, wrong := objectsOf(before)
+		if wrong != nil {
+			return nil, wrong
 		}
 		for _, object := range gone(old, of.now.Objects) {
-			if is, err := e.live(ctx, object); err != nil {
-				return nil, err
+			if is, wrong := e.live(ctx, object); wrong != nil {
+				return nil, wrong
 			} else if is != nil && e.ours(of.release, is) {
 				out = append(out, Change{What: "delete", Object: title(object)})
 			}
@@ -116,7 +116,7 @@ func (e *Engine) diffStub(ctx context.Context, p *Plan) (*Change, error) {
 	then, err := removeStub(was)
 	if err == nil && p.coreDNSWanted() {
 		dns := "<ClusterIP of isthmus-dns>"
-		if s, err := e.kube.CoreV1().Services(e.Namespace).Get(ctx, "isthmus-dns", metav1.GetOptions{}); err == nil {
+		if s, none := e.kube.CoreV1().Services(e.Namespace).Get(ctx, "isthmus-dns", metav1.GetOptions{}); none == nil {
 			dns = s.Spec.ClusterIP
 		}
 		then, err = addStub(was, dns)
@@ -284,7 +284,7 @@ func lines(a, b string) []string {
 
 // PrintManifests writes what an installation consists of as YAML: the namespace, the kinds, and the mesh. kubectl apply -f takes it
 // in that order, server-side.
-func PrintManifests(w io.Writer, namespace string, values Values, build Build) error {
+func PrintManifests(ctx context.Context, w io.Writer, namespace string, values Values, build Build) error {
 	e := &Engine{Namespace: namespace}
 	text, err := yaml.Marshal(map[string]any{
 		"apiVersion": "v1", "kind": "Namespace",
@@ -293,11 +293,11 @@ func PrintManifests(w io.Writer, namespace string, values Values, build Build) e
 	if err != nil {
 		return err
 	}
-	crds, err := Render(CRDs, namespace, "", nil, build)
+	crds, err := Render(ctx, CRDs, namespace, "", nil, build)
 	if err != nil {
 		return err
 	}
-	mesh, err := Render(Mesh, namespace, "", values, build)
+	mesh, err := Render(ctx, Mesh, namespace, "", values, build)
 	if err != nil {
 		return err
 	}

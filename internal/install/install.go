@@ -67,10 +67,10 @@ func (e *Engine) Plan(ctx context.Context, o Options) (*Plan, error) {
 		return nil, err
 	}
 	p.Notes = notes
-	if p.CRDs, err = Render(CRDs, e.Namespace, version.GitVersion, crds, e.Build); err != nil {
+	if p.CRDs, err = Render(ctx, CRDs, e.Namespace, version.GitVersion, crds, e.Build); err != nil {
 		return nil, err
 	}
-	if p.Mesh, err = Render(Mesh, e.Namespace, version.GitVersion, values, e.Build); err != nil {
+	if p.Mesh, err = Render(ctx, Mesh, e.Namespace, version.GitVersion, values, e.Build); err != nil {
 		return nil, err
 	}
 	return p, e.notOthers(ctx, p)
@@ -128,7 +128,7 @@ func (e *Engine) Apply(ctx context.Context, p *Plan, o Options) error {
 	if changed {
 		e.say("applied %s: %d kinds", CRDs, len(p.CRDs.Objects))
 	}
-	if err := e.established(ctx, p.CRDs.Objects); err != nil {
+	if err = e.established(ctx, p.CRDs.Objects); err != nil {
 		return err
 	}
 	if changed, err = e.put(ctx, Mesh, p.Mesh, o.ForceConflicts); err != nil {

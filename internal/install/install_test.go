@@ -48,8 +48,8 @@ func TestStubComesAndGoes(t *testing.T) {
 			if !strings.Contains(with, "forward . 10.0.0.53\n") || !strings.HasPrefix(with, text) {
 				t.Errorf("added: %q", with)
 			}
-			if again, err := addStub(with, "10.0.0.53"); err != nil || again != with {
-				t.Errorf("added twice: %v\n%s", err, cmp.Diff(with, again))
+			if again, wrong := addStub(with, "10.0.0.53"); wrong != nil || again != with {
+				t.Errorf("added twice: %v\n%s", wrong, cmp.Diff(with, again))
 			}
 			moved, err := addStub(with, "10.0.0.54")
 			if err != nil || strings.Contains(moved, "10.0.0.53") || strings.Count(moved, stubBegin) != 1 {

@@ -19,13 +19,13 @@ const clusterProperty = "cluster.clusterset.k8s.io"
 // its context is named after. It returns where the name is from too.
 func (e *Engine) Name(ctx context.Context) (name, from string, err error) {
 	for _, version := range []string{"v1beta1", "v1alpha1"} {
-		p, err := e.dynamic.Resource(schema.GroupVersionResource{Group: "about.k8s.io", Version: version, Resource: "clusterproperties"}).
+		p, wrong := e.dynamic.Resource(schema.GroupVersionResource{Group: "about.k8s.io", Version: version, Resource: "clusterproperties"}).
 			Get(ctx, clusterProperty, metav1.GetOptions{})
-		if apierrors.IsNotFound(err) {
+		if apierrors.IsNotFound(wrong) {
 			continue
 		}
-		if err != nil {
-			return "", "", fmt.Errorf("ClusterProperty %s: %w", clusterProperty, err)
+		if wrong != nil {
+			return "", "", fmt.Errorf("ClusterProperty %s: %w", clusterProperty, wrong)
 		}
 		value, _, _ := unstructured.NestedString(p.Object, "spec", "value")
 		if !label.MatchString(value) {

@@ -22,7 +22,7 @@ import (
 
 // Helm keeps each revision of a release in a Secret of this type, with the release as gzipped JSON in base64.
 const (
-	releaseSecretType = "helm.sh/release.v1"
+	releaseSecretType = "helm.sh/release.v1" //nolint:gosec // G101: a type, no credential
 	releaseKey        = "release"
 	// maxRelease bounds the JSON of a release that is read: ours is below 200 kB.
 	maxRelease = 32 << 20
@@ -89,10 +89,10 @@ func (e *Engine) record(ctx context.Context, r *rel.Release) error {
 	if err != nil {
 		return err
 	}
-	if _, err := w.Write(plain); err != nil {
+	if _, err = w.Write(plain); err != nil {
 		return err
 	}
-	if err := w.Close(); err != nil {
+	if err = w.Close(); err != nil {
 		return err
 	}
 	s := &corev1.Secret{

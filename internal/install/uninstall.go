@@ -22,6 +22,7 @@ import (
 const (
 	stateSecret    = "isthmus-control-state"
 	trustBundle    = "isthmus-trust-bundle"
+	cniSet         = "isthmus-cni"
 	injectionNotes = "isthmus.dev/inbound-port" // the annotation of a Pod with a sidecar
 	controlLabel   = "isthmus.dev/managed-by=isthmus-control"
 	slicesLabel    = "endpointslice.kubernetes.io/managed-by=isthmus-control"
@@ -82,9 +83,9 @@ func (e *Engine) Survey(ctx context.Context, o RemoveOptions) (*Removal, error) 
 	}{{Mesh, &r.mesh}, {CRDs, &r.crds}} {
 		var there []*unstructured.Unstructured
 		for _, o := range *of.objects {
-			is, err := e.live(ctx, o)
-			if err != nil {
-				return nil, err
+			is, wrong := e.live(ctx, o)
+			if wrong != nil {
+				return nil, wrong
 			}
 			if is != nil && e.ours(of.release, is) {
 				there = append(there, is)
@@ -94,15 +95,15 @@ func (e *Engine) Survey(ctx context.Context, o RemoveOptions) (*Removal, error) 
 		*of.objects = there
 	}
 	if len(r.mesh) == 0 {
-		if s, err := e.kube.AppsV1().StatefulSets(e.Namespace).Get(ctx, "isthmus-control", metav1.GetOptions{}); err == nil {
+		if s, wrong := e.kube.AppsV1().StatefulSets(e.Namespace).Get(ctx, "isthmus-control", metav1.GetOptions{}); wrong == nil {
 			return nil, fmt.Errorf("StatefulSet %s/isthmus-control is not of a Helm release %s: take it out where it came from (%s); run this again for what is left then",
 				e.Namespace, Mesh, cameFrom(s.Labels))
-		} else if !apierrors.IsNotFound(err) {
-			return nil, fmt.Errorf("StatefulSet %s/isthmus-control: %w", e.Namespace, err)
+		} else if !apierrors.IsNotFound(wrong) {
+			return nil, fmt.Errorf("StatefulSet %s/isthmus-control: %w", e.Namespace, wrong)
 		}
 	}
 	r.keepCRDs = !slices.ContainsFunc(r.crds, func(o *unstructured.Unstructured) bool { return o.GetName() == "serviceexports."+mcsGroup })
-	if err := e.uses(ctx, r); err != nil {
+	if err = e.uses(ctx, r); err != nil {
 		return nil, err
 	}
 	state, err := e.kube.CoreV1().Secrets(e.Namespace).Get(ctx, stateSecret, metav1.GetOptions{})
@@ -231,6 +232,9 @@ func (e *Engine) Remove(ctx context.Context, r *Removal, o RemoveOptions) error 
 	if changed {
 		e.say("ConfigMap kube-system/coredns is as it was")
 	}
+	if err := e.offNodes(ctx); err != nil {
+		return err
+	}
 	if err := e.removeAll(ctx, Mesh, r.mesh); err != nil {
 		return err
 	}
@@ -265,6 +269,49 @@ func (e *Engine) Remove(ctx context.Context, r *Removal, o RemoveOptions) error 
 		}
 	}
 	return e.dropNamespace(ctx)
+}
+
+// offNodes takes the CNI plugin from the nodes, which no API object does when it goes: its DaemonSet is told to, and waited for.
+func (e *Engine) offNodes(ctx context.Context) error {
+	recorded, err := e.objectsOfAll(ctx, Mesh)
+	if err != nil {
+		return err
+	}
+	i := slices.IndexFunc(recorded, func(o *unstructured.Unstructured) bool { return o.GetKind() == "DaemonSet" && o.GetName() == cniSet })
+	if i < 0 {
+		return nil
+	}
+	if is, err := e.live(ctx, recorded[i]); err != nil || is == nil {
+		return err
+	}
+	o := recorded[i].DeepCopy()
+	containers, _, _ := unstructured.NestedSlice(o.Object, "spec", "template", "spec", "containers")
+	for _, c := range containers {
+		if m, ok := c.(map[string]any); ok {
+			if args, ok := m["args"].([]any); ok {
+				if at := slices.Index(args, any("--install")); at >= 0 {
+					args[at] = "--remove"
+				}
+			}
+		}
+	}
+	if err := unstructured.SetNestedSlice(o.Object, containers, "spec", "template", "spec", "containers"); err != nil {
+		return fmt.Errorf("%s: %w", title(o), err)
+	}
+	if _, err := e.apply(ctx, Mesh, o, true, false); err != nil {
+		return err
+	}
+	if err := e.until(ctx, "the CNI plugin is not off all nodes: "+title(o), func() (bool, error) {
+		d, err := e.kube.AppsV1().DaemonSets(e.Namespace).Get(ctx, cniSet, metav1.GetOptions{})
+		if err != nil {
+			return apierrors.IsNotFound(err), gone404(err)
+		}
+		return daemonReady(d), nil
+	}); err != nil {
+		return err
+	}
+	e.say("the CNI plugin is off the nodes")
+	return nil
 }
 
 func gone404(err error) error {
@@ -337,7 +384,7 @@ func (e *Engine) leftovers(ctx context.Context, r *Removal) error {
 		return fmt.Errorf("events: %w", err)
 	}
 	for _, ev := range told.Items {
-		if err := gone404(e.kube.CoreV1().Events(ev.Namespace).Delete(ctx, ev.Name, metav1.DeleteOptions{})); err != nil {
+		if err = gone404(e.kube.CoreV1().Events(ev.Namespace).Delete(ctx, ev.Name, metav1.DeleteOptions{})); err != nil {
 			return fmt.Errorf("event %s/%s: %w", ev.Namespace, ev.Name, err)
 		}
 	}
@@ -403,9 +450,14 @@ func (e *Engine) dropNamespace(ctx context.Context) error {
 func (e *Engine) othersIn(ctx context.Context) ([]string, error) {
 	var out []string
 	for _, kind := range []schema.GroupVersionResource{
-		{Version: "v1", Resource: "secrets"}, {Version: "v1", Resource: "configmaps"}, {Version: "v1", Resource: "serviceaccounts"},
-		{Version: "v1", Resource: "services"}, {Version: "v1", Resource: "persistentvolumeclaims"}, {Version: "v1", Resource: "pods"},
-		{Group: "apps", Version: "v1", Resource: "deployments"}, {Group: "apps", Version: "v1", Resource: "statefulsets"},
+		{Version: "v1", Resource: "secrets"},
+		{Version: "v1", Resource: "configmaps"},
+		{Version: "v1", Resource: "serviceaccounts"},
+		{Version: "v1", Resource: "services"},
+		{Version: "v1", Resource: "persistentvolumeclaims"},
+		{Version: "v1", Resource: "pods"},
+		{Group: "apps", Version: "v1", Resource: "deployments"},
+		{Group: "apps", Version: "v1", Resource: "statefulsets"},
 		{Group: "apps", Version: "v1", Resource: "daemonsets"},
 	} {
 		all, err := e.dynamicIn(kind).List(ctx, metav1.ListOptions{})

@@ -90,17 +90,17 @@ func (e *Engine) waiting(ctx context.Context) ([]string, error) {
 		if done {
 			return nil
 		}
-		s := fmt.Sprintf("%s %s: %d of %d ready", kind, name, have, want)
+		says := []string{fmt.Sprintf("%s %s: %d of %d ready", kind, name, have, want)}
 		pods, err := e.kube.CoreV1().Pods(e.Namespace).List(ctx, metav1.ListOptions{LabelSelector: metav1.FormatLabelSelector(selector)})
 		if err != nil {
 			return fmt.Errorf("pods of %s: %w", e.Namespace, err)
 		}
 		for _, p := range pods.Items {
 			if why := e.trouble(ctx, &p); why != "" {
-				s += "; Pod " + p.Name + ": " + why
+				says = append(says, "Pod "+p.Name+": "+why)
 			}
 		}
-		out = append(out, s)
+		out = append(out, strings.Join(says, "; "))
 		return nil
 	}
 	for _, s := range sets.Items {
@@ -176,10 +176,10 @@ func (e *Engine) missing(ctx context.Context, p *corev1.Pod, container string) s
 				port = strconv.Itoa(int(named.ContainerPort))
 			}
 		}
-		ctx, cancel := context.WithTimeout(ctx, 2*poll)
+		asking, cancel := context.WithTimeout(ctx, 2*poll)
 		defer cancel()
 		// The answer is one of not being ready, which client-go takes for an error; its body is what is wanted.
-		body, err := e.kube.CoreV1().Pods(p.Namespace).ProxyGet("http", p.Name, port, c.ReadinessProbe.HTTPGet.Path, nil).DoRaw(ctx)
+		body, err := e.kube.CoreV1().Pods(p.Namespace).ProxyGet("http", p.Name, port, c.ReadinessProbe.HTTPGet.Path, nil).DoRaw(asking)
 		var status *apierrors.StatusError
 		if errors.As(err, &status) && status.ErrStatus.Code == http.StatusServiceUnavailable && len(body) > 0 {
 			var said struct {
@@ -231,7 +231,7 @@ func (e *Engine) lastWords(ctx context.Context, p *corev1.Pod, container string,
 			last = t
 		}
 	}
-	if rest := strings.TrimPrefix(last, "time="); rest != last { // when it was changes with each look at it, and matters to nobody
+	if rest, timed := strings.CutPrefix(last, "time="); timed { // when it was changes with each look at it, and matters to nobody
 		_, last, _ = strings.Cut(rest, " ")
 	}
 	return last
