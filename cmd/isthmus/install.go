@@ -121,7 +121,7 @@ func newUpgrade(g *global) *cobra.Command {
 		Use:   "upgrade",
 		Short: "Bring Isthmus in Kubernetes clusters to the version of this program",
 		Long: `upgrade does what install does, with the values that are in force, changed by those that are given. --plan shows what would
-change, object by object and field by field, as the API server would have it.`,
+change, object by object and field by field, as the API server would have it. Of several clusters, each is ready before the next begins.`,
 		Example: example("isthmus upgrade --context kind-c1 --plan", "isthmus upgrade --context kind-c1 --set log.level=debug"),
 		Args:    noArgs,
 		RunE: func(c *cobra.Command, _ []string) error {
@@ -194,7 +194,11 @@ func (g *global) install(c *cobra.Command, f *installFlags, o install.Options) e
 	if f.dryRun {
 		return g.showPlans(c, engines, plans, o)
 	}
-	return onEach(engines, func(i int, e *install.Engine) error {
+	work := onEach
+	if o.MustExist {
+		work = oneByOne
+	}
+	return work(engines, func(i int, e *install.Engine) error {
 		p := plans[i]
 		if p.ClusterFrom != "" {
 			e.Say(fmt.Sprintf("cluster %s, by %s", p.Cluster, p.ClusterFrom))
@@ -258,6 +262,17 @@ func onEach(engines []*install.Engine, do func(int, *install.Engine) error) erro
 	}
 	all.Wait()
 	return errors.Join(errs...)
+}
+
+// oneByOne does something with every cluster in turn, and ends with the first error: what is wrong with a version is to be seen in one
+// cluster, while the others carry its calls.
+func oneByOne(engines []*install.Engine, do func(int, *install.Engine) error) error {
+	for i, e := range engines {
+		if err := inContext(e, do(i, e)); err != nil {
+			return err
+		}
+	}
+	return nil
 }
 
 // inContext says which cluster an error is of, and marks those of the user.

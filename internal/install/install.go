@@ -118,10 +118,15 @@ func (e *Engine) Apply(ctx context.Context, p *Plan, o Options) error {
 			return err
 		}
 	}
+	if o.Wait > 0 {
+		var cancel context.CancelFunc
+		ctx, cancel = context.WithTimeout(ctx, o.Wait)
+		defer cancel()
+	}
 	if err := e.makeNamespace(ctx, p.Namespace); err != nil {
 		return err
 	}
-	changed, err := e.put(ctx, CRDs, p.CRDs, o.ForceConflicts)
+	changed, err := e.put(ctx, CRDs, p.CRDs, o)
 	if err != nil {
 		return err
 	}
@@ -131,7 +136,7 @@ func (e *Engine) Apply(ctx context.Context, p *Plan, o Options) error {
 	if err = e.established(ctx, p.CRDs.Objects); err != nil {
 		return err
 	}
-	if changed, err = e.put(ctx, Mesh, p.Mesh, o.ForceConflicts); err != nil {
+	if changed, err = e.put(ctx, Mesh, p.Mesh, o); err != nil {
 		return err
 	}
 	if changed {
@@ -151,9 +156,7 @@ func (e *Engine) Apply(ctx context.Context, p *Plan, o Options) error {
 	if o.Wait <= 0 {
 		return nil
 	}
-	ctx, cancel := context.WithTimeout(ctx, o.Wait)
-	defer cancel()
-	return e.Wait(ctx)
+	return e.Wait(ctx, "")
 }
 
 // makeNamespace creates the namespace. One that was there before is left as it is: somebody else decides about it.

@@ -10,6 +10,7 @@ import (
 	"io"
 	"slices"
 	"strconv"
+	"strings"
 	"time"
 
 	relcommon "helm.sh/helm/v4/pkg/release/common"
@@ -158,7 +159,7 @@ func objectsOf(r *rel.Release) ([]*unstructured.Unstructured, error) {
 
 // put makes a release what a rendered chart says: applies it, removes what it no longer has, and records it. Nothing is written
 // where nothing would change.
-func (e *Engine) put(ctx context.Context, name string, r *Rendered, force bool) (changed bool, err error) {
+func (e *Engine) put(ctx context.Context, name string, r *Rendered, o Options) (changed bool, err error) {
 	before, err := e.release(ctx, name)
 	if err != nil {
 		return false, err
@@ -183,14 +184,12 @@ func (e *Engine) put(ctx context.Context, name string, r *Rendered, force bool) 
 			return false, err
 		}
 	}
-	for _, o := range r.Objects {
-		if _, err := e.apply(ctx, name, o, force, false); err != nil {
-			if !same {
-				next.SetStatus(relcommon.StatusFailed, err.Error())
-				_ = e.record(context.WithoutCancel(ctx), next) // the error is that of applying
-			}
-			return true, err
+	if err := e.inStages(ctx, name, r.Objects, o); err != nil {
+		if !same {
+			next.SetStatus(relcommon.StatusFailed, err.Error())
+			_ = e.record(context.WithoutCancel(ctx), next) // the error is that of applying
 		}
+		return true, err
 	}
 	if same {
 		return false, nil
@@ -205,6 +204,49 @@ func (e *Engine) put(ctx context.Context, name string, r *Rendered, force bool) 
 		return true, err
 	}
 	return true, e.supersede(ctx, name, next.Version)
+}
+
+// inStages applies objects: what programs need, then control, the gateways, the node proxies, and webhooks last. Each stage is ready
+// before the next begins, where that is waited for: a version that does not come up stops at its first program, and no node proxy looks
+// for its identity while control is away.
+func (e *Engine) inStages(ctx context.Context, release string, objects []*unstructured.Unstructured, o Options) error {
+	objects = slices.Clone(objects)
+	slices.SortStableFunc(objects, func(a, b *unstructured.Unstructured) int { return stage(a) - stage(b) })
+	for i, object := range objects {
+		if _, err := e.apply(ctx, release, object, o.ForceConflicts, false); err != nil {
+			return err
+		}
+		last := i == len(objects)-1 || stage(objects[i+1]) != stage(object)
+		if component := object.GetLabels()[componentLabel]; last && workload(object) && o.Wait > 0 {
+			if err := e.Wait(ctx, component); err != nil {
+				return err
+			}
+		}
+	}
+	return nil
+}
+
+const componentLabel = "app.kubernetes.io/component"
+
+func workload(o *unstructured.Unstructured) bool {
+	return o.GetKind() == "StatefulSet" || o.GetKind() == "DaemonSet"
+}
+
+func stage(o *unstructured.Unstructured) int {
+	switch component := o.GetLabels()[componentLabel]; {
+	case strings.HasSuffix(o.GetKind(), "WebhookConfiguration"):
+		return 5
+	case !workload(o):
+		return 0
+	case component == "control":
+		return 1
+	case component == "gateway":
+		return 2
+	case component == "node":
+		return 3
+	default:
+		return 4
+	}
 }
 
 // gone returns the objects that are in old and not in now, the last applied first.

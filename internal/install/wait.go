@@ -44,12 +44,12 @@ func (n *NotReadyError) Error() string {
 // Unwrap returns why the waiting ended.
 func (n *NotReadyError) Unwrap() error { return n.err }
 
-// Wait returns when all programs of Isthmus are ready in their present version. What is waited for, and why, is said whenever it changes.
-func (e *Engine) Wait(ctx context.Context) error {
+// Wait returns when the programs of a component are ready in their present version; of all, when it is empty. What is waited for, and why, is said whenever it changes.
+func (e *Engine) Wait(ctx context.Context, component string) error {
 	said := map[string]bool{}
 	var waiting []string
 	for {
-		now, err := e.waiting(ctx)
+		now, err := e.waiting(ctx, component)
 		switch {
 		case err != nil && ctx.Err() == nil:
 			return err
@@ -75,13 +75,17 @@ func (e *Engine) Wait(ctx context.Context) error {
 }
 
 // waiting returns what is not ready, and why.
-func (e *Engine) waiting(ctx context.Context) ([]string, error) {
+func (e *Engine) waiting(ctx context.Context, component string) ([]string, error) {
 	apps := e.kube.AppsV1()
-	sets, err := apps.StatefulSets(e.Namespace).List(ctx, metav1.ListOptions{LabelSelector: "app.kubernetes.io/name=isthmus"})
+	selector := "app.kubernetes.io/name=isthmus"
+	if component != "" {
+		selector += "," + componentLabel + "=" + component
+	}
+	sets, err := apps.StatefulSets(e.Namespace).List(ctx, metav1.ListOptions{LabelSelector: selector})
 	if err != nil {
 		return nil, fmt.Errorf("StatefulSets of %s: %w", e.Namespace, err)
 	}
-	daemons, err := apps.DaemonSets(e.Namespace).List(ctx, metav1.ListOptions{LabelSelector: "app.kubernetes.io/name=isthmus"})
+	daemons, err := apps.DaemonSets(e.Namespace).List(ctx, metav1.ListOptions{LabelSelector: selector})
 	if err != nil {
 		return nil, fmt.Errorf("DaemonSets of %s: %w", e.Namespace, err)
 	}
