@@ -156,6 +156,12 @@ func (e *Engine) Apply(ctx context.Context, p *Plan, o Options) error {
 	if o.Wait <= 0 {
 		return nil
 	}
+	if changed && p.coreDNSWanted() {
+		e.say("starting CoreDNS anew, one Pod after the other: it reads that now")
+		if err := e.rereadCorefile(ctx); err != nil {
+			return err
+		}
+	}
 	return e.Wait(ctx, "")
 }
 
