@@ -139,7 +139,12 @@ func (l *lab) buildNodeImage(ctx context.Context, name string, b binaries, own m
 	}
 	_, err = l.docker.do(ctx, "commit", "--change", `ENTRYPOINT ["/usr/local/bin/entrypoint", "/sbin/init"]`, container, name)
 	_, failed := l.docker.do(context.WithoutCancel(ctx), "rm", "--force", "--volumes", container)
-	return errors.Join(err, failed)
+	if err = errors.Join(err, failed); err != nil {
+		return err
+	}
+	// Other checkouts may still want theirs; one that is a week old has been in use for long enough.
+	_, err = l.docker.do(ctx, "image", "prune", "--all", "--force", "--filter", "label=dev.isthmus.kind-node", "--filter", "until=168h")
+	return err
 }
 
 // nodeContext lays out what node/Dockerfile copies.
