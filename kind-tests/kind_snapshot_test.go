@@ -80,6 +80,9 @@ func (c *member) addTo(ctx context.Context, out snapshot, group, resource string
 			return err
 		}
 		out[path] = string(text)
+		if resource == "endpoints" { // where a Service's Pods happen to be
+			out[path] = ""
+		}
 	}
 	return nil
 }
