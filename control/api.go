@@ -48,13 +48,16 @@ func (c *Control) list(of func(*present) any) http.HandlerFunc {
 
 // Introduction returns what another cluster's ClusterPeer must say to let this cluster in.
 func (c *Control) Introduction() admin.Introduction {
-	urls := c.cfg.BusURLs
+	urls, pods := c.cfg.BusURLs, []string(nil)
+	if p := c.present.Load(); p != nil {
+		pods = texts(p.world.own.PodCIDRs)
+	}
 	if objects := c.cfg.Registry.Objects().Load(); len(urls) == 0 && objects != nil {
 		urls = objects.Outside.Bus
 	}
 	return admin.Introduction{
 		Cluster: c.cfg.Cluster.String(), TrustDomain: c.cfg.Domain.Name(),
-		RootFingerprint: c.keys.Fingerprint().String(), BusKey: c.keys.BusKey(), BusURLs: notNil(urls),
+		RootFingerprint: c.keys.Fingerprint().String(), BusKey: c.keys.BusKey(), BusURLs: notNil(urls), PodCIDRs: pods,
 	}
 }
 

@@ -76,7 +76,8 @@ func (w *world) podsHave(a netip.Addr) bool {
 }
 
 // peerPods returns, of each peer, the prefixes of its pods in which every address is nobody's but theirs: not of another cluster, and not of
-// anything in this one. Without knowing the own pods' addresses, no peer has any: a pod here may have the same.
+// anything in this one that is known. What else is in the networks here is not: so the peer's word alone does not do, its ClusterPeer must
+// name them too, or a peer could take connections that are to somebody else. Without knowing the own pods' addresses, no peer has any: a pod here may have the same.
 func (w *world) peerPods() map[topology.ClusterName][]netip.Prefix {
 	if len(w.own.PodCIDRs) == 0 {
 		return nil
@@ -84,12 +85,22 @@ func (w *world) peerPods() map[topology.ClusterName][]netip.Prefix {
 	out := make(map[topology.ClusterName][]netip.Prefix)
 	for _, v := range w.usable {
 		for _, p := range v.PodCIDRs {
-			if within(p, w.in.peerPods) && !w.takenHere(p) && !slices.ContainsFunc(w.usable, func(o *federation.View) bool { return o != v && overlaps(p, o.PodCIDRs) }) {
+			if within(p, w.in.peerPods) && within(p, w.letIn(v.Cluster)) && !w.takenHere(p) && !slices.ContainsFunc(w.usable, func(o *federation.View) bool { return o != v && overlaps(p, o.PodCIDRs) }) {
 				out[v.Cluster] = append(out[v.Cluster], p)
 			}
 		}
 	}
 	return out
+}
+
+// letIn returns what a peer's ClusterPeer says of its pods.
+func (w *world) letIn(c topology.ClusterName) []netip.Prefix {
+	for i := range w.peers {
+		if w.peers[i].Cluster == c {
+			return w.peers[i].PodCIDRs
+		}
+	}
+	return nil
 }
 
 func within(p netip.Prefix, allowed []netip.Prefix) bool {

@@ -142,6 +142,8 @@ type ClusterPeer struct {
 	RootFingerprint string   // "sha256:" and 64 lower-case hex digits
 	BusURLs         []string // empty: we don't dial
 	BusKey          string   // public NKey, "U…"
+	// PodCIDRs are the prefixes in which the peer may say that its pods are.
+	PodCIDRs []netip.Prefix
 	Generation      int64    // as of a ServiceExport
 }
 

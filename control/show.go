@@ -104,6 +104,7 @@ func (p *present) peers() []admin.Peer {
 		a := admin.Peer{
 			Cluster: peer.Cluster.String(), TrustDomain: peer.Domain.Name(), State: string(federation.Waiting), Bus: "inbound",
 			RootFingerprint: peer.RootFingerprint, BusKey: peer.BusKey, BusURLs: peer.BusURLs,
+			PodCIDRs: texts(peer.PodCIDRs),
 		}
 		if state := p.buses[a.Cluster]; state != nil {
 			a.Bus = state()
@@ -114,6 +115,14 @@ func (p *present) peers() []admin.Peer {
 			a.Gateways, a.Services = len(v.Gateways), len(v.Exports)
 		}
 		out = append(out, a)
+	}
+	return out
+}
+
+func texts[T fmt.Stringer](in []T) []string {
+	var out []string
+	for _, v := range in {
+		out = append(out, v.String())
 	}
 	return out
 }

@@ -71,6 +71,7 @@ type Peer struct {
 	RootFingerprint string   `json:"root_fingerprint"`
 	BusKey          string   `json:"bus_key"`
 	BusURLs         []string `json:"bus_urls,omitempty"`
+	PodCIDRs        []string `json:"pod_cidrs,omitempty"`
 }
 
 // Link is what one local gateway reports of the links to one peer cluster.
@@ -157,6 +158,8 @@ type Introduction struct {
 	RootFingerprint string   `json:"root_fingerprint"`
 	BusKey          string   `json:"bus_key"`
 	BusURLs         []string `json:"bus_urls"`
+	// PodCIDRs are the prefixes that the cluster's pods are in, as far as they are known.
+	PodCIDRs []string `json:"pod_cidrs,omitempty"`
 }
 
 // TokenRequest asks for a single-use join token for one program. Exactly one field is set.

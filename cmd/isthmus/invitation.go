@@ -34,6 +34,14 @@ func clusterPeer(in admin.Introduction, annotations string) string {
 	for i, u := range in.BusURLs {
 		urls[i] = fmt.Sprintf("%q", u)
 	}
+	pods := ""
+	if len(in.PodCIDRs) > 0 {
+		quoted := make([]string, len(in.PodCIDRs))
+		for i, p := range in.PodCIDRs {
+			quoted[i] = fmt.Sprintf("%q", p)
+		}
+		pods = "  podCIDRs: [" + list(quoted) + "]\n"
+	}
 	return fmt.Sprintf(`apiVersion: isthmus.dev/v1alpha1
 kind: ClusterPeer
 metadata: {name: %s%s}
@@ -43,7 +51,7 @@ spec:
   bus:
     key: %s
     urls: [%s]
-`, in.Cluster, annotations, in.TrustDomain, in.RootFingerprint, in.BusKey, list(urls))
+%s`, in.Cluster, annotations, in.TrustDomain, in.RootFingerprint, in.BusKey, list(urls), pods)
 }
 
 // String is the invitation as it is handed over. It ends with the mark of a document's end, so that whoever reads it from a pipe need
@@ -101,8 +109,13 @@ func parseInvitation(name, text string) (invitation, error) {
 		return invitation{}, fmt.Errorf("%s: %w", name, err)
 	}
 	p := file.Objects[0].Peer
+	var pods []string
+	for _, prefix := range p.PodCIDRs {
+		pods = append(pods, prefix.String())
+	}
 	return invitation{admin.Introduction{
 		Cluster: p.Cluster.String(), TrustDomain: p.Domain.Name(), RootFingerprint: p.RootFingerprint, BusKey: p.BusKey, BusURLs: p.BusURLs,
+		PodCIDRs: pods,
 	}, head.Metadata.Annotations[inAnswerTo]}, nil
 }
 
@@ -151,5 +164,6 @@ func (i invitation) verify(self admin.Introduction, known []admin.Introduction, 
 	}
 	differs("bus key", have.BusKey, i.BusKey)
 	differs("bus", list(have.BusURLs), list(i.BusURLs))
+	differs("pods", list(have.PodCIDRs), list(i.PodCIDRs))
 	return changes, nil
 }

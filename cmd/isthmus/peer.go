@@ -141,8 +141,9 @@ func (a *acceptance) run(ctx context.Context, name string, stdin io.Reader, stdo
 	} else if err := a.put(bounded, t, store, invited, changes, chatter); err != nil {
 		return err
 	}
-	_, _ = fmt.Fprintf(chatter, "  fingerprint   %s\n  trust domain  %s\n  bus           %s\nCompare the fingerprint with what \"isthmus introduction\" says in %s.\n",
-		invited.RootFingerprint, invited.TrustDomain, cmp.Or(list(invited.BusURLs), "none: "+invited.Cluster+" dials"), invited.Cluster)
+	_, _ = fmt.Fprintf(chatter, "  fingerprint   %s\n  trust domain  %s\n  bus           %s\n  pods          %s\nCompare the fingerprint with what \"isthmus introduction\" says in %s.\n",
+		invited.RootFingerprint, invited.TrustDomain, cmp.Or(list(invited.BusURLs), "none: "+invited.Cluster+" dials"),
+		cmp.Or(list(invited.PodCIDRs), "not said: copies of headless services get addresses that stand for them"), invited.Cluster)
 	answered := invited.answers == self.Cluster // else it is printed even if the other side has it: what reads it may be an accept
 	if len(invited.BusURLs) == 0 && len(self.BusURLs) == 0 {
 		return finding{fmt.Sprintf("neither %s nor %s advertises an address of its bus (bus.advertise): they can't reach each other", self.Cluster, invited.Cluster)}

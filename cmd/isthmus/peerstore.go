@@ -87,7 +87,7 @@ func (k kubePeers) list(ctx context.Context) ([]admin.Introduction, error) {
 		}
 		out = append(out, admin.Introduction{
 			Cluster: p.Name, TrustDomain: p.Spec.TrustDomain, RootFingerprint: p.Spec.RootFingerprint,
-			BusKey: p.Spec.Bus.Key, BusURLs: p.Spec.Bus.URLs,
+			BusKey: p.Spec.Bus.Key, BusURLs: p.Spec.Bus.URLs, PodCIDRs: p.Spec.PodCIDRs,
 		})
 	}
 	return out, nil
@@ -98,12 +98,17 @@ func (k kubePeers) put(ctx context.Context, peer admin.Introduction, force bool)
 	for i, u := range peer.BusURLs {
 		urls[i] = u
 	}
-	object := &unstructured.Unstructured{Object: map[string]any{
-		"metadata": map[string]any{"name": peer.Cluster},
-		"spec": map[string]any{
-			"trustDomain": peer.TrustDomain, "rootFingerprint": peer.RootFingerprint, "bus": map[string]any{"key": peer.BusKey, "urls": urls},
-		},
-	}}
+	spec := map[string]any{
+		"trustDomain": peer.TrustDomain, "rootFingerprint": peer.RootFingerprint, "bus": map[string]any{"key": peer.BusKey, "urls": urls},
+	}
+	if len(peer.PodCIDRs) > 0 {
+		pods := make([]any, len(peer.PodCIDRs))
+		for i, p := range peer.PodCIDRs {
+			pods[i] = p
+		}
+		spec["podCIDRs"] = pods
+	}
+	object := &unstructured.Unstructured{Object: map[string]any{"metadata": map[string]any{"name": peer.Cluster}, "spec": spec}}
 	object.SetAPIVersion(clusterPeers.GroupVersion().String())
 	object.SetKind("ClusterPeer")
 	_, err := k.peers.Apply(ctx, peer.Cluster, object, metav1.ApplyOptions{FieldManager: fieldManager, Force: force})
@@ -125,7 +130,7 @@ func (f folderPeers) list(context.Context) ([]admin.Introduction, error) {
 	var out []admin.Introduction
 	for _, p := range f.status.Peers {
 		out = append(out, admin.Introduction{
-			Cluster: p.Cluster, TrustDomain: p.TrustDomain, RootFingerprint: p.RootFingerprint, BusKey: p.BusKey, BusURLs: p.BusURLs,
+			Cluster: p.Cluster, TrustDomain: p.TrustDomain, RootFingerprint: p.RootFingerprint, BusKey: p.BusKey, BusURLs: p.BusURLs, PodCIDRs: p.PodCIDRs,
 		})
 	}
 	return out, nil

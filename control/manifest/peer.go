@@ -5,6 +5,7 @@ import (
 	"encoding/hex"
 	"fmt"
 	"net"
+	"net/netip"
 	"net/url"
 	"slices"
 	"strings"
@@ -19,6 +20,9 @@ import (
 
 // maxBusURLs bounds the addresses that a peer's bus has.
 const maxBusURLs = 16
+
+// maxPodCIDRs bounds the prefixes that a peer's pods are in.
+const maxPodCIDRs = 64
 
 func clusterPeer(c *checker, in *meshv1alpha1.ClusterPeer) Object {
 	p := &control.ClusterPeer{
@@ -53,7 +57,25 @@ func clusterPeer(c *checker, in *meshv1alpha1.ClusterPeer) Object {
 		c.busURL(fmt.Sprintf("spec.bus.urls[%d]", i), u)
 	}
 	p.BusURLs = slices.Clone(p.BusURLs)
+	p.PodCIDRs = c.prefixes("spec.podCIDRs", in.Spec.PodCIDRs)
 	return Object{Peer: p}
+}
+
+// prefixes reads addresses of pods.
+func (c *checker) prefixes(field string, in []string) (out []netip.Prefix) {
+	if len(in) > maxPodCIDRs {
+		c.addf(field, "%d prefixes, more than the limit of %d", len(in), maxPodCIDRs)
+		return nil
+	}
+	for i, s := range in {
+		p, err := netip.ParsePrefix(s)
+		if err != nil || p != p.Masked() {
+			c.addf(fmt.Sprintf("%s[%d]", field, i), "%q: want a prefix such as 10.1.0.0/16, without bits of a host", s)
+			continue
+		}
+		out = append(out, p)
+	}
+	return out
 }
 
 func (c *checker) fingerprint(field, s string) {

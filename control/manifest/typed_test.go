@@ -79,7 +79,7 @@ func TestConvertAgreesWithParse(t *testing.T) {
 				}
 				want := parsed.Objects[0]
 				want.Meta().Source = control.Source{}
-				if diff := cmp.Diff(want, got, cmpopts.EquateComparable(netip.Addr{}, topology.ServiceName{}, topology.ClusterName{}, spiffeid.TrustDomain{})); diff != "" {
+				if diff := cmp.Diff(want, got, cmpopts.EquateComparable(netip.Addr{}, netip.Prefix{}, topology.ServiceName{}, topology.ClusterName{}, spiffeid.TrustDomain{})); diff != "" {
 					t.Errorf("%s:%d: (-Parse +Convert)\n%s", file.Name, d.StartLine, diff)
 				}
 			}

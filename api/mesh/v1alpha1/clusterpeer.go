@@ -41,6 +41,15 @@ type ClusterPeerSpec struct {
 	// Bus says how the two control planes reach each other's NATS.
 	// +required
 	Bus ClusterPeerBus `json:"bus,omitzero"`
+	// PodCIDRs are the prefixes in which the peer may say that its pods are. Copies of its headless services are then called by their own
+	// addresses, and connections of pods here to addresses in these prefixes go to the peer: name none that something else here uses.
+	// Empty: its copies get addresses that stand for them.
+	// +optional
+	// +listType=set
+	// +kubebuilder:validation:MaxItems=64
+	// +kubebuilder:validation:items:MaxLength=43
+	// +kubebuilder:validation:XValidation:rule="self.all(p, isCIDR(p) && cidr(p) == cidr(p).masked())",message="want prefixes such as 10.1.0.0/16, without bits of a host"
+	PodCIDRs []string `json:"podCIDRs,omitempty"`
 }
 
 // ClusterPeerBus is the peer's place on the bus.
