@@ -3,7 +3,6 @@ package kindtests
 import (
 	"cmp"
 	"context"
-	"errors"
 	"fmt"
 	"os"
 	"os/exec"
@@ -174,24 +173,11 @@ func (m *mesh) install(ctx context.Context, t *testing.T) (before []snapshot) {
 	if err = m.link(ctx); err != nil {
 		t.Fatal(err)
 	}
-	if err = errors.Join(m.settle(ctx), m.each(func(c *member) error { return c.rereadCorefile(ctx) })); err != nil {
+	if err = m.settle(ctx); err != nil {
 		t.Fatal(err)
 	}
 	t.Logf("installed and linked in %s", time.Since(begun).Round(time.Second))
 	return before
-}
-
-// rereadCorefile starts CoreDNS anew, which else finds out within two minutes that its configuration has changed.
-func (c *member) rereadCorefile(ctx context.Context) error {
-	for _, args := range []string{
-		"delete pods --selector k8s-app=kube-dns --grace-period=1 --wait",
-		"rollout status deployment coredns --timeout=90s",
-	} {
-		if _, _, err := c.api.Kubectl(ctx, "", append([]string{"--namespace", "kube-system"}, strings.Fields(args)...)...); err != nil {
-			return err
-		}
-	}
-	return nil
 }
 
 func (c *member) installed(ctx context.Context) bool {
