@@ -46,6 +46,7 @@ type Built struct {
 	Silent    []topology.ClusterName
 	Problems  []Problem
 	Addresses map[topology.ServiceName]netip.Addr
+	Hosts     int // copies of headless services that something stands for
 }
 
 // Build builds a scene.
@@ -69,7 +70,7 @@ func Build(s Scene) (Built, error) {
 		in.links[c] = linkWord{state: l.State, rtt: rtt}
 	}
 	w := build(in)
-	return Built{w.resources, w.own, w.exports, w.imports, w.silent, w.problems, w.addresses}, nil
+	return Built{w.resources, w.own, w.exports, w.imports, w.silent, w.problems, w.addresses, len(w.hosts)}, nil
 }
 
 func sortedKeys(m map[string]netip.AddrPort) []string { return slices.Sorted(maps.Keys(m)) }

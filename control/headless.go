@@ -3,6 +3,7 @@ package control
 import (
 	"cmp"
 	"fmt"
+	"maps"
 	"net/netip"
 	"slices"
 	"strings"
@@ -82,11 +83,21 @@ func (w *world) peerPods() map[topology.ClusterName][]netip.Prefix {
 	if len(w.own.PodCIDRs) == 0 {
 		return nil
 	}
-	out := make(map[topology.ClusterName][]netip.Prefix)
+	said := make(map[topology.ClusterName][]netip.Prefix, len(w.usable))
 	for _, v := range w.usable {
 		for _, p := range v.PodCIDRs {
-			if within(p, w.in.peerPods) && within(p, w.letIn(v.Cluster)) && !w.takenHere(p) && !slices.ContainsFunc(w.usable, func(o *federation.View) bool { return o != v && overlaps(p, o.PodCIDRs) }) {
-				out[v.Cluster] = append(out[v.Cluster], p)
+			if within(p, w.in.peerPods) && within(p, w.letIn(v.Cluster)) {
+				said[v.Cluster] = append(said[v.Cluster], p)
+			}
+		}
+	}
+	out := make(map[topology.ClusterName][]netip.Prefix, len(said))
+	for cluster, prefixes := range said {
+		for _, p := range prefixes {
+			// What a peer says beyond its ClusterPeer is no word against another's.
+			others := func(o topology.ClusterName) bool { return o != cluster && overlaps(p, said[o]) }
+			if !w.takenHere(p) && !slices.ContainsFunc(slices.Collect(maps.Keys(said)), others) {
+				out[cluster] = append(out[cluster], p)
 			}
 		}
 	}
@@ -124,9 +135,14 @@ func (w *world) takenHere(p netip.Prefix) bool {
 	return false
 }
 
+// maxStandIns bounds the addresses that stand for copies of one peer: a peer may say what it likes, and the range is for all.
+const maxStandIns = 4096
+
 // placeHosts gives each copy of another cluster whose own address can't be used one that stands for it.
 func (w *world) placeHosts(imports []federation.Import, offered map[topology.ClusterName]map[topology.ServiceName]*federation.Export) {
 	var wanted []hostKey
+	of := make(map[topology.ClusterName]int) // how many, of each cluster
+	tooMany := 0
 	for _, i := range imports {
 		for _, c := range i.Clusters {
 			e := offered[c][i.Name]
@@ -134,7 +150,12 @@ func (w *world) placeHosts(imports []federation.Import, offered map[topology.Clu
 				continue
 			}
 			for _, endpoint := range e.Endpoints {
-				if !w.direct(c, endpoint.Addresses) {
+				switch {
+				case w.direct(c, endpoint.Addresses):
+				case of[c] >= maxStandIns:
+					tooMany++
+				default:
+					of[c]++
 					wanted = append(wanted, hostKey{i.Name, topology.HostRef{Cluster: c, Address: endpoint.Addresses[0]}})
 				}
 			}
@@ -142,6 +163,11 @@ func (w *world) placeHosts(imports []federation.Import, offered map[topology.Clu
 	}
 	var none []hostKey
 	w.hosts, none = allocateHosts(w.in.hosts, wanted, w.in.cidr, !w.in.complete, w.addresses)
+	if tooMany > 0 {
+		w.problems = append(w.problems, Problem{
+			Object: "headless copies", Reason: fmt.Sprintf("%d of other clusters have no address: one cluster has at most %d that stand for its copies", tooMany, maxStandIns),
+		})
+	}
 	if len(none) > 0 {
 		w.problems = append(w.problems, Problem{
 			Object: "headless copies", Reason: fmt.Sprintf("%d of other clusters have no address: none is free in clusterSetCIDR %s", len(none), w.in.cidr),

@@ -143,8 +143,8 @@ type ClusterPeer struct {
 	BusURLs         []string // empty: we don't dial
 	BusKey          string   // public NKey, "U…"
 	// PodCIDRs are the prefixes in which the peer may say that its pods are.
-	PodCIDRs []netip.Prefix
-	Generation      int64    // as of a ServiceExport
+	PodCIDRs   []netip.Prefix
+	Generation int64 // as of a ServiceExport
 }
 
 // FailoverPolicy orders where calls to a service go (isthmus.dev/v1alpha1).

@@ -31,10 +31,11 @@ const (
 	trustBundleFile  = "trust-bundle.pem"
 )
 
-// What of the state folder whoever moves it must take along: Keys as soon as they change, for nothing brings them back; Memory is what peers
-// would have to tell again.
+// What of the state folder whoever moves it must take along. Nothing brings Keys back. Facts are what control has come to know and decided:
+// most of it would be found out again. Memory is what peers would have to tell again.
 var (
-	Keys   = []string{authorityFolder, keysFolder, rosterFile, addressesFile, heardFile}
+	Keys   = []string{authorityFolder, keysFolder}
+	Facts  = []string{rosterFile, addressesFile, heardFile}
 	Memory = []string{federationFolder}
 )
 

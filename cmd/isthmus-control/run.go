@@ -121,7 +121,7 @@ func restore(ctx context.Context, c *config, registry registry) (keeper, error) 
 		return onDisk{}, nil
 	}
 	return cluster.RestoreState(ctx, kube.StateConfig{
-		Dir: c.State, Secret: c.Kubernetes.StateSecret, Fast: control.Keys, Slow: control.Memory,
+		Dir: c.State, Secret: c.Kubernetes.StateSecret, Keys: control.Keys, Fast: control.Facts, Slow: control.Memory,
 		ConfigMap: c.Kubernetes.TrustBundle, Public: control.TrustBundleFile,
 	})
 }

@@ -2,6 +2,7 @@ package kube
 
 import (
 	"bytes"
+	"cmp"
 	"compress/gzip"
 	"context"
 	"errors"
@@ -12,6 +13,7 @@ import (
 	"os"
 	"path/filepath"
 	"regexp"
+	"slices"
 	"strings"
 	"time"
 
@@ -45,8 +47,9 @@ var ErrStateTaken = errors.New("another control keeps its state in the same Secr
 type StateConfig struct {
 	Dir       string   // the state directory
 	Secret    string   // name of the Secret, in control's own namespace
-	Fast      []string // files and folders of Dir that are kept as soon as they change
-	Slow      []string // those that are kept once a minute, and at the end
+	Keys      []string // files and folders of Dir without which the rest is worth nothing; all of them are kept, as soon as they change
+	Fast      []string // those that are kept as soon as they change, as far as there is room
+	Slow      []string // those that are kept once a minute, and at the end, in the room that is left
 	ConfigMap string   // name of the ConfigMap for the file Public; empty: none
 	Public    string   // a file of Dir that others are to have: the trust domain's roots
 }
@@ -146,26 +149,9 @@ func (s *State) Keep(ctx context.Context, all bool) error {
 	}
 	now := s.kube.Now()
 	all = all || now.Sub(s.slow) >= slowly
-	data := make(map[string][]byte, len(files))
-	size, left := 0, 0
-	for _, fast := range []bool{true, false} { // keys first: they get the room
-		for name, content := range files {
-			if s.isFast(name) != fast {
-				continue
-			}
-			key, value := pack(name, content)
-			if !fast && !all {
-				if value = s.had(key); value == nil {
-					continue
-				}
-			}
-			if size+len(key)+len(value) > maxSecret {
-				left++
-				continue
-			}
-			size += len(key) + len(value)
-			data[key] = value
-		}
+	data, left, err := s.fit(files, all)
+	if err != nil {
+		return fmt.Errorf("kube: Secret %s/%s: %w", s.kube.Namespace, s.cfg.Secret, err)
 	}
 	if left > 0 && !s.warned {
 		s.kube.Log.WarnContext(ctx, "state is more than a Secret holds, and not all of it is kept: give control a volume", "files_left_out", left, "limit_bytes", maxSecret)
@@ -181,6 +167,39 @@ func (s *State) Keep(ctx context.Context, all bool) error {
 		s.slow = now
 	}
 	return nil
+}
+
+// fit returns what the Secret is to hold, and how many files have no room in it. What grows with what peers say never takes the room of
+// keys: these come first, and nothing is written without them.
+func (s *State) fit(files map[string][]byte, all bool) (data map[string][]byte, left int, err error) {
+	data = make(map[string][]byte, len(files))
+	size := 0
+	names := slices.SortedFunc(maps.Keys(files), func(a, b string) int { // small ones first
+		return cmp.Or(cmp.Compare(len(files[a]), len(files[b])), cmp.Compare(a, b))
+	})
+	for rank, roots := range [][]string{s.cfg.Keys, s.cfg.Fast, s.cfg.Slow} {
+		for _, name := range names {
+			if !below(name, roots) {
+				continue
+			}
+			key, value := pack(name, files[name])
+			if rank == 2 && !all {
+				if value = s.had(key); value == nil {
+					continue
+				}
+			}
+			switch fits := size+len(key)+len(value) <= maxSecret; {
+			case fits:
+				size += len(key) + len(value)
+				data[key] = value
+			case rank == 0:
+				return nil, 0, fmt.Errorf("keys alone are more than %d bytes: %s has no room", maxSecret, name)
+			default:
+				left++
+			}
+		}
+	}
+	return data, left, nil
 }
 
 func (s *State) had(key string) []byte {
@@ -284,7 +303,7 @@ func (s *State) steady() (map[string][]byte, error) {
 // read returns the files that are kept, by their names in the directory.
 func (s *State) read() (map[string][]byte, error) {
 	files := make(map[string][]byte)
-	for _, root := range append(append([]string(nil), s.cfg.Fast...), s.cfg.Slow...) {
+	for _, root := range slices.Concat(s.cfg.Keys, s.cfg.Fast, s.cfg.Slow) {
 		err := filepath.WalkDir(filepath.Join(s.cfg.Dir, root), func(path string, d fs.DirEntry, err error) error {
 			if err != nil || !d.Type().IsRegular() {
 				return ignoreNotExist(err)
@@ -292,6 +311,9 @@ func (s *State) read() (map[string][]byte, error) {
 			name, err := filepath.Rel(s.cfg.Dir, path)
 			if err != nil || !keepable.MatchString(name) {
 				return err
+			}
+			if info, err := d.Info(); err != nil || info.Size() > maxFile && !below(name, s.cfg.Keys) {
+				return ignoreNotExist(err) // it would not fit, and must not keep the rest from being kept
 			}
 			data, err := atomicfile.Read(path, maxFile)
 			if err == nil {
@@ -306,8 +328,9 @@ func (s *State) read() (map[string][]byte, error) {
 	return files, nil
 }
 
-func (s *State) isFast(name string) bool {
-	for _, root := range s.cfg.Fast {
+// below reports whether a file is one of roots, or lies below one.
+func below(name string, roots []string) bool {
+	for _, root := range roots {
 		if name == root || strings.HasPrefix(name, root+string(filepath.Separator)) {
 			return true
 		}

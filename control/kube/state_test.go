@@ -52,7 +52,7 @@ func (w *stateWorld) pod(t *testing.T, dir string) *State {
 	t.Helper()
 	k := &Kube{cfg: Config{Namespace: "isthmus-system", Now: func() time.Time { return w.now }}.withDefaults(), writer: &writer{writes: w.api}}
 	s, err := k.RestoreState(t.Context(), StateConfig{
-		Dir: dir, Secret: "state", Fast: []string{"keys", "roster.json"}, Slow: []string{"memory"}, ConfigMap: "roots", Public: "roots.pem",
+		Dir: dir, Secret: "state", Keys: []string{"keys"}, Fast: []string{"roster.json", "addresses.json"}, Slow: []string{"memory"}, ConfigMap: "roots", Public: "roots.pem",
 	})
 	if err != nil {
 		t.Fatal(err)
@@ -272,10 +272,24 @@ func TestStateTooLarge(t *testing.T) {
 	put(t, dir, "keys/root.key", strings.Repeat("k", 2000))
 	put(t, dir, "memory/large", string(random))
 	put(t, dir, "memory/small", "s")
+	put(t, dir, "addresses.json", strings.Repeat("x", maxFile+1)) // however much peers make it, the rest is kept
 	keep(t, s, true)
 	data := w.secret(t).Data
-	if len(data["keys_root.key"]) != 2000 || string(data["memory_small"]) != "s" || data["memory_large.gz"] != nil {
+	if len(data["keys_root.key"]) != 2000 || string(data["memory_small"]) != "s" || data["memory_large.gz"] != nil || data["addresses.json.gz"] != nil {
 		t.Errorf("kept: %v", slices.Sorted(maps.Keys(data)))
+	}
+	put(t, dir, "addresses.json", string(random)+string(random[:2000]))
+	put(t, dir, "keys/another.key", "k")
+	keep(t, s, true)
+	if data = w.secret(t).Data; string(data["keys_another.key"]) != "k" || data["addresses.json.gz"] != nil {
+		t.Errorf("kept: %v", slices.Sorted(maps.Keys(data)))
+	}
+	w.pod(t, t.TempDir())
+	w.pod(t, dir) // what is too large does not keep the container from starting again
+
+	put(t, dir, "keys/huge.key", string(random)+string(random[:2000]))
+	if err := s.Keep(t.Context(), true); err == nil || string(w.secret(t).Data["keys_another.key"]) != "k" {
+		t.Errorf("keys that do not fit: %v", err)
 	}
 }
 
@@ -314,7 +328,7 @@ func TestStateAtFirst(t *testing.T) {
 	defer k.http.CloseIdleConnections()
 	ctx, cancel := context.WithTimeout(t.Context(), patience)
 	defer cancel()
-	if _, err := k.RestoreState(ctx, StateConfig{Dir: t.TempDir(), Secret: "state", Fast: []string{"keys"}}); err != nil || ctx.Err() != nil {
+	if _, err := k.RestoreState(ctx, StateConfig{Dir: t.TempDir(), Secret: "state", Keys: []string{"keys"}}); err != nil || ctx.Err() != nil {
 		t.Errorf("%v, %v", err, ctx.Err())
 	}
 }
