@@ -9,6 +9,7 @@ import (
 	"io"
 	"os"
 	"path/filepath"
+	"slices"
 	"time"
 
 	"github.com/spf13/cobra"
@@ -159,8 +160,8 @@ func (k *kindPlayground) link(ctx context.Context, l *kindlab.Lab, a, b kindlab.
 	}
 	var chatter, answer bytes.Buffer
 	accept := func(g *global, wait bool, in io.Reader, out io.Writer) error {
-		acceptance := acceptance{global: g, wait: wait, patience: k.patience}
-		if err := acceptance.run(ctx, "-", in, out, &chatter); err != nil {
+		a := acceptance{global: g, wait: wait, patience: k.patience}
+		if err := a.run(ctx, "-", in, out, &chatter); err != nil {
 			return fmt.Errorf("%w\n%s", err, chatter.String())
 		}
 		return nil
@@ -182,15 +183,15 @@ func (k *kindPlayground) shop(ctx context.Context, l *kindlab.Lab, up []kindlab.
 	ctx, cancel := context.WithTimeout(ctx, k.patience*3)
 	defer cancel()
 	image := "ghcr.io/isthmus-mesh/control:" + cmp.Or(version.Release(), "dev")
-	for i := len(up) - 1; i >= 0; i-- { // the caller last: what it calls is there then
-		cluster, err := k.in(l, up[i]).source().Cluster(up[i].Context)
+	for i, c := range slices.Backward(up) { // the caller last: what it calls is there then
+		cluster, err := k.in(l, c).source().Cluster(c.Context)
 		if err != nil {
 			return err
 		}
-		k.say("opening the shop in " + up[i].Name)
-		err = kindlab.Shop{Cluster: up[i].Name, Image: image, Caller: i == 0}.Open(ctx, cluster.Config)
+		k.say("opening the shop in " + c.Name)
+		err = kindlab.Shop{Cluster: c.Name, Image: image, Caller: i == 0}.Open(ctx, cluster.Config)
 		if errors.Is(err, context.DeadlineExceeded) {
-			return advised{err, "Look with: kubectl --kubeconfig " + shellQuote(l.Kubeconfig()) + " --context " + up[i].Context + " get pods -A"}
+			return advised{err, "Look with: kubectl --kubeconfig " + shellQuote(l.Kubeconfig()) + " --context " + c.Context + " get pods -A"}
 		}
 		if err != nil {
 			return err

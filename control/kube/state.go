@@ -312,8 +312,8 @@ func (s *State) read() (map[string][]byte, error) {
 			if err != nil || !keepable.MatchString(name) {
 				return err
 			}
-			if info, err := d.Info(); err != nil || info.Size() > maxFile && !below(name, s.cfg.Keys) {
-				return ignoreNotExist(err) // it would not fit, and must not keep the rest from being kept
+			if info, e := d.Info(); e != nil || info.Size() > maxFile && !below(name, s.cfg.Keys) {
+				return ignoreNotExist(e) // it would not fit, and must not keep the rest from being kept
 			}
 			data, err := atomicfile.Read(path, maxFile)
 			if err == nil {

@@ -21,7 +21,7 @@ import (
 	"sigs.k8s.io/kind/pkg/apis/config/v1alpha4"
 	"sigs.k8s.io/kind/pkg/cluster"
 	"sigs.k8s.io/kind/pkg/cluster/nodeutils"
-	"sigs.k8s.io/kind/pkg/log"
+	kindlog "sigs.k8s.io/kind/pkg/log"
 )
 
 // prefix is what the playground's clusters are known by among all of kind's.
@@ -58,7 +58,7 @@ func New(ctx context.Context, dir string, say func(string)) (*Lab, error) {
 	if err := os.MkdirAll(dir, 0o700); err != nil {
 		return nil, err
 	}
-	return &Lab{dir: dir, say: say, provider: cluster.NewProvider(cluster.ProviderWithDocker(), cluster.ProviderWithLogger(log.NoopLogger{}))}, nil
+	return &Lab{dir: dir, say: say, provider: cluster.NewProvider(cluster.ProviderWithDocker(), cluster.ProviderWithLogger(kindlog.NoopLogger{}))}, nil
 }
 
 // Kubeconfig is the file that reaches all clusters.

@@ -97,7 +97,7 @@ func (s Shop) Open(ctx context.Context, config *rest.Config) error {
 
 // available waits for a Deployment.
 func available(ctx context.Context, api client.Client, name client.ObjectKey) error {
-	last := "nothing is known of it yet"
+	var last string
 	for {
 		d := new(appsv1.Deployment)
 		err := api.Get(ctx, name, d)
@@ -115,7 +115,7 @@ func available(ctx context.Context, api client.Client, name client.ObjectKey) er
 		}
 		select {
 		case <-ctx.Done():
-			return fmt.Errorf("Deployment %s is not available: %s: %w", name, last, ctx.Err())
+			return fmt.Errorf("deployment %s is not available: %s: %w", name, last, ctx.Err())
 		case <-time.After(poll):
 		}
 	}
