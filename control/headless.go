@@ -4,6 +4,7 @@ import (
 	"cmp"
 	"fmt"
 	"maps"
+	"net"
 	"net/netip"
 	"slices"
 	"strings"
@@ -132,7 +133,37 @@ func (w *world) takenHere(p netip.Prefix) bool {
 			return true
 		}
 	}
-	return false
+	for i := range w.in.objects.Slices { // the API server, and what else is outside of the pods' network
+		for _, e := range w.in.objects.Slices[i].Endpoints {
+			if p.Contains(e.Address) {
+				return true
+			}
+		}
+	}
+	return slices.ContainsFunc(w.ways(), p.Contains)
+}
+
+// ways are the addresses by which other clusters are reached, as far as they are none by name.
+func (w *world) ways() (out []netip.Addr) {
+	add := func(hostPort string) {
+		host, _, err := net.SplitHostPort(hostPort)
+		if a, e := netip.ParseAddr(host); err == nil && e == nil {
+			out = append(out, a.Unmap())
+		}
+	}
+	for i := range w.peers {
+		for _, u := range w.peers[i].BusURLs {
+			add(strings.TrimPrefix(u, "tls://"))
+		}
+	}
+	for _, v := range w.usable {
+		for _, g := range v.Gateways {
+			for _, q := range g.QUIC {
+				add(q)
+			}
+		}
+	}
+	return out
 }
 
 // maxStandIns bounds the addresses that stand for copies of one peer: a peer may say what it likes, and the range is for all.
