@@ -8,8 +8,12 @@ import (
 	"strings"
 )
 
-// maxDestinations bounds what a file may name.
-const maxDestinations = 512
+const (
+	// maxDestinations bounds what a file may name.
+	maxDestinations = 512
+	// maxProblems bounds what is said of one: whoever writes it would fill the log.
+	maxProblems = 8
+)
 
 // private are the ranges that a file may name destinations of (RFC 1918, 6598, 4193): addresses of pods. What it says comes from other
 // clusters by way of the node proxy, and none of these may have an address of the Internet captured.
@@ -24,6 +28,7 @@ var private = []netip.Prefix{
 func Destinations(data []byte, machine []netip.Addr) ([]netip.Prefix, error) {
 	var out []netip.Prefix
 	var errs []error
+	wrong := 0
 	for line := range strings.Lines(string(data)) {
 		if line = strings.TrimSpace(line); line == "" {
 			continue
@@ -40,10 +45,15 @@ func Destinations(data []byte, machine []netip.Addr) ([]netip.Prefix, error) {
 			return out, errors.Join(append(errs, fmt.Errorf("capture: more than %d prefixes", maxDestinations))...)
 		}
 		if err != nil {
-			errs = append(errs, err)
+			if wrong++; wrong <= maxProblems {
+				errs = append(errs, err)
+			}
 			continue
 		}
 		out = append(out, p.Masked())
+	}
+	if wrong > maxProblems {
+		errs = append(errs, fmt.Errorf("capture: and %d more lines like these", wrong-maxProblems))
 	}
 	return out, errors.Join(errs...)
 }

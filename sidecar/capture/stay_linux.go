@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"io/fs"
 	"log/slog"
 	"net"
@@ -13,6 +14,7 @@ import (
 	"time"
 
 	"github.com/google/nftables"
+	"golang.org/x/sys/unix"
 )
 
 // glance is how often Stay looks whether the rules still stand. What flushes the kernel's rules (a firewall that is loaded anew) opens a gap
@@ -80,7 +82,7 @@ func (s *stay) read(ctx context.Context) {
 	if s.file == "" {
 		return
 	}
-	data, err := os.ReadFile(s.file)
+	data, err := readFile(s.file)
 	if errors.Is(err, fs.ErrNotExist) {
 		return // it is written once there is something to say
 	}
@@ -100,6 +102,31 @@ func (s *stay) read(ctx context.Context) {
 			s.log.ErrorContext(ctx, "not everything that the file names is captured", "file", s.file, "error", err)
 		}
 	}
+}
+
+// maxFile bounds the file: maxDestinations of the longest prefixes are a third of it.
+const maxFile = 64 << 10
+
+// readFile reads a file that somebody with fewer rights writes: whatever they put in its place, reading it ends, and soon.
+func readFile(name string) ([]byte, error) {
+	// O_NONBLOCK: opening a FIFO must not wait for who writes to it.
+	f, err := os.OpenFile(name, os.O_RDONLY|unix.O_NOFOLLOW|unix.O_NONBLOCK|unix.O_CLOEXEC, 0) //nolint:gosec // G304: the command line names it
+	if err != nil {
+		return nil, err
+	}
+	defer func() { _ = f.Close() }() // only read
+	info, err := f.Stat()
+	if err != nil {
+		return nil, err
+	}
+	if !info.Mode().IsRegular() {
+		return nil, fmt.Errorf("capture: %s is not a regular file: the node proxy writes one there", name)
+	}
+	data, err := io.ReadAll(io.LimitReader(f, maxFile+1))
+	if err == nil && len(data) > maxFile {
+		return nil, fmt.Errorf("capture: %s is longer than %d bytes", name, maxFile)
+	}
+	return data, err
 }
 
 // addresses returns those of this network namespace.

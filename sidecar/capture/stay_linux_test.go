@@ -2,12 +2,15 @@ package capture
 
 import (
 	"context"
+	"errors"
 	"log/slog"
 	"os"
 	"path/filepath"
+	"strings"
 	"testing"
 
 	"github.com/google/nftables"
+	"golang.org/x/sys/unix"
 )
 
 // TestStay: rules that somebody takes out return, and none are left at the end.
@@ -93,4 +96,28 @@ func TestStayFollowsAFile(t *testing.T) {
 			t.Error(err)
 		}
 	})
+}
+
+// TestReadFileEnds: the node proxy, which has no right of its own, writes the file; whatever is there instead, reading it ends.
+func TestReadFileEnds(t *testing.T) {
+	dir := t.TempDir()
+	in := func(name string) string { return filepath.Join(dir, name) }
+	var errs [5]error
+	errs[0] = unix.Mkfifo(in("fifo"), 0o600)
+	errs[1] = os.Symlink("/dev/zero", in("link"))
+	errs[2] = os.Mkdir(in("folder"), 0o700)
+	errs[3] = os.WriteFile(in("long"), make([]byte, maxFile+1), 0o600)
+	errs[4] = os.WriteFile(in("full"), make([]byte, maxFile), 0o600)
+	if err := errors.Join(errs[:]...); err != nil {
+		t.Fatal(err)
+	}
+	for name, want := range map[string]string{
+		in("fifo"): "not a regular file", in("link"): "symbolic links", in("folder"): "not a regular file", in("long"): "longer than",
+		"/dev/zero": "not a regular file", in("none"): "no such file", in("full"): "",
+	} {
+		data, err := readFile(name)
+		if (err != nil) != (want != "") || err != nil && !strings.Contains(err.Error(), want) {
+			t.Errorf("%s: %d bytes, %v, want %q", name, len(data), err, want)
+		}
+	}
 }
