@@ -22,12 +22,15 @@ const (
 
 // stub is the block that has CoreDNS ask the node proxies for clusterset.local. joined tells Remove to take out the line break that Add
 // had to put before it.
+//
+// Node proxies answer over UDP with no more than 512 bytes. prefer_udp: of what is longer CoreDNS itself asks over TCP, so that also clients that
+// can't ask again over TCP are told as much as they take; otherwise it would hand on the empty answer.
 func stub(dns string, joined bool) string {
 	begin := stubBegin
 	if joined {
 		begin += " (after a line break of its own)"
 	}
-	return begin + "\nclusterset.local:53 {\n    errors\n    cache 5\n    forward . " + dns + "\n}\n" + stubEnd + "\n"
+	return begin + "\nclusterset.local:53 {\n    errors\n    cache 5\n    forward . " + dns + " {\n        prefer_udp\n    }\n}\n" + stubEnd + "\n"
 }
 
 // addStub returns the Corefile with the block at its end, in place of one that is there.

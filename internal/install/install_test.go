@@ -45,7 +45,7 @@ func TestStubComesAndGoes(t *testing.T) {
 			if err != nil {
 				t.Fatal(err)
 			}
-			if !strings.Contains(with, "forward . 10.0.0.53\n") || !strings.HasPrefix(with, text) {
+			if !strings.Contains(with, "forward . 10.0.0.53 {\n        prefer_udp\n    }\n}\n") || !strings.HasPrefix(with, text) {
 				t.Errorf("added: %q", with)
 			}
 			if again, wrong := addStub(with, "10.0.0.53"); wrong != nil || again != with {

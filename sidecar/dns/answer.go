@@ -16,7 +16,7 @@ import (
 const (
 	ttl = 5 // seconds: as long as an answer may be old
 
-	// maxUDP bounds an answer over UDP, in bytes: it fits every path unfragmented (DNS flag day 2020), and keeps us from amplifying.
+	// maxUDP bounds an answer over UDP, in bytes: it fits every path unfragmented (DNS flag day 2020). Beyond the loopback, minUDP does (udpLimit).
 	maxUDP = 1232
 	// minUDP is what a client takes that does not say more (RFC 1035 section 4.2.1).
 	minUDP = 512

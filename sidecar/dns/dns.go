@@ -64,6 +64,7 @@ func (s *Server) servePackets(ctx context.Context, packets net.PacketConn) error
 	var wg sync.WaitGroup
 	defer wg.Wait()
 	slots := make(chan struct{}, maxConcurrent)
+	limit := udpLimit(packets.LocalAddr())
 	buf := make([]byte, maxQuery+1) // one more, to tell what is too long
 	for {
 		n, from, err := packets.ReadFrom(buf)
@@ -84,11 +85,20 @@ func (s *Server) servePackets(ctx context.Context, packets net.PacketConn) error
 		query := append([]byte(nil), buf[:n]...)
 		wg.Go(func() {
 			defer func() { <-slots }()
-			if out := s.answer(ctx, query, 0); out != nil {
+			if out := s.answer(ctx, query, limit); out != nil {
 				_, _ = packets.WriteTo(out, from) // lost like any packet
 			}
 		})
 	}
+}
+
+// udpLimit returns the limit of answers over UDP (answer). Beyond the loopback anybody may write the address of a third into a query, and
+// what is long goes there: so whoever is to get more than the least that a client takes has to ask over TCP, where they can't.
+func udpLimit(at net.Addr) int {
+	if a, ok := at.(*net.UDPAddr); ok && a.IP.IsLoopback() {
+		return 0
+	}
+	return minUDP
 }
 
 func (s *Server) serveStream(ctx context.Context, ln net.Listener) error {

@@ -12,6 +12,7 @@ import (
 	"strings"
 	"sync"
 	"testing"
+	"time"
 
 	"github.com/google/go-cmp/cmp"
 	"go.uber.org/goleak"
@@ -367,6 +368,47 @@ func TestOverTheWire(t *testing.T) {
 		if got := told(t, out); !slices.Contains(got, "10.0.0.8") {
 			t.Errorf("got %v", got)
 		}
+	}
+}
+
+// TestNoAmplifier: who is not asked from the loopback alone gives long answers over TCP only, and says so in one that holds nothing.
+func TestNoAmplifier(t *testing.T) {
+	s := server()
+	d := db()
+	for i := range 47 {
+		d.Hosts[0].Hosts = append(d.Hosts[0].Hosts, topology.Host{Name: fmt.Sprintf("db-%d", i+1), IPs: addrs(fmt.Sprintf("10.1.1.%d", i))})
+	}
+	s.Lookup = func(context.Context, topology.ServiceName) (*topology.Service, bool) { return d, true }
+	q := query(t, "db.shop.svc.clusterset.local.", dnsmessage.TypeA, 1232)
+	whole := len(s.answer(t.Context(), q, 0))
+	if whole <= minUDP {
+		t.Fatalf("%d bytes: too short to say anything", whole)
+	}
+	for address, want := range map[string]int{"127.0.0.1:0": whole, "0.0.0.0:0": len(q)} {
+		packets, err := net.ListenPacket("udp4", address)
+		if err != nil {
+			t.Fatal(err)
+		}
+		ctx, cancel := context.WithCancel(t.Context())
+		var wg sync.WaitGroup
+		wg.Go(func() { _ = s.Run(ctx, packets, nil) })
+		c, err := net.Dial("udp4", fmt.Sprintf("127.0.0.1:%d", packets.LocalAddr().(*net.UDPAddr).Port))
+		if err != nil {
+			t.Fatal(err)
+		}
+		out := make([]byte, 4096)
+		_ = c.SetDeadline(time.Now().Add(20 * time.Second))
+		_, _ = c.Write(q)
+		n, err := c.Read(out)
+		if err != nil || n != want || slices.Contains(told(t, out[:n]), "TC") != (want != whole) {
+			t.Errorf("at %s: %d bytes, %v; want %d", address, n, err, want)
+		}
+		_ = c.Close()
+		cancel()
+		wg.Wait()
+	}
+	if got := s.answer(t.Context(), q, maxTCP); len(got) != whole {
+		t.Errorf("over TCP: %d bytes, want %d", len(got), whole)
 	}
 }
 
