@@ -15,6 +15,7 @@ import (
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/apis/meta/v1/unstructured"
 	"k8s.io/apimachinery/pkg/runtime/schema"
+	"k8s.io/apimachinery/pkg/types"
 	"k8s.io/client-go/dynamic"
 )
 
@@ -50,8 +51,8 @@ type Removal struct {
 	Objects []string
 
 	mesh, crds []*unstructured.Unstructured
-	keepCRDs   bool // exports of users stay: somebody else brought their kind
-	declared   bool // by users: it goes with its kinds
+	declared   bool               // by users: it goes with its kinds
+	told       map[types.UID]bool // of kinds of the Multi-Cluster Services API, what Uses or Lost names
 	nothing    bool
 }
 
@@ -102,7 +103,6 @@ func (e *Engine) Survey(ctx context.Context, o RemoveOptions) (*Removal, error) 
 			return nil, fmt.Errorf("StatefulSet %s/isthmus-control: %w", e.Namespace, wrong)
 		}
 	}
-	r.keepCRDs = !slices.ContainsFunc(r.crds, func(o *unstructured.Unstructured) bool { return o.GetName() == "serviceexports."+mcsGroup })
 	if err = e.uses(ctx, r); err != nil {
 		return nil, err
 	}
@@ -152,13 +152,60 @@ func (e *Engine) objectsOfAll(ctx context.Context, name string) ([]*unstructured
 	return out, nil
 }
 
+// goes reports whether a kind is removed: somebody else may have brought it, and then its objects stay.
+func (r *Removal) goes(kind schema.GroupVersionResource) bool {
+	return slices.ContainsFunc(r.crds, func(o *unstructured.Unstructured) bool { return o.GetName() == kind.GroupResource().String() })
+}
+
+// spare takes those kinds from what is removed that would take something with them of which nobody was told: it came after Survey.
+func (e *Engine) spare(ctx context.Context, r *Removal) error {
+	for _, kind := range []schema.GroupVersionResource{exportKind, importKind} {
+		if !r.goes(kind) {
+			continue
+		}
+		all, err := e.list(ctx, kind, "")
+		if err != nil {
+			return err
+		}
+		all = slices.DeleteFunc(all, func(o unstructured.Unstructured) bool {
+			return kind == importKind && byControl(&o) || r.told[o.GetUID()]
+		})
+		if len(all) > 0 {
+			r.crds = slices.DeleteFunc(r.crds, func(o *unstructured.Unstructured) bool { return o.GetName() == kind.GroupResource().String() })
+			e.say("the kind %s stays: %s came meanwhile", kind.GroupResource(), names(all))
+		}
+	}
+	return nil
+}
+
+// byControl reports whether an import is control's; those of other implementations of the Multi-Cluster Services API are not.
+func byControl(o *unstructured.Unstructured) bool {
+	key, value, _ := strings.Cut(controlLabel, "=")
+	return o.GetLabels()[key] == value
+}
+
+// names lists objects as kubectl does.
+func names(all []unstructured.Unstructured) string {
+	var out []string
+	for _, o := range all {
+		out = append(out, strings.TrimPrefix(o.GetNamespace()+"/"+o.GetName(), "/"))
+	}
+	return list(out)
+}
+
 // uses finds out who uses the mesh, and what users declared for it.
 func (e *Engine) uses(ctx context.Context, r *Removal) error {
-	imports, err := e.list(ctx, importKind, controlLabel)
+	imports, err := e.list(ctx, importKind, "")
 	if err != nil {
 		return err
 	}
+	r.told = map[types.UID]bool{}
+	var foreign []unstructured.Unstructured
 	for _, i := range imports {
+		if !byControl(&i) {
+			foreign = append(foreign, i)
+			continue
+		}
 		from, _, _ := unstructured.NestedSlice(i.Object, "status", "clusters")
 		var clusters []string
 		for _, c := range from {
@@ -168,14 +215,22 @@ func (e *Engine) uses(ctx context.Context, r *Removal) error {
 		}
 		r.Uses = append(r.Uses, fmt.Sprintf("%s/%s is imported from %s: its name and address go", i.GetNamespace(), i.GetName(), list(clusters)))
 	}
+	if len(foreign) > 0 && r.goes(importKind) {
+		r.declared = true
+		for _, i := range foreign {
+			r.told[i.GetUID()] = true
+		}
+		r.Lost = append(r.Lost, fmt.Sprintf("%d serviceimports that are not of Isthmus, with their kind: %s", len(foreign), names(foreign)))
+	}
 	exports, err := e.list(ctx, exportKind, "")
 	if err != nil {
 		return err
 	}
 	for _, x := range exports {
+		r.told[x.GetUID()] = true
 		r.Uses = append(r.Uses, fmt.Sprintf("%s/%s is exported: other clusters lose its copies here", x.GetNamespace(), x.GetName()))
 	}
-	if !r.keepCRDs && len(exports) > 0 {
+	if r.goes(exportKind) && len(exports) > 0 {
 		r.Lost = append(r.Lost, fmt.Sprintf("%d serviceexports, with their kind", len(exports)))
 	}
 	pods, err := e.kube.CoreV1().Pods("").List(ctx, metav1.ListOptions{})
@@ -198,11 +253,7 @@ func (e *Engine) uses(ctx context.Context, r *Removal) error {
 		}
 		if len(all) > 0 {
 			r.declared = true
-			var names []string
-			for _, o := range all {
-				names = append(names, strings.TrimPrefix(o.GetNamespace()+"/"+o.GetName(), "/"))
-			}
-			r.Lost = append(r.Lost, fmt.Sprintf("%d %s: %s", len(all), kind.Resource, list(names)))
+			r.Lost = append(r.Lost, fmt.Sprintf("%d %s: %s", len(all), kind.Resource, names(all)))
 		}
 	}
 	return nil
@@ -239,6 +290,9 @@ func (e *Engine) Remove(ctx context.Context, r *Removal, o RemoveOptions) error 
 		return err
 	}
 	if err := e.noPods(ctx); err != nil {
+		return err
+	}
+	if err := e.spare(ctx, r); err != nil {
 		return err
 	}
 	// Only now: control would have put them back.
@@ -388,7 +442,7 @@ func (e *Engine) leftovers(ctx context.Context, r *Removal) error {
 			return fmt.Errorf("event %s/%s: %w", ev.Namespace, ev.Name, err)
 		}
 	}
-	if !r.keepCRDs {
+	if r.goes(exportKind) {
 		return nil
 	}
 	// Exports stay, as their kind does. What was said of them is no longer so.
