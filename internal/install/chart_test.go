@@ -131,15 +131,17 @@ func TestSchemaRefuses(t *testing.T) {
 		`{cluster: eu, gateway: {replica: 3}}`:    "replica",
 		`{cluster: eu, gateway: {replicas: 0}}`:   "replicas",
 		`{cluster: eu, gateway: {replicas: "3"}}`: "replicas",
-		`{cluster: eu, gateway: {service: {type: ClusterIP}}}`: "type",
-		`{cluster: eu, gateway: {advertise: [gw.example]}}`:    "advertise",
-		`{cluster: eu, bus: {advertise: ["nats://x:1"]}}`:      "advertise",
-		`{cluster: eu, log: {level: loud}}`:                    "level",
-		`{cluster: eu, clusterSetCIDR: everything}`:            "clusterSetCIDR",
-		`{cluster: eu, env: {"A B": x}}`:                       "A B",
-		`{cluster: eu, node: {maxUnavailable: some}}`:          "maxUnavailable",
-		`{cluster: eu, injection: {failurePolicy: Never}}`:     "failurePolicy",
-		`{cluster: eu, injection: {cni: {binDir: bin}}}`:       "binDir",
+		`{cluster: eu, gateway: {service: {type: ClusterIP}}}`:       "type",
+		`{cluster: eu, gateway: {advertise: [gw.example]}}`:          "advertise",
+		`{cluster: eu, bus: {advertise: ["nats://x:1"]}}`:            "advertise",
+		`{cluster: eu, log: {level: loud}}`:                          "level",
+		`{cluster: eu, clusterSetCIDR: everything}`:                  "clusterSetCIDR",
+		`{cluster: eu, env: {"A B": x}}`:                             "A B",
+		`{cluster: eu, node: {maxUnavailable: some}}`:                "maxUnavailable",
+		`{cluster: eu, injection: {failurePolicy: Never}}`:           "failurePolicy",
+		`{cluster: eu, injection: {cni: {binDir: bin}}}`:             "binDir",
+		`{cluster: eu, node: {resources: {limits: {memory: lots}}}}`: "memory",
+		`{cluster: eu, control: {resources: {limit: {}}}}`:           "limit",
 		// Not the schema but the chart:
 		`{cluster: eu, bus: {service: {type: ClusterIP}}}`: "bus.advertise is empty",
 		`{cluster: eu, bus: {service: {nodePort: 0}}}`:     "bus.advertise is empty",
@@ -253,6 +255,49 @@ func TestRestricted(t *testing.T) {
 	}
 	if seen != 4 {
 		t.Errorf("%d containers seen, want 4", seen)
+	}
+}
+
+// TestBounded: no container may take the memory of its node, and each knows before its limit is reached; nor may a volume take the disk.
+func TestBounded(t *testing.T) {
+	limits := func(values string) map[string]string {
+		out := map[string]string{}
+		for _, o := range render(t, Mesh, parseValues(t, values)).Objects {
+			volumes, _, _ := unstructured.NestedSlice(o.Object, "spec", "template", "spec", "volumes")
+			for _, v := range volumes {
+				if dir, ok := v.(map[string]any)["emptyDir"].(map[string]any); ok && dir["sizeLimit"] == nil {
+					t.Errorf("%s: %v", title(o), v)
+				}
+			}
+			containers, _, _ := unstructured.NestedSlice(o.Object, "spec", "template", "spec", "containers")
+			for _, c := range containers {
+				c, _ := c.(map[string]any)
+				limit, _, _ := unstructured.NestedFieldNoCopy(c, "resources", "limits", "memory")
+				said := fmt.Sprint(limit)
+				env, _ := c["env"].([]any)
+				for _, v := range env {
+					if v, _ := v.(map[string]any); v["name"] == "GOMEMLIMIT" {
+						said += " " + fmt.Sprint(v["value"])
+					}
+				}
+				out[fmt.Sprint(c["name"])] = said
+			}
+		}
+		return out
+	}
+	const half, small = "512Mi 483183820", "64Mi 60397977"
+	for values, want := range map[string]map[string]string{
+		"{cluster: eu, injection: {cni: {enabled: true}}}": {"control": half, "gateway": half, "proxy": half, "capture": small, "cni": small},
+		`{cluster: eu, control: {resources: {limits: {memory: 1.5Gi}}}, gateway: {resources: {limits: {memory: 1000000000}}}, node: {resources: {limits: null}}}`: {
+			"control": "1.5Gi 1449551462", "gateway": "1e+09 900000000", "proxy": "<nil>", "capture": small,
+		},
+		"{cluster: eu, env: {GOMEMLIMIT: 100MiB}, node: {resources: {limits: {memory: 1G}}}}": {
+			"control": "512Mi 100MiB", "gateway": "512Mi 100MiB", "proxy": "1G 100MiB", "capture": small,
+		},
+	} {
+		if d := cmp.Diff(want, limits(values)); d != "" {
+			t.Errorf("%s (-want +got):\n%s", values, d)
+		}
 	}
 }
 

@@ -54,6 +54,21 @@ log:
 {{- end }}
 {{- end }}
 
+{{/*
+GOMEMLIMIT, of a container's resources: nine tenths of its limit of memory, as what the kernel holds for it counts too. The downward API
+knows the whole limit only. What the container's other environment says of it wins: (dict "env" .Values.env "resources" .Values.control.resources).
+*/}}
+{{- define "isthmus.memory" -}}
+{{- $limits := get .resources "limits" | default dict }}
+{{- $limit := get $limits "memory" | default "" }}
+{{- if not (kindIs "string" $limit) }}{{ $limit = $limit | int64 | toString }}{{ end }}
+{{- if and $limit (not (hasKey .env "GOMEMLIMIT")) }}
+{{- $units := dict "k" 1e3 "M" 1e6 "G" 1e9 "T" 1e12 "Ki" 1024 "Mi" 1048576 "Gi" 1073741824 "Ti" 1099511627776 }}
+{{- $unit := get $units (regexFind "[A-Za-z]+$" $limit) | default 1 }}
+- {name: GOMEMLIMIT, value: {{ mulf (regexFind "^[0-9.]+" $limit | float64) $unit 0.9 | int64 | quote }}}
+{{- end }}
+{{- end }}
+
 {{- define "isthmus.podSecurity" -}}
 runAsNonRoot: true
 runAsUser: {{ . }}
