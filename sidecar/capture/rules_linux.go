@@ -32,9 +32,17 @@ func Install(r Rules) error {
 	}
 	chains := []*nftables.Chain{output}
 	if r.Node.IsValid() {
-		chains = append(chains, c.AddChain(&nftables.Chain{
+		out, err := uplinks()
+		if err != nil {
+			return err
+		}
+		prerouting := c.AddChain(&nftables.Chain{
 			Name: "prerouting", Table: table, Type: nftables.ChainTypeNAT, Hooknum: nftables.ChainHookPrerouting, Priority: nftables.ChainPriorityNATDest,
-		}))
+		})
+		for _, index := range out { // another machine's connections would be made as the node proxy's
+			c.AddRule(&nftables.Rule{Table: table, Chain: prerouting, Exprs: notFrom(index)})
+		}
+		chains = append(chains, prerouting)
 	}
 	for _, chain := range chains {
 		for _, p := range r.SkipTo {

@@ -2,6 +2,7 @@ package capture
 
 import (
 	"errors"
+	"log/slog"
 	"net"
 	"net/netip"
 	"os"
@@ -266,5 +267,40 @@ func TestNode(t *testing.T) {
 			t.Errorf("from the pod, opened to %s", got)
 		}
 		enter(node)
+
+		// Where the way to other machines leads, nobody is captured, as soon as it leads there. A bridge may be the way to both.
+		s := &stay{base: Rules{To: prefixes("241.0.0.0/8"), Port: 15006, Node: netip.MustParseAddr("192.0.2.7")}, log: slog.New(slog.DiscardHandler)}
+		ip(t, "route replace unreachable 241.0.0.0/8")
+		for _, step := range []struct {
+			commands string
+			captured bool
+		}{
+			{"route add unreachable default", true},
+			{"route replace default dev pod", false},
+			{"route replace default nexthop dev lo nexthop dev pod", false},
+			{"route del default", true},
+			{"-6 route add default dev pod", false},
+			{"-6 route del default dev pod", true},
+			{"route add default dev pod table 7", true},
+			{"link add bridge type bridge|link set bridge up|link set pod master bridge|address add 10.1.0.1/32 dev bridge|route replace 10.1.0.2/32 dev bridge|route add default dev bridge", true},
+		} {
+			for command := range strings.SplitSeq(step.commands, "|") {
+				ip(t, command)
+			}
+			for range 2 { // the second finds nothing to do
+				if err := s.look(t.Context()); err != nil {
+					t.Errorf("%s: %v", step.commands, err)
+				}
+			}
+			enter(ns)
+			if step.captured {
+				if got := reaches(t, l, "241.0.0.7:80"); got.String() != "241.0.0.7:80" {
+					t.Errorf("%s: opened to %s", step.commands, got)
+				}
+			} else if c, err := (&net.Dialer{Timeout: patience}).Dial("tcp", "241.0.0.7:80"); !errors.Is(err, unix.EHOSTUNREACH) {
+				t.Errorf("%s: %v, %v; want no route, as without a capture", step.commands, c, err)
+			}
+			enter(node)
+		}
 	})
 }

@@ -50,7 +50,8 @@ type stay struct {
 	more  []netip.Prefix // that the file named when it was last read
 	said  string         // what was last wrong with the file
 	inUse []netip.Prefix
-	whole int // rules that are in force; 0: none are yet
+	away  []uint32 // uplinks, from which nothing is captured
+	whole int      // rules that are in force; 0: none are yet
 }
 
 // look puts in force what should be and isn't.
@@ -58,7 +59,14 @@ func (s *stay) look(ctx context.Context) error {
 	s.read(ctx)
 	want := s.base
 	want.To = append(slices.Clone(want.To), s.more...)
-	if s.whole > 0 && slices.Equal(s.inUse, want.To) {
+	var away []uint32
+	if want.Node.IsValid() {
+		var err error
+		if away, err = uplinks(); err != nil {
+			return err
+		}
+	}
+	if s.whole > 0 && slices.Equal(s.inUse, want.To) && slices.Equal(s.away, away) {
 		restored, err := keep(want, s.whole)
 		if restored {
 			s.log.WarnContext(ctx, "rules had been taken out by somebody, and are in force again")
@@ -72,8 +80,8 @@ func (s *stay) look(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	s.inUse, s.whole = want.To, whole
-	s.log.InfoContext(ctx, "rules in force", "rules", whole, "to", fmt.Sprint(want.To))
+	s.inUse, s.away, s.whole = want.To, away, whole
+	s.log.InfoContext(ctx, "rules in force", "rules", whole, "to", fmt.Sprint(want.To), "not_from", fmt.Sprint(away))
 	return nil
 }
 
