@@ -5,10 +5,11 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
-	"io"
 	"log/slog"
 	"mime"
 	"net/http"
+	"os"
+	"time"
 
 	admissionv1 "k8s.io/api/admission/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
@@ -24,13 +25,18 @@ const (
 // Limits of the webhook. Whoever reaches it may ask: the API server shows no credentials to webhooks unless somebody has configured it to.
 const (
 	maxReview     = 4 << 20 // bytes: an object that is made; the API server takes at most 3 MiB of one
-	reviewsAtOnce = 8
+	maxValues     = 20_000  // in a review: "{}" may become a Container of 1.5 KiB. A Pod with 100 variables and its managed fields has 1,500
+	maxNesting    = 64      // a Pod's own fields are some 15 deep, managed fields as much again
+	reviewsAtOnce = 2       // that are decoded; one takes milliseconds
+	// bodyPatience is how long a body may take to come. It is read before its review takes a turn: who sends slowly keeps nobody waiting.
+	bodyPatience = 2 * time.Second
+	turnPatience = time.Second
 )
 
 // Handler answers AdmissionReviews (admission.k8s.io/v1) for Pods that are made. Nothing secret is in its answers: what it puts into Pods is
 // public. bundle returns the trust domain's roots (PEM); empty: not known yet.
 func Handler(s *Settings, bundle func() string, log *slog.Logger) http.Handler {
-	h := &handler{settings: s, bundle: bundle, log: log, turns: make(chan struct{}, reviewsAtOnce)}
+	h := &handler{settings: s, bundle: bundle, log: log, turns: make(chan struct{}, reviewsAtOnce), intake: newIntake(maxBodies)}
 	mux := http.NewServeMux()
 	mux.HandleFunc("POST "+PathNamespace, h.serve(ByNamespace))
 	mux.HandleFunc("POST "+PathPod, h.serve(ByPod))
@@ -41,23 +47,37 @@ type handler struct {
 	settings *Settings
 	bundle   func() string
 	log      *slog.Logger
+	intake   *intake
 	turns    chan struct{} // holds one for each review under way
 }
 
 func (h *handler) serve(asked Asker) http.HandlerFunc {
 	return func(w http.ResponseWriter, r *http.Request) {
-		select {
-		case h.turns <- struct{}{}:
-			defer func() { <-h.turns }()
-		case <-r.Context().Done():
-			return
-		}
 		if t, _, err := mime.ParseMediaType(r.Header.Get("Content-Type")); err != nil || t != "application/json" {
 			http.Error(w, "want application/json", http.StatusUnsupportedMediaType)
 			return
 		}
-		body, err := io.ReadAll(http.MaxBytesReader(w, r.Body, maxReview))
+		conn := http.NewResponseController(w)
+		_ = conn.SetReadDeadline(time.Now().Add(bodyPatience)) // where there are none, the server's own has to do
+		b, err := h.intake.enter(addressOf(r.RemoteAddr), func() { _ = conn.SetReadDeadline(time.Now()) })
 		if err != nil {
+			http.Error(w, err.Error(), http.StatusServiceUnavailable)
+			return
+		}
+		defer b.leave()
+		body, err := b.read(http.MaxBytesReader(w, r.Body, maxReview))
+		if err != nil {
+			message, code := unread(err)
+			http.Error(w, message, code)
+			return
+		}
+		_ = conn.SetReadDeadline(time.Time{}) // or the connection would be taken for broken when it passes
+		if err = h.turn(r.Context(), b); err != nil {
+			http.Error(w, err.Error(), http.StatusServiceUnavailable)
+			return
+		}
+		defer func() { <-h.turns }()
+		if err = checkShape(body); err != nil {
 			http.Error(w, err.Error(), http.StatusRequestEntityTooLarge)
 			return
 		}
@@ -73,6 +93,70 @@ func (h *handler) serve(asked Asker) http.HandlerFunc {
 			TypeMeta: metav1.TypeMeta{APIVersion: admissionv1.SchemeGroupVersion.String(), Kind: "AdmissionReview"}, Response: answer,
 		})
 	}
+}
+
+// unread returns what to answer when a body could not be read.
+func unread(err error) (message string, code int) {
+	var tooLarge *http.MaxBytesError
+	switch {
+	case errors.Is(err, errCrowded):
+		return err.Error(), http.StatusServiceUnavailable
+	case errors.As(err, &tooLarge):
+		return fmt.Sprintf("a review of more than %d bytes", tooLarge.Limit), http.StatusRequestEntityTooLarge
+	case errors.Is(err, os.ErrDeadlineExceeded):
+		return fmt.Sprintf("the review did not come within %s", bodyPatience), http.StatusRequestTimeout
+	default:
+		return err.Error(), http.StatusBadRequest
+	}
+}
+
+// turn waits until there is one for a review that was read. The caller gives it back.
+func (h *handler) turn(ctx context.Context, b *body) error {
+	limit := time.NewTimer(turnPatience)
+	defer limit.Stop()
+	select {
+	case h.turns <- struct{}{}:
+		if b.stay() {
+			return nil
+		}
+		<-h.turns
+		return errCrowded
+	case <-b.gone:
+		return errCrowded
+	case <-limit.C:
+		return fmt.Errorf("%d reviews are under way, and none was done within %s: try again", reviewsAtOnce, turnPatience)
+	case <-ctx.Done():
+		return ctx.Err()
+	}
+}
+
+// checkShape bounds what a JSON document becomes when it is decoded, whatever it is decoded into. It counts an empty object or list
+// twice, and judges nothing else: decoders do that before they make anything.
+func checkShape(doc []byte) error {
+	values, depth, quoted := 1, 0, false
+	for i := 0; i < len(doc); i++ {
+		switch c := doc[i]; {
+		case quoted && c == '\\':
+			i++ // whatever it is, it ends no string
+		case c == '"':
+			quoted = !quoted
+		case quoted:
+		case c == '{' || c == '[':
+			values++
+			depth++
+		case c == '}' || c == ']':
+			depth--
+		case c == ',':
+			values++
+		}
+		if values > maxValues {
+			return fmt.Errorf("a review of more than %d values", maxValues)
+		}
+		if depth > maxNesting {
+			return fmt.Errorf("a review nested more than %d deep", maxNesting)
+		}
+	}
+	return nil
 }
 
 // readReview reads what the API server asks.
