@@ -101,6 +101,22 @@ func (d *directory) identity(program, name string) (spiffeid.ID, error) {
 	}
 }
 
+// granted returns the SPIFFE ID of who a token is good for. A workload that the platform vouches for is the one that runs as what the
+// platform says; one of its name that runs as something else is its predecessor, or its successor.
+func (d *directory) granted(g grant) (spiffeid.ID, error) {
+	if !g.attested || g.program != configstream.ProgramSidecar {
+		return d.identity(g.program, g.name)
+	}
+	w, err := d.workload(g.name)
+	if err != nil {
+		return spiffeid.ID{}, err
+	}
+	if w.ServiceAccount != g.account {
+		return spiffeid.ID{}, fmt.Errorf("%w %s of the service account %q, but one of %q", errNoWorkload, g.name, g.account, w.ServiceAccount)
+	}
+	return trust.WorkloadID(d.domain, w.Namespace, w.ServiceAccount)
+}
+
 // renewable returns which program an SVID is of, if that still exists: a workload of that service account, a gateway or a node proxy
 // that has joined and was not removed.
 func (d *directory) renewable(id spiffeid.ID) (program, name string, err error) {

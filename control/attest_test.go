@@ -20,16 +20,23 @@ import (
 
 // platform attests by a list.
 type platform map[string]struct {
-	program, name string
-	err           error
+	program, name, account string
+	err                    error
 }
 
-func (p platform) Attest(_ context.Context, token string) (program, name string, err error) {
+func (p platform) Attest(_ context.Context, token string) (control.Attested, error) {
 	a, ok := p[token]
 	if !ok {
-		return "", "", fmt.Errorf("%w: who is that", control.ErrNotAttested)
+		return control.Attested{}, fmt.Errorf("%w: who is that", control.ErrNotAttested)
 	}
-	return a.program, a.name, a.err
+	return control.Attested{Program: a.program, Name: a.name, ServiceAccount: a.account}, a.err
+}
+
+func (p platform) Screen(token string) error {
+	if token == "junk" {
+		return fmt.Errorf("%w: junk", control.ErrNotAttested)
+	}
+	return nil
 }
 
 // TestAttestedJoin: where a platform vouches, its token is as good as a join token, for the program that it says and for no other.
@@ -37,11 +44,12 @@ func TestAttestedJoin(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		m := newMesh(t)
 		m.attestor = platform{
-			"pod checkout-0": {"sidecar", "shop/checkout-0", nil},
-			"pod unknown":    {"sidecar", "shop/unknown", nil},
-			"pod late":       {"sidecar", "shop/late-0", nil},
-			"pod gateway-0":  {"gateway", "gateway-0", nil},
-			"api down":       {"", "", errors.New("connection refused")},
+			"pod checkout-0": {"sidecar", "shop/checkout-0", "checkout", nil},
+			"pod unknown":    {"sidecar", "shop/unknown", "unknown", nil},
+			"pod reborn":     {"sidecar", "shop/checkout-0", "another", nil},
+			"pod late":       {"sidecar", "shop/late-0", "late", nil},
+			"pod gateway-0":  {"gateway", "gateway-0", "", nil},
+			"api down":       {"", "", "", errors.New("connection refused")},
 		}
 		eu := m.start("eu", filepath.Join(t.TempDir(), "eu"), nil)
 		eu.registry.declare(t, checkoutManifest)
@@ -66,7 +74,7 @@ func TestAttestedJoin(t *testing.T) {
 			t.Errorf("a join token: %q, %v", id, err)
 		}
 		for token, want := range map[string]codes.Code{
-			"pod unknown": codes.Unavailable, "somebody": codes.Unauthenticated, "api down": codes.Unavailable, "": codes.Unauthenticated,
+			"pod unknown": codes.Unavailable, "pod reborn": codes.Unavailable, "somebody": codes.Unauthenticated, "junk": codes.Unauthenticated, "api down": codes.Unavailable, "": codes.Unauthenticated,
 			strings.Repeat("x", 9<<10): codes.Unauthenticated, "isthmus-join-made-up": codes.Unauthenticated,
 		} {
 			_, err := join(token)

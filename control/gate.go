@@ -305,8 +305,9 @@ func (g *gate) leave(v *visitor) {
 
 // addressOf returns where a connection comes from, as far as addresses are one's own: a network hands out IPv6 /64s as IPv4 addresses.
 // Zero: it has no IP address.
-func addressOf(c net.Conn) netip.Prefix {
-	remote := c.RemoteAddr()
+func addressOf(c net.Conn) netip.Prefix { return prefixOf(c.RemoteAddr()) }
+
+func prefixOf(remote net.Addr) netip.Prefix {
 	if remote == nil {
 		return netip.Prefix{}
 	}

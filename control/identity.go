@@ -10,7 +10,6 @@ import (
 	"log/slog"
 
 	"github.com/spiffe/go-spiffe/v2/spiffeid"
-	"golang.org/x/time/rate"
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
 
@@ -33,7 +32,7 @@ type identityServer struct {
 	log       *slog.Logger
 
 	attestor     Attestor // nil: only join tokens count
-	attestations *rate.Limiter
+	attestations *attestations
 }
 
 // Join trades a join token, or one of the platform's, for the first SVID. What is wrong with the request leaves the token good.

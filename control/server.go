@@ -52,7 +52,7 @@ func (c *Control) serveGRPC(ctx context.Context) error {
 	configv1.RegisterConfigServer(server, c.stream)
 	identityv1.RegisterIdentityServer(server, &identityServer{
 		directory: c.directory, tokens: c.tokens, authority: c.authority, peer: c.peerOf, log: c.cfg.Log,
-		attestor: c.cfg.Attestor, attestations: newAttestationLimit(),
+		attestor: c.cfg.Attestor, attestations: newAttestations(),
 	})
 	stopped := make(chan struct{})
 	stop := context.AfterFunc(ctx, func() {

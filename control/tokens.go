@@ -32,7 +32,8 @@ type grant struct {
 	program  string // as in the keys of the config stream
 	name     string // namespace/name of a workload, id of a gateway, name of a node proxy
 	expires  time.Time
-	attested bool // the platform vouches for it, and not a join token
+	attested bool   // the platform vouches for it, and not a join token
+	account  string // of a workload, if attested: the service account
 }
 
 // issued is a token that was given out. Only its hash is kept: what is in memory can't be used to join.

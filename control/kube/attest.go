@@ -2,9 +2,12 @@ package kube
 
 import (
 	"context"
+	"encoding/base64"
+	"encoding/json"
 	"fmt"
 	"slices"
 	"strings"
+	"time"
 
 	authenticationv1 "k8s.io/api/authentication/v1"
 	corev1 "k8s.io/api/core/v1"
@@ -38,32 +41,88 @@ type attestor struct {
 }
 
 // Attest asks the API server who shows a token, and looks whether that Pod is there now. It implements control.Attestor.
-func (k *Kube) Attest(ctx context.Context, token string) (program, name string, err error) {
+func (k *Kube) Attest(ctx context.Context, token string) (control.Attested, error) {
 	return k.attestor.attest(ctx, token)
 }
 
-func (a *attestor) attest(ctx context.Context, token string) (program, name string, err error) {
+// Screen refuses what says itself that it is no token that Attest could find good. It implements control.Attestor.
+func (k *Kube) Screen(token string) error { return k.attestor.screen(token, time.Now()) }
+
+// clockSkew is how far control's clock may be ahead of the API server's.
+const clockSkew = time.Minute
+
+// claims are what a service account token says (KEP-1205), as far as it is looked at before the API server is asked.
+type claims struct {
+	Audience audiences `json:"aud"`
+	Expires  float64   `json:"exp"` // seconds since 1970, RFC 7519 section 2
+	Bound    struct {
+		Pod struct {
+			Name string `json:"name"`
+			UID  string `json:"uid"`
+		} `json:"pod"`
+	} `json:"kubernetes.io"`
+}
+
+// audiences are a list, or one alone (RFC 7519 section 4.1.3).
+type audiences []string
+
+// UnmarshalJSON reads either.
+func (a *audiences) UnmarshalJSON(b []byte) error {
+	var one string
+	if json.Unmarshal(b, &one) == nil {
+		*a = audiences{one}
+		return nil
+	}
+	return json.Unmarshal(b, (*[]string)(a))
+}
+
+// screen looks at a token's payload. Its signature is the API server's to judge, and so is all that is found good here.
+func (a *attestor) screen(token string, now time.Time) error {
+	parts := strings.Split(token, ".")
+	if len(parts) != 3 {
+		return refused("no service account token: want a JWT")
+	}
+	payload, err := base64.RawURLEncoding.DecodeString(parts[1])
+	if err != nil {
+		return refused("no service account token: %w", err)
+	}
+	var c claims
+	if err = json.Unmarshal(payload, &c); err != nil {
+		return refused("no service account token: %w", err)
+	}
+	switch {
+	case !slices.Contains(c.Audience, a.audience):
+		return refused("the token is made out to others, not to %s", a.audience)
+	case c.Bound.Pod.Name == "" || c.Bound.Pod.UID == "":
+		return refused("the token is not bound to a Pod: whoever holds it could be anybody")
+	case c.Expires+clockSkew.Seconds() < float64(now.Unix()):
+		return refused("the token has expired")
+	}
+	return nil
+}
+
+func (a *attestor) attest(ctx context.Context, token string) (who control.Attested, err error) {
 	review := &authenticationv1.TokenReview{Spec: authenticationv1.TokenReviewSpec{Token: token, Audiences: []string{a.audience}}}
 	if err = a.live.Create(ctx, review); err != nil {
-		return "", "", fmt.Errorf("kube: token review: %w", err)
+		return who, fmt.Errorf("kube: token review: %w", err)
 	}
 	namespace, account, pod, err := a.bearer(&review.Status)
 	if err != nil {
-		return "", "", err
+		return who, err
 	}
 	p := new(corev1.Pod)
 	err = a.live.Get(ctx, client.ObjectKey{Namespace: namespace, Name: pod.name}, p)
 	switch {
 	case apierrors.IsNotFound(err):
-		return "", "", refused("the Pod %s/%s of the token is gone", namespace, pod.name)
+		return who, refused("the Pod %s/%s of the token is gone", namespace, pod.name)
 	case err != nil:
-		return "", "", fmt.Errorf("kube: pod %s/%s: %w", namespace, pod.name, err)
+		return who, fmt.Errorf("kube: pod %s/%s: %w", namespace, pod.name, err)
 	case p.UID != pod.uid:
-		return "", "", refused("the Pod %s/%s is another one than that of the token", namespace, pod.name)
+		return who, refused("the Pod %s/%s is another one than that of the token", namespace, pod.name)
 	case p.DeletionTimestamp != nil || ended(p):
-		return "", "", refused("the Pod %s/%s is ending", namespace, pod.name)
+		return who, refused("the Pod %s/%s is ending", namespace, pod.name)
 	case p.Spec.ServiceAccountName != account:
-		return "", "", refused("the Pod %s/%s has the service account %s, the token that of %s", namespace, pod.name, p.Spec.ServiceAccountName, account)
+		return who, refused("the Pod %s/%s has the service account %s, the token that of %s", namespace, pod.name, p.Spec.ServiceAccountName, account)
 	}
 	return a.programOf(p)
 }
@@ -95,19 +154,19 @@ func (a *attestor) bearer(s *authenticationv1.TokenReviewStatus) (namespace, acc
 }
 
 // programOf says which program of the mesh a Pod is.
-func (a *attestor) programOf(p *corev1.Pod) (program, name string, err error) {
+func (a *attestor) programOf(p *corev1.Pod) (control.Attested, error) {
 	if p.Namespace == a.namespace {
 		switch p.Spec.ServiceAccountName {
 		case GatewayServiceAccount:
-			return configstream.ProgramGateway, p.Name, nil
+			return control.Attested{Program: configstream.ProgramGateway, Name: p.Name}, nil
 		case NodeServiceAccount:
-			return configstream.ProgramNode, p.Spec.NodeName, nil
+			return control.Attested{Program: configstream.ProgramNode, Name: p.Spec.NodeName}, nil
 		}
 	}
 	if _, meshed := p.Annotations[InboundPortAnnotation]; meshed {
-		return configstream.ProgramSidecar, p.Namespace + "/" + p.Name, nil
+		return control.Attested{Program: configstream.ProgramSidecar, Name: p.Namespace + "/" + p.Name, ServiceAccount: p.Spec.ServiceAccountName}, nil
 	}
-	return "", "", refused("the Pod %s/%s has no sidecar (annotation %s), and is no program of the mesh", p.Namespace, p.Name, InboundPortAnnotation)
+	return control.Attested{}, refused("the Pod %s/%s has no sidecar (annotation %s), and is no program of the mesh", p.Namespace, p.Name, InboundPortAnnotation)
 }
 
 func refused(format string, args ...any) error {

@@ -2,9 +2,11 @@ package kube
 
 import (
 	"context"
+	"encoding/base64"
 	"errors"
 	"strings"
 	"testing"
+	"time"
 
 	authenticationv1 "k8s.io/api/authentication/v1"
 	corev1 "k8s.io/api/core/v1"
@@ -87,10 +89,12 @@ func TestAttest(t *testing.T) {
 		WithInterceptorFuncs(interceptor.Funcs{Create: tokens.review}).Build()
 	a := &attestor{live: live, audience: audience, namespace: "isthmus-system"}
 
-	for token, want := range map[string]string{"web": "sidecar shop/web-0", "gateway": "gateway gateway-0", "node": "node node-1"} {
-		program, name, err := a.attest(t.Context(), token)
-		if err != nil || program+" "+name != want {
-			t.Errorf("%s: %s %s, %v; want %s", token, program, name, err, want)
+	for token, want := range map[string]control.Attested{
+		"web":     {Program: "sidecar", Name: "shop/web-0", ServiceAccount: "web"},
+		"gateway": {Program: "gateway", Name: "gateway-0"}, "node": {Program: "node", Name: "node-1"},
+	} {
+		if who, err := a.attest(t.Context(), token); err != nil || who != want {
+			t.Errorf("%s: %+v, %v; want %+v", token, who, err, want)
 		}
 	}
 	for token, want := range map[string]string{
@@ -98,11 +102,48 @@ func TestAttest(t *testing.T) {
 		"reborn": "another one", "another account": "has the service account web", "expired": "token has expired", "another audience": "made out to others",
 		"unbound": "not bound to a Pod", "two pods": "not bound to a Pod", "person": "no service account", "made up": "does not know",
 	} {
-		if _, _, err := a.attest(t.Context(), token); !errors.Is(err, control.ErrNotAttested) || !strings.Contains(err.Error(), want) {
+		if _, err := a.attest(t.Context(), token); !errors.Is(err, control.ErrNotAttested) || !strings.Contains(err.Error(), want) {
 			t.Errorf("%s: %v, want it refused: %s", token, err, want)
 		}
 	}
-	if _, _, err := a.attest(t.Context(), "down"); err == nil || errors.Is(err, control.ErrNotAttested) {
+	if _, err := a.attest(t.Context(), "down"); err == nil || errors.Is(err, control.ErrNotAttested) {
 		t.Errorf("while the API server is away: %v, want an error that refuses nobody", err)
+	}
+}
+
+// jwt makes a token of a payload; nobody has signed it.
+func jwt(payload string) string {
+	e := base64.RawURLEncoding
+	return e.EncodeToString([]byte(`{"alg":"RS256"}`)) + "." + e.EncodeToString([]byte(payload)) + "." + e.EncodeToString([]byte("signature"))
+}
+
+// TestScreen: what can't be a good token is refused without a question to anybody.
+func TestScreen(t *testing.T) {
+	now := time.Unix(1_800_000_000, 0)
+	a := &attestor{audience: audience}
+	const pod = `"kubernetes.io":{"namespace":"shop","pod":{"name":"web-0","uid":"u"},"serviceaccount":{"name":"web","uid":"v"}}`
+	for what, payload := range map[string]string{
+		"as the API server makes them": `{"aud":["` + audience + `"],"exp":1800000600,` + pod + `}`,
+		"one audience alone":           `{"aud":"` + audience + `","exp":1800000600,` + pod + `}`,
+		"also for others":              `{"aud":["x","` + audience + `"],"exp":1800000600.5,` + pod + `}`,
+		"by a clock that is behind":    `{"aud":["` + audience + `"],"exp":1799999990,` + pod + `}`,
+	} {
+		if err := a.screen(jwt(payload), now); err != nil {
+			t.Errorf("%s: %v", what, err)
+		}
+	}
+	for token, want := range map[string]string{
+		"": "want a JWT", "junk": "want a JWT", "a.b": "want a JWT", "a.!.c": "illegal base64", "a.e30.c.d": "want a JWT",
+		jwt(`[]`): "no service account token", jwt(`{`): "no service account token", jwt(`{"aud":7}`): "no service account token",
+		jwt(`{}`): "made out to others",
+		jwt(`{"aud":["https://kubernetes.default.svc"],"exp":1800000600,` + pod + `}`):                                   "made out to others",
+		jwt(`{"aud":["` + audience + `"],"exp":1800000600}`):                                                             "not bound to a Pod",
+		jwt(`{"aud":["` + audience + `"],"exp":1800000600,"kubernetes.io":{"namespace":"shop","node":{"name":"node"}}}`): "not bound to a Pod",
+		jwt(`{"aud":["` + audience + `"],"exp":1799999000,` + pod + `}`):                                                 "has expired",
+		jwt(`{"aud":["` + audience + `"],` + pod + `}`):                                                                  "has expired",
+	} {
+		if err := a.screen(token, now); !errors.Is(err, control.ErrNotAttested) || !strings.Contains(err.Error(), want) {
+			t.Errorf("%s: %v, want it refused: %s", token, err, want)
+		}
 	}
 }
