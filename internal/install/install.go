@@ -73,6 +73,11 @@ func (e *Engine) Plan(ctx context.Context, o Options) (*Plan, error) {
 	if p.Mesh, err = Render(ctx, Mesh, e.Namespace, version.GitVersion, values, e.Build); err != nil {
 		return nil, err
 	}
+	if cidr, _ := p.Mesh.Merged["clusterSetCIDR"].(string); cidr != "" {
+		if err := e.cidrFits(ctx, cidr); err != nil {
+			return nil, err
+		}
+	}
 	return p, e.notOthers(ctx, p)
 }
 
