@@ -52,7 +52,11 @@ func (e *Engine) Plan(ctx context.Context, o Options) (*Plan, error) {
 		return nil, fmt.Errorf("there is no Helm release %s in namespace %s: isthmus install makes one; what GitOps brought is upgraded there", Mesh, e.Namespace)
 	}
 	if before != nil && o.Keep {
-		values = MergeValues(values, before.Config)
+		given, wrong := e.inForce(ctx, Mesh)
+		if wrong != nil {
+			return nil, wrong
+		}
+		values = MergeValues(values, given.Config)
 	}
 	if name, _ := values["cluster"].(string); name == "" {
 		if p.Cluster, p.ClusterFrom, err = e.Name(ctx); err != nil {

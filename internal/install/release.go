@@ -44,6 +44,20 @@ func (e *Engine) release(ctx context.Context, name string) (*rel.Release, error)
 	return decodeRelease(all[len(all)-1])
 }
 
+// inForce returns the last revision that was deployed, or the last where none was: the values of an attempt that failed are nobody's choice.
+func (e *Engine) inForce(ctx context.Context, name string) (*rel.Release, error) {
+	all, err := e.revisions(ctx, name)
+	if err != nil || len(all) == 0 {
+		return nil, err
+	}
+	for _, s := range slices.Backward(all) {
+		if s.Labels["status"] == relcommon.StatusDeployed.String() {
+			return decodeRelease(s)
+		}
+	}
+	return decodeRelease(all[len(all)-1])
+}
+
 // revisions returns the Secrets of a release, the oldest first.
 func (e *Engine) revisions(ctx context.Context, name string) ([]corev1.Secret, error) {
 	list, err := e.kube.CoreV1().Secrets(e.Namespace).List(ctx, metav1.ListOptions{LabelSelector: "owner=helm,name=" + name})
