@@ -34,10 +34,19 @@ func (s *scenario) ready(_ *testscript.TestScript, args []string) error {
 		if err != nil {
 			return err
 		}
-		_, _, err = c.api.Kubectl(s.ctx, "", "-n", s.namespace, "wait", "pods", "--all", "--for=condition=Ready", "--timeout="+podTime)
+		// A Pod that goes while it is waited for is an error of kubectl's, and none of what is asked: those that are there then are waited for.
+		for range maxGoing {
+			_, _, err = c.api.Kubectl(s.ctx, "", "-n", s.namespace, "wait", "pods", "--all", "--for=condition=Ready", "--timeout="+podTime)
+			if err == nil || !strings.Contains(err.Error(), "(NotFound)") {
+				break
+			}
+		}
 		return err
 	})
 }
+
+// maxGoing is how often Pods may go while they are waited for.
+const maxGoing = 5
 
 func allMade(out string) error {
 	for f := range strings.FieldsSeq(out) {
