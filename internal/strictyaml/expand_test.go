@@ -1,6 +1,7 @@
 package strictyaml_test
 
 import (
+	"bytes"
 	"testing"
 
 	"github.com/isthmus-mesh/isthmus/internal/strictyaml"
@@ -31,4 +32,22 @@ func TestExpand(t *testing.T) {
 			t.Errorf("%q:\n got %q, %v\nwant %q, %s", c.in, out, err, c.want, c.err)
 		}
 	}
+}
+
+// FuzzExpand: what has no reference comes out as it went in, and nothing of a refused value does.
+func FuzzExpand(f *testing.F) {
+	for _, seed := range []string{"id: ${NAME}\n", "${NAME}:1", "${", "${}", "a: $NAME ${NAME", "${NAME}${NAME}"} {
+		f.Add([]byte(seed), "fd00::7")
+	}
+	f.Fuzz(func(t *testing.T, data []byte, value string) {
+		out, err := strictyaml.Expand("f.yaml", data, func(name string) (string, bool) { return value, name == "NAME" })
+		switch {
+		case !bytes.Contains(data, []byte("${")) && (err != nil || !bytes.Equal(out, data)):
+			t.Errorf("without a reference: %q became %q, %v", data, out, err)
+		case err != nil && out != nil:
+			t.Errorf("refused, and still %q", out)
+		case err == nil && bytes.Count(out, []byte("\n")) != bytes.Count(data, []byte("\n")):
+			t.Errorf("lines moved: %q became %q", data, out)
+		}
+	})
 }
