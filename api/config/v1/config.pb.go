@@ -119,6 +119,7 @@ type Request struct {
 	//	*Request_Hello
 	//	*Request_Subscribe
 	//	*Request_Report
+	//	*Request_Applied
 	Message       isRequest_Message `protobuf_oneof:"message"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -188,6 +189,15 @@ func (x *Request) GetReport() *Report {
 	return nil
 }
 
+func (x *Request) GetApplied() *Applied {
+	if x != nil {
+		if x, ok := x.Message.(*Request_Applied); ok {
+			return x.Applied
+		}
+	}
+	return nil
+}
+
 type isRequest_Message interface {
 	isRequest_Message()
 }
@@ -204,11 +214,62 @@ type Request_Report struct {
 	Report *Report `protobuf:"bytes,3,opt,name=report,proto3,oneof"`
 }
 
+type Request_Applied struct {
+	Applied *Applied `protobuf:"bytes,4,opt,name=applied,proto3,oneof"`
+}
+
 func (*Request_Hello) isRequest_Message() {}
 
 func (*Request_Subscribe) isRequest_Message() {}
 
 func (*Request_Report) isRequest_Message() {}
+
+func (*Request_Applied) isRequest_Message() {}
+
+// Applied says up to which revision everything is in force in the program, trust bundles included.
+type Applied struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Revision      uint64                 `protobuf:"varint,1,opt,name=revision,proto3" json:"revision,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Applied) Reset() {
+	*x = Applied{}
+	mi := &file_api_config_v1_config_proto_msgTypes[3]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Applied) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Applied) ProtoMessage() {}
+
+func (x *Applied) ProtoReflect() protoreflect.Message {
+	mi := &file_api_config_v1_config_proto_msgTypes[3]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Applied.ProtoReflect.Descriptor instead.
+func (*Applied) Descriptor() ([]byte, []int) {
+	return file_api_config_v1_config_proto_rawDescGZIP(), []int{3}
+}
+
+func (x *Applied) GetRevision() uint64 {
+	if x != nil {
+		return x.Revision
+	}
+	return 0
+}
 
 type Hello struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
@@ -232,7 +293,7 @@ type Hello struct {
 
 func (x *Hello) Reset() {
 	*x = Hello{}
-	mi := &file_api_config_v1_config_proto_msgTypes[3]
+	mi := &file_api_config_v1_config_proto_msgTypes[4]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -244,7 +305,7 @@ func (x *Hello) String() string {
 func (*Hello) ProtoMessage() {}
 
 func (x *Hello) ProtoReflect() protoreflect.Message {
-	mi := &file_api_config_v1_config_proto_msgTypes[3]
+	mi := &file_api_config_v1_config_proto_msgTypes[4]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -257,7 +318,7 @@ func (x *Hello) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Hello.ProtoReflect.Descriptor instead.
 func (*Hello) Descriptor() ([]byte, []int) {
-	return file_api_config_v1_config_proto_rawDescGZIP(), []int{3}
+	return file_api_config_v1_config_proto_rawDescGZIP(), []int{4}
 }
 
 func (x *Hello) GetProgram() string {
@@ -326,7 +387,7 @@ type Have struct {
 
 func (x *Have) Reset() {
 	*x = Have{}
-	mi := &file_api_config_v1_config_proto_msgTypes[4]
+	mi := &file_api_config_v1_config_proto_msgTypes[5]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -338,7 +399,7 @@ func (x *Have) String() string {
 func (*Have) ProtoMessage() {}
 
 func (x *Have) ProtoReflect() protoreflect.Message {
-	mi := &file_api_config_v1_config_proto_msgTypes[4]
+	mi := &file_api_config_v1_config_proto_msgTypes[5]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -351,7 +412,7 @@ func (x *Have) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Have.ProtoReflect.Descriptor instead.
 func (*Have) Descriptor() ([]byte, []int) {
-	return file_api_config_v1_config_proto_rawDescGZIP(), []int{4}
+	return file_api_config_v1_config_proto_rawDescGZIP(), []int{5}
 }
 
 func (x *Have) GetKey() string {
@@ -379,7 +440,7 @@ type Subscribe struct {
 
 func (x *Subscribe) Reset() {
 	*x = Subscribe{}
-	mi := &file_api_config_v1_config_proto_msgTypes[5]
+	mi := &file_api_config_v1_config_proto_msgTypes[6]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -391,7 +452,7 @@ func (x *Subscribe) String() string {
 func (*Subscribe) ProtoMessage() {}
 
 func (x *Subscribe) ProtoReflect() protoreflect.Message {
-	mi := &file_api_config_v1_config_proto_msgTypes[5]
+	mi := &file_api_config_v1_config_proto_msgTypes[6]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -404,7 +465,7 @@ func (x *Subscribe) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Subscribe.ProtoReflect.Descriptor instead.
 func (*Subscribe) Descriptor() ([]byte, []int) {
-	return file_api_config_v1_config_proto_rawDescGZIP(), []int{5}
+	return file_api_config_v1_config_proto_rawDescGZIP(), []int{6}
 }
 
 func (x *Subscribe) GetAdd() []string {
@@ -433,7 +494,7 @@ type Report struct {
 
 func (x *Report) Reset() {
 	*x = Report{}
-	mi := &file_api_config_v1_config_proto_msgTypes[6]
+	mi := &file_api_config_v1_config_proto_msgTypes[7]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -445,7 +506,7 @@ func (x *Report) String() string {
 func (*Report) ProtoMessage() {}
 
 func (x *Report) ProtoReflect() protoreflect.Message {
-	mi := &file_api_config_v1_config_proto_msgTypes[6]
+	mi := &file_api_config_v1_config_proto_msgTypes[7]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -458,7 +519,7 @@ func (x *Report) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Report.ProtoReflect.Descriptor instead.
 func (*Report) Descriptor() ([]byte, []int) {
-	return file_api_config_v1_config_proto_rawDescGZIP(), []int{6}
+	return file_api_config_v1_config_proto_rawDescGZIP(), []int{7}
 }
 
 func (x *Report) GetLinks() []*LinkReport {
@@ -490,7 +551,7 @@ type LinkReport struct {
 
 func (x *LinkReport) Reset() {
 	*x = LinkReport{}
-	mi := &file_api_config_v1_config_proto_msgTypes[7]
+	mi := &file_api_config_v1_config_proto_msgTypes[8]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -502,7 +563,7 @@ func (x *LinkReport) String() string {
 func (*LinkReport) ProtoMessage() {}
 
 func (x *LinkReport) ProtoReflect() protoreflect.Message {
-	mi := &file_api_config_v1_config_proto_msgTypes[7]
+	mi := &file_api_config_v1_config_proto_msgTypes[8]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -515,7 +576,7 @@ func (x *LinkReport) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use LinkReport.ProtoReflect.Descriptor instead.
 func (*LinkReport) Descriptor() ([]byte, []int) {
-	return file_api_config_v1_config_proto_rawDescGZIP(), []int{7}
+	return file_api_config_v1_config_proto_rawDescGZIP(), []int{8}
 }
 
 func (x *LinkReport) GetCluster() string {
@@ -572,7 +633,7 @@ type PeerGatewayReport struct {
 
 func (x *PeerGatewayReport) Reset() {
 	*x = PeerGatewayReport{}
-	mi := &file_api_config_v1_config_proto_msgTypes[8]
+	mi := &file_api_config_v1_config_proto_msgTypes[9]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -584,7 +645,7 @@ func (x *PeerGatewayReport) String() string {
 func (*PeerGatewayReport) ProtoMessage() {}
 
 func (x *PeerGatewayReport) ProtoReflect() protoreflect.Message {
-	mi := &file_api_config_v1_config_proto_msgTypes[8]
+	mi := &file_api_config_v1_config_proto_msgTypes[9]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -597,7 +658,7 @@ func (x *PeerGatewayReport) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PeerGatewayReport.ProtoReflect.Descriptor instead.
 func (*PeerGatewayReport) Descriptor() ([]byte, []int) {
-	return file_api_config_v1_config_proto_rawDescGZIP(), []int{8}
+	return file_api_config_v1_config_proto_rawDescGZIP(), []int{9}
 }
 
 func (x *PeerGatewayReport) GetId() string {
@@ -643,7 +704,7 @@ type Response struct {
 
 func (x *Response) Reset() {
 	*x = Response{}
-	mi := &file_api_config_v1_config_proto_msgTypes[9]
+	mi := &file_api_config_v1_config_proto_msgTypes[10]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -655,7 +716,7 @@ func (x *Response) String() string {
 func (*Response) ProtoMessage() {}
 
 func (x *Response) ProtoReflect() protoreflect.Message {
-	mi := &file_api_config_v1_config_proto_msgTypes[9]
+	mi := &file_api_config_v1_config_proto_msgTypes[10]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -668,7 +729,7 @@ func (x *Response) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Response.ProtoReflect.Descriptor instead.
 func (*Response) Descriptor() ([]byte, []int) {
-	return file_api_config_v1_config_proto_rawDescGZIP(), []int{9}
+	return file_api_config_v1_config_proto_rawDescGZIP(), []int{10}
 }
 
 func (x *Response) GetRevision() uint64 {
@@ -731,7 +792,7 @@ type Resource struct {
 
 func (x *Resource) Reset() {
 	*x = Resource{}
-	mi := &file_api_config_v1_config_proto_msgTypes[10]
+	mi := &file_api_config_v1_config_proto_msgTypes[11]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -743,7 +804,7 @@ func (x *Resource) String() string {
 func (*Resource) ProtoMessage() {}
 
 func (x *Resource) ProtoReflect() protoreflect.Message {
-	mi := &file_api_config_v1_config_proto_msgTypes[10]
+	mi := &file_api_config_v1_config_proto_msgTypes[11]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -756,7 +817,7 @@ func (x *Resource) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Resource.ProtoReflect.Descriptor instead.
 func (*Resource) Descriptor() ([]byte, []int) {
-	return file_api_config_v1_config_proto_rawDescGZIP(), []int{10}
+	return file_api_config_v1_config_proto_rawDescGZIP(), []int{11}
 }
 
 func (x *Resource) GetKey() string {
@@ -904,7 +965,7 @@ type Self struct {
 
 func (x *Self) Reset() {
 	*x = Self{}
-	mi := &file_api_config_v1_config_proto_msgTypes[11]
+	mi := &file_api_config_v1_config_proto_msgTypes[12]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -916,7 +977,7 @@ func (x *Self) String() string {
 func (*Self) ProtoMessage() {}
 
 func (x *Self) ProtoReflect() protoreflect.Message {
-	mi := &file_api_config_v1_config_proto_msgTypes[11]
+	mi := &file_api_config_v1_config_proto_msgTypes[12]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -929,7 +990,7 @@ func (x *Self) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Self.ProtoReflect.Descriptor instead.
 func (*Self) Descriptor() ([]byte, []int) {
-	return file_api_config_v1_config_proto_rawDescGZIP(), []int{11}
+	return file_api_config_v1_config_proto_rawDescGZIP(), []int{12}
 }
 
 func (x *Self) GetCluster() string {
@@ -980,14 +1041,16 @@ type Bundle struct {
 	TrustDomain     string                 `protobuf:"bytes,1,opt,name=trust_domain,json=trustDomain,proto3" json:"trust_domain,omitempty"`
 	X509Authorities [][]byte               `protobuf:"bytes,2,rep,name=x509_authorities,json=x509Authorities,proto3" json:"x509_authorities,omitempty"`
 	// SHA-256 of the SPKI of SVIDs that are revoked.
-	RevokedKeys   [][]byte `protobuf:"bytes,3,rep,name=revoked_keys,json=revokedKeys,proto3" json:"revoked_keys,omitempty"`
-	unknownFields protoimpl.UnknownFields
-	sizeCache     protoimpl.SizeCache
+	RevokedKeys    [][]byte        `protobuf:"bytes,3,rep,name=revoked_keys,json=revokedKeys,proto3" json:"revoked_keys,omitempty"`
+	RevokedIds     []*RevokedID    `protobuf:"bytes,4,rep,name=revoked_ids,json=revokedIds,proto3" json:"revoked_ids,omitempty"`
+	JwtAuthorities []*JWTAuthority `protobuf:"bytes,5,rep,name=jwt_authorities,json=jwtAuthorities,proto3" json:"jwt_authorities,omitempty"`
+	unknownFields  protoimpl.UnknownFields
+	sizeCache      protoimpl.SizeCache
 }
 
 func (x *Bundle) Reset() {
 	*x = Bundle{}
-	mi := &file_api_config_v1_config_proto_msgTypes[12]
+	mi := &file_api_config_v1_config_proto_msgTypes[13]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -999,7 +1062,7 @@ func (x *Bundle) String() string {
 func (*Bundle) ProtoMessage() {}
 
 func (x *Bundle) ProtoReflect() protoreflect.Message {
-	mi := &file_api_config_v1_config_proto_msgTypes[12]
+	mi := &file_api_config_v1_config_proto_msgTypes[13]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1012,7 +1075,7 @@ func (x *Bundle) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Bundle.ProtoReflect.Descriptor instead.
 func (*Bundle) Descriptor() ([]byte, []int) {
-	return file_api_config_v1_config_proto_rawDescGZIP(), []int{12}
+	return file_api_config_v1_config_proto_rawDescGZIP(), []int{13}
 }
 
 func (x *Bundle) GetTrustDomain() string {
@@ -1036,6 +1099,127 @@ func (x *Bundle) GetRevokedKeys() [][]byte {
 	return nil
 }
 
+func (x *Bundle) GetRevokedIds() []*RevokedID {
+	if x != nil {
+		return x.RevokedIds
+	}
+	return nil
+}
+
+func (x *Bundle) GetJwtAuthorities() []*JWTAuthority {
+	if x != nil {
+		return x.JwtAuthorities
+	}
+	return nil
+}
+
+// RevokedID ends what was issued to one SPIFFE ID.
+type RevokedID struct {
+	state    protoimpl.MessageState `protogen:"open.v1"`
+	SpiffeId string                 `protobuf:"bytes,1,opt,name=spiffe_id,json=spiffeId,proto3" json:"spiffe_id,omitempty"`
+	// SVIDs whose validity begins at this moment or before, in Unix seconds, must not be accepted; 0: none at all.
+	BegunBy       int64 `protobuf:"varint,2,opt,name=begun_by,json=begunBy,proto3" json:"begun_by,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *RevokedID) Reset() {
+	*x = RevokedID{}
+	mi := &file_api_config_v1_config_proto_msgTypes[14]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *RevokedID) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*RevokedID) ProtoMessage() {}
+
+func (x *RevokedID) ProtoReflect() protoreflect.Message {
+	mi := &file_api_config_v1_config_proto_msgTypes[14]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use RevokedID.ProtoReflect.Descriptor instead.
+func (*RevokedID) Descriptor() ([]byte, []int) {
+	return file_api_config_v1_config_proto_rawDescGZIP(), []int{14}
+}
+
+func (x *RevokedID) GetSpiffeId() string {
+	if x != nil {
+		return x.SpiffeId
+	}
+	return ""
+}
+
+func (x *RevokedID) GetBegunBy() int64 {
+	if x != nil {
+		return x.BegunBy
+	}
+	return 0
+}
+
+// JWTAuthority is a key that a trust domain signs JWT-SVIDs with.
+type JWTAuthority struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	KeyId         string                 `protobuf:"bytes,1,opt,name=key_id,json=keyId,proto3" json:"key_id,omitempty"`
+	PublicKey     []byte                 `protobuf:"bytes,2,opt,name=public_key,json=publicKey,proto3" json:"public_key,omitempty"` // PKIX, DER
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *JWTAuthority) Reset() {
+	*x = JWTAuthority{}
+	mi := &file_api_config_v1_config_proto_msgTypes[15]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *JWTAuthority) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*JWTAuthority) ProtoMessage() {}
+
+func (x *JWTAuthority) ProtoReflect() protoreflect.Message {
+	mi := &file_api_config_v1_config_proto_msgTypes[15]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use JWTAuthority.ProtoReflect.Descriptor instead.
+func (*JWTAuthority) Descriptor() ([]byte, []int) {
+	return file_api_config_v1_config_proto_rawDescGZIP(), []int{15}
+}
+
+func (x *JWTAuthority) GetKeyId() string {
+	if x != nil {
+		return x.KeyId
+	}
+	return ""
+}
+
+func (x *JWTAuthority) GetPublicKey() []byte {
+	if x != nil {
+		return x.PublicKey
+	}
+	return nil
+}
+
 // Gateway is a gateway of the own cluster.
 type Gateway struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
@@ -1051,7 +1235,7 @@ type Gateway struct {
 
 func (x *Gateway) Reset() {
 	*x = Gateway{}
-	mi := &file_api_config_v1_config_proto_msgTypes[13]
+	mi := &file_api_config_v1_config_proto_msgTypes[16]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1063,7 +1247,7 @@ func (x *Gateway) String() string {
 func (*Gateway) ProtoMessage() {}
 
 func (x *Gateway) ProtoReflect() protoreflect.Message {
-	mi := &file_api_config_v1_config_proto_msgTypes[13]
+	mi := &file_api_config_v1_config_proto_msgTypes[16]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1076,7 +1260,7 @@ func (x *Gateway) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Gateway.ProtoReflect.Descriptor instead.
 func (*Gateway) Descriptor() ([]byte, []int) {
-	return file_api_config_v1_config_proto_rawDescGZIP(), []int{13}
+	return file_api_config_v1_config_proto_rawDescGZIP(), []int{16}
 }
 
 func (x *Gateway) GetId() string {
@@ -1139,7 +1323,7 @@ type Cluster struct {
 
 func (x *Cluster) Reset() {
 	*x = Cluster{}
-	mi := &file_api_config_v1_config_proto_msgTypes[14]
+	mi := &file_api_config_v1_config_proto_msgTypes[17]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1151,7 +1335,7 @@ func (x *Cluster) String() string {
 func (*Cluster) ProtoMessage() {}
 
 func (x *Cluster) ProtoReflect() protoreflect.Message {
-	mi := &file_api_config_v1_config_proto_msgTypes[14]
+	mi := &file_api_config_v1_config_proto_msgTypes[17]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1164,7 +1348,7 @@ func (x *Cluster) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Cluster.ProtoReflect.Descriptor instead.
 func (*Cluster) Descriptor() ([]byte, []int) {
-	return file_api_config_v1_config_proto_rawDescGZIP(), []int{14}
+	return file_api_config_v1_config_proto_rawDescGZIP(), []int{17}
 }
 
 func (x *Cluster) GetName() string {
@@ -1228,7 +1412,7 @@ type Port struct {
 
 func (x *Port) Reset() {
 	*x = Port{}
-	mi := &file_api_config_v1_config_proto_msgTypes[15]
+	mi := &file_api_config_v1_config_proto_msgTypes[18]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1240,7 +1424,7 @@ func (x *Port) String() string {
 func (*Port) ProtoMessage() {}
 
 func (x *Port) ProtoReflect() protoreflect.Message {
-	mi := &file_api_config_v1_config_proto_msgTypes[15]
+	mi := &file_api_config_v1_config_proto_msgTypes[18]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1253,7 +1437,7 @@ func (x *Port) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Port.ProtoReflect.Descriptor instead.
 func (*Port) Descriptor() ([]byte, []int) {
-	return file_api_config_v1_config_proto_rawDescGZIP(), []int{15}
+	return file_api_config_v1_config_proto_rawDescGZIP(), []int{18}
 }
 
 func (x *Port) GetName() string {
@@ -1299,7 +1483,7 @@ type Service struct {
 
 func (x *Service) Reset() {
 	*x = Service{}
-	mi := &file_api_config_v1_config_proto_msgTypes[16]
+	mi := &file_api_config_v1_config_proto_msgTypes[19]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1311,7 +1495,7 @@ func (x *Service) String() string {
 func (*Service) ProtoMessage() {}
 
 func (x *Service) ProtoReflect() protoreflect.Message {
-	mi := &file_api_config_v1_config_proto_msgTypes[16]
+	mi := &file_api_config_v1_config_proto_msgTypes[19]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1324,7 +1508,7 @@ func (x *Service) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Service.ProtoReflect.Descriptor instead.
 func (*Service) Descriptor() ([]byte, []int) {
-	return file_api_config_v1_config_proto_rawDescGZIP(), []int{16}
+	return file_api_config_v1_config_proto_rawDescGZIP(), []int{19}
 }
 
 func (x *Service) GetNamespace() string {
@@ -1430,7 +1614,7 @@ type HostGroup struct {
 
 func (x *HostGroup) Reset() {
 	*x = HostGroup{}
-	mi := &file_api_config_v1_config_proto_msgTypes[17]
+	mi := &file_api_config_v1_config_proto_msgTypes[20]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1442,7 +1626,7 @@ func (x *HostGroup) String() string {
 func (*HostGroup) ProtoMessage() {}
 
 func (x *HostGroup) ProtoReflect() protoreflect.Message {
-	mi := &file_api_config_v1_config_proto_msgTypes[17]
+	mi := &file_api_config_v1_config_proto_msgTypes[20]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1455,7 +1639,7 @@ func (x *HostGroup) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use HostGroup.ProtoReflect.Descriptor instead.
 func (*HostGroup) Descriptor() ([]byte, []int) {
-	return file_api_config_v1_config_proto_rawDescGZIP(), []int{17}
+	return file_api_config_v1_config_proto_rawDescGZIP(), []int{20}
 }
 
 func (x *HostGroup) GetCluster() string {
@@ -1492,7 +1676,7 @@ type HostPort struct {
 
 func (x *HostPort) Reset() {
 	*x = HostPort{}
-	mi := &file_api_config_v1_config_proto_msgTypes[18]
+	mi := &file_api_config_v1_config_proto_msgTypes[21]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1504,7 +1688,7 @@ func (x *HostPort) String() string {
 func (*HostPort) ProtoMessage() {}
 
 func (x *HostPort) ProtoReflect() protoreflect.Message {
-	mi := &file_api_config_v1_config_proto_msgTypes[18]
+	mi := &file_api_config_v1_config_proto_msgTypes[21]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1517,7 +1701,7 @@ func (x *HostPort) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use HostPort.ProtoReflect.Descriptor instead.
 func (*HostPort) Descriptor() ([]byte, []int) {
-	return file_api_config_v1_config_proto_rawDescGZIP(), []int{18}
+	return file_api_config_v1_config_proto_rawDescGZIP(), []int{21}
 }
 
 func (x *HostPort) GetName() string {
@@ -1559,7 +1743,7 @@ type Host struct {
 
 func (x *Host) Reset() {
 	*x = Host{}
-	mi := &file_api_config_v1_config_proto_msgTypes[19]
+	mi := &file_api_config_v1_config_proto_msgTypes[22]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1571,7 +1755,7 @@ func (x *Host) String() string {
 func (*Host) ProtoMessage() {}
 
 func (x *Host) ProtoReflect() protoreflect.Message {
-	mi := &file_api_config_v1_config_proto_msgTypes[19]
+	mi := &file_api_config_v1_config_proto_msgTypes[22]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1584,7 +1768,7 @@ func (x *Host) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Host.ProtoReflect.Descriptor instead.
 func (*Host) Descriptor() ([]byte, []int) {
-	return file_api_config_v1_config_proto_rawDescGZIP(), []int{19}
+	return file_api_config_v1_config_proto_rawDescGZIP(), []int{22}
 }
 
 func (x *Host) GetName() string {
@@ -1621,7 +1805,7 @@ type OtherPort struct {
 
 func (x *OtherPort) Reset() {
 	*x = OtherPort{}
-	mi := &file_api_config_v1_config_proto_msgTypes[20]
+	mi := &file_api_config_v1_config_proto_msgTypes[23]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1633,7 +1817,7 @@ func (x *OtherPort) String() string {
 func (*OtherPort) ProtoMessage() {}
 
 func (x *OtherPort) ProtoReflect() protoreflect.Message {
-	mi := &file_api_config_v1_config_proto_msgTypes[20]
+	mi := &file_api_config_v1_config_proto_msgTypes[23]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1646,7 +1830,7 @@ func (x *OtherPort) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use OtherPort.ProtoReflect.Descriptor instead.
 func (*OtherPort) Descriptor() ([]byte, []int) {
-	return file_api_config_v1_config_proto_rawDescGZIP(), []int{20}
+	return file_api_config_v1_config_proto_rawDescGZIP(), []int{23}
 }
 
 func (x *OtherPort) GetName() string {
@@ -1689,7 +1873,7 @@ type Endpoint struct {
 
 func (x *Endpoint) Reset() {
 	*x = Endpoint{}
-	mi := &file_api_config_v1_config_proto_msgTypes[21]
+	mi := &file_api_config_v1_config_proto_msgTypes[24]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1701,7 +1885,7 @@ func (x *Endpoint) String() string {
 func (*Endpoint) ProtoMessage() {}
 
 func (x *Endpoint) ProtoReflect() protoreflect.Message {
-	mi := &file_api_config_v1_config_proto_msgTypes[21]
+	mi := &file_api_config_v1_config_proto_msgTypes[24]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1714,7 +1898,7 @@ func (x *Endpoint) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Endpoint.ProtoReflect.Descriptor instead.
 func (*Endpoint) Descriptor() ([]byte, []int) {
-	return file_api_config_v1_config_proto_rawDescGZIP(), []int{21}
+	return file_api_config_v1_config_proto_rawDescGZIP(), []int{24}
 }
 
 func (x *Endpoint) GetId() string {
@@ -1801,7 +1985,7 @@ type Remote struct {
 
 func (x *Remote) Reset() {
 	*x = Remote{}
-	mi := &file_api_config_v1_config_proto_msgTypes[22]
+	mi := &file_api_config_v1_config_proto_msgTypes[25]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1813,7 +1997,7 @@ func (x *Remote) String() string {
 func (*Remote) ProtoMessage() {}
 
 func (x *Remote) ProtoReflect() protoreflect.Message {
-	mi := &file_api_config_v1_config_proto_msgTypes[22]
+	mi := &file_api_config_v1_config_proto_msgTypes[25]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1826,7 +2010,7 @@ func (x *Remote) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Remote.ProtoReflect.Descriptor instead.
 func (*Remote) Descriptor() ([]byte, []int) {
-	return file_api_config_v1_config_proto_rawDescGZIP(), []int{22}
+	return file_api_config_v1_config_proto_rawDescGZIP(), []int{25}
 }
 
 func (x *Remote) GetCluster() string {
@@ -1882,7 +2066,7 @@ type FailoverPolicy struct {
 
 func (x *FailoverPolicy) Reset() {
 	*x = FailoverPolicy{}
-	mi := &file_api_config_v1_config_proto_msgTypes[23]
+	mi := &file_api_config_v1_config_proto_msgTypes[26]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1894,7 +2078,7 @@ func (x *FailoverPolicy) String() string {
 func (*FailoverPolicy) ProtoMessage() {}
 
 func (x *FailoverPolicy) ProtoReflect() protoreflect.Message {
-	mi := &file_api_config_v1_config_proto_msgTypes[23]
+	mi := &file_api_config_v1_config_proto_msgTypes[26]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1907,7 +2091,7 @@ func (x *FailoverPolicy) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use FailoverPolicy.ProtoReflect.Descriptor instead.
 func (*FailoverPolicy) Descriptor() ([]byte, []int) {
-	return file_api_config_v1_config_proto_rawDescGZIP(), []int{23}
+	return file_api_config_v1_config_proto_rawDescGZIP(), []int{26}
 }
 
 func (x *FailoverPolicy) GetName() string {
@@ -1942,7 +2126,7 @@ type Tier struct {
 
 func (x *Tier) Reset() {
 	*x = Tier{}
-	mi := &file_api_config_v1_config_proto_msgTypes[24]
+	mi := &file_api_config_v1_config_proto_msgTypes[27]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1954,7 +2138,7 @@ func (x *Tier) String() string {
 func (*Tier) ProtoMessage() {}
 
 func (x *Tier) ProtoReflect() protoreflect.Message {
-	mi := &file_api_config_v1_config_proto_msgTypes[24]
+	mi := &file_api_config_v1_config_proto_msgTypes[27]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1967,7 +2151,7 @@ func (x *Tier) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Tier.ProtoReflect.Descriptor instead.
 func (*Tier) Descriptor() ([]byte, []int) {
-	return file_api_config_v1_config_proto_rawDescGZIP(), []int{24}
+	return file_api_config_v1_config_proto_rawDescGZIP(), []int{27}
 }
 
 func (x *Tier) GetName() string {
@@ -2004,7 +2188,7 @@ type Selector struct {
 
 func (x *Selector) Reset() {
 	*x = Selector{}
-	mi := &file_api_config_v1_config_proto_msgTypes[25]
+	mi := &file_api_config_v1_config_proto_msgTypes[28]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2016,7 +2200,7 @@ func (x *Selector) String() string {
 func (*Selector) ProtoMessage() {}
 
 func (x *Selector) ProtoReflect() protoreflect.Message {
-	mi := &file_api_config_v1_config_proto_msgTypes[25]
+	mi := &file_api_config_v1_config_proto_msgTypes[28]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2029,7 +2213,7 @@ func (x *Selector) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Selector.ProtoReflect.Descriptor instead.
 func (*Selector) Descriptor() ([]byte, []int) {
-	return file_api_config_v1_config_proto_rawDescGZIP(), []int{25}
+	return file_api_config_v1_config_proto_rawDescGZIP(), []int{28}
 }
 
 func (x *Selector) GetCluster() string {
@@ -2075,7 +2259,7 @@ type Export struct {
 
 func (x *Export) Reset() {
 	*x = Export{}
-	mi := &file_api_config_v1_config_proto_msgTypes[26]
+	mi := &file_api_config_v1_config_proto_msgTypes[29]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2087,7 +2271,7 @@ func (x *Export) String() string {
 func (*Export) ProtoMessage() {}
 
 func (x *Export) ProtoReflect() protoreflect.Message {
-	mi := &file_api_config_v1_config_proto_msgTypes[26]
+	mi := &file_api_config_v1_config_proto_msgTypes[29]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2100,7 +2284,7 @@ func (x *Export) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Export.ProtoReflect.Descriptor instead.
 func (*Export) Descriptor() ([]byte, []int) {
-	return file_api_config_v1_config_proto_rawDescGZIP(), []int{26}
+	return file_api_config_v1_config_proto_rawDescGZIP(), []int{29}
 }
 
 func (x *Export) GetNamespace() string {
@@ -2152,15 +2336,19 @@ type Inbound struct {
 	Name      string                 `protobuf:"bytes,2,opt,name=name,proto3" json:"name,omitempty"`
 	Ports     []*InboundPort         `protobuf:"bytes,3,rep,name=ports,proto3" json:"ports,omitempty"`
 	// Whether workloads of other clusters may call it, and of which: cluster names; empty = of every peer.
-	Exported      bool     `protobuf:"varint,4,opt,name=exported,proto3" json:"exported,omitempty"`
-	Audience      []string `protobuf:"bytes,5,rep,name=audience,proto3" json:"audience,omitempty"`
+	Exported bool     `protobuf:"varint,4,opt,name=exported,proto3" json:"exported,omitempty"`
+	Audience []string `protobuf:"bytes,5,rep,name=audience,proto3" json:"audience,omitempty"`
+	// Who may call it. Each set must let a request through; where there is none, everybody may whom the audience lets in. A sidecar has one
+	// set at most; a node proxy one for each group of copies that the same policies are for.
+	Access        []*AccessSet `protobuf:"bytes,6,rep,name=access,proto3" json:"access,omitempty"`
+	Quotas        []*Quota     `protobuf:"bytes,7,rep,name=quotas,proto3" json:"quotas,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *Inbound) Reset() {
 	*x = Inbound{}
-	mi := &file_api_config_v1_config_proto_msgTypes[27]
+	mi := &file_api_config_v1_config_proto_msgTypes[30]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2172,7 +2360,7 @@ func (x *Inbound) String() string {
 func (*Inbound) ProtoMessage() {}
 
 func (x *Inbound) ProtoReflect() protoreflect.Message {
-	mi := &file_api_config_v1_config_proto_msgTypes[27]
+	mi := &file_api_config_v1_config_proto_msgTypes[30]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2185,7 +2373,7 @@ func (x *Inbound) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Inbound.ProtoReflect.Descriptor instead.
 func (*Inbound) Descriptor() ([]byte, []int) {
-	return file_api_config_v1_config_proto_rawDescGZIP(), []int{27}
+	return file_api_config_v1_config_proto_rawDescGZIP(), []int{30}
 }
 
 func (x *Inbound) GetNamespace() string {
@@ -2223,6 +2411,1016 @@ func (x *Inbound) GetAudience() []string {
 	return nil
 }
 
+func (x *Inbound) GetAccess() []*AccessSet {
+	if x != nil {
+		return x.Access
+	}
+	return nil
+}
+
+func (x *Inbound) GetQuotas() []*Quota {
+	if x != nil {
+		return x.Quotas
+	}
+	return nil
+}
+
+// AccessSet is all AccessPolicies that are for one workload.
+type AccessSet struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Policies      []*AccessPolicy        `protobuf:"bytes,1,rep,name=policies,proto3" json:"policies,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *AccessSet) Reset() {
+	*x = AccessSet{}
+	mi := &file_api_config_v1_config_proto_msgTypes[31]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *AccessSet) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*AccessSet) ProtoMessage() {}
+
+func (x *AccessSet) ProtoReflect() protoreflect.Message {
+	mi := &file_api_config_v1_config_proto_msgTypes[31]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use AccessSet.ProtoReflect.Descriptor instead.
+func (*AccessSet) Descriptor() ([]byte, []int) {
+	return file_api_config_v1_config_proto_rawDescGZIP(), []int{31}
+}
+
+func (x *AccessSet) GetPolicies() []*AccessPolicy {
+	if x != nil {
+		return x.Policies
+	}
+	return nil
+}
+
+// AccessPolicy says who may call what (isthmus.dev/v1alpha1 AccessPolicy, trust/access).
+type AccessPolicy struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Name          string                 `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`    // namespace/name of the object
+	Audit         bool                   `protobuf:"varint,2,opt,name=audit,proto3" json:"audit,omitempty"` // it is counted and logged what would be refused; nothing is
+	Rules         []*AccessRule          `protobuf:"bytes,3,rep,name=rules,proto3" json:"rules,omitempty"`
+	Issuers       []*TokenIssuer         `protobuf:"bytes,4,rep,name=issuers,proto3" json:"issuers,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *AccessPolicy) Reset() {
+	*x = AccessPolicy{}
+	mi := &file_api_config_v1_config_proto_msgTypes[32]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *AccessPolicy) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*AccessPolicy) ProtoMessage() {}
+
+func (x *AccessPolicy) ProtoReflect() protoreflect.Message {
+	mi := &file_api_config_v1_config_proto_msgTypes[32]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use AccessPolicy.ProtoReflect.Descriptor instead.
+func (*AccessPolicy) Descriptor() ([]byte, []int) {
+	return file_api_config_v1_config_proto_rawDescGZIP(), []int{32}
+}
+
+func (x *AccessPolicy) GetName() string {
+	if x != nil {
+		return x.Name
+	}
+	return ""
+}
+
+func (x *AccessPolicy) GetAudit() bool {
+	if x != nil {
+		return x.Audit
+	}
+	return false
+}
+
+func (x *AccessPolicy) GetRules() []*AccessRule {
+	if x != nil {
+		return x.Rules
+	}
+	return nil
+}
+
+func (x *AccessPolicy) GetIssuers() []*TokenIssuer {
+	if x != nil {
+		return x.Issuers
+	}
+	return nil
+}
+
+type AccessRule struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	Name  string                 `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
+	Deny  bool                   `protobuf:"varint,2,opt,name=deny,proto3" json:"deny,omitempty"`
+	// Each of the three matches if one of its entries does; and if it has none.
+	From          []*AccessSource    `protobuf:"bytes,3,rep,name=from,proto3" json:"from,omitempty"`
+	To            []*AccessOperation `protobuf:"bytes,4,rep,name=to,proto3" json:"to,omitempty"`
+	Users         []*EndUser         `protobuf:"bytes,5,rep,name=users,proto3" json:"users,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *AccessRule) Reset() {
+	*x = AccessRule{}
+	mi := &file_api_config_v1_config_proto_msgTypes[33]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *AccessRule) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*AccessRule) ProtoMessage() {}
+
+func (x *AccessRule) ProtoReflect() protoreflect.Message {
+	mi := &file_api_config_v1_config_proto_msgTypes[33]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use AccessRule.ProtoReflect.Descriptor instead.
+func (*AccessRule) Descriptor() ([]byte, []int) {
+	return file_api_config_v1_config_proto_rawDescGZIP(), []int{33}
+}
+
+func (x *AccessRule) GetName() string {
+	if x != nil {
+		return x.Name
+	}
+	return ""
+}
+
+func (x *AccessRule) GetDeny() bool {
+	if x != nil {
+		return x.Deny
+	}
+	return false
+}
+
+func (x *AccessRule) GetFrom() []*AccessSource {
+	if x != nil {
+		return x.From
+	}
+	return nil
+}
+
+func (x *AccessRule) GetTo() []*AccessOperation {
+	if x != nil {
+		return x.To
+	}
+	return nil
+}
+
+func (x *AccessRule) GetUsers() []*EndUser {
+	if x != nil {
+		return x.Users
+	}
+	return nil
+}
+
+// AccessSource: all fields set must match; a list does if one of its entries does.
+type AccessSource struct {
+	state           protoimpl.MessageState `protogen:"open.v1"`
+	Principals      []*Pattern             `protobuf:"bytes,1,rep,name=principals,proto3" json:"principals,omitempty"` // of a whole SPIFFE ID
+	TrustDomains    []string               `protobuf:"bytes,2,rep,name=trust_domains,json=trustDomains,proto3" json:"trust_domains,omitempty"`
+	Namespaces      []string               `protobuf:"bytes,3,rep,name=namespaces,proto3" json:"namespaces,omitempty"`
+	ServiceAccounts []string               `protobuf:"bytes,4,rep,name=service_accounts,json=serviceAccounts,proto3" json:"service_accounts,omitempty"`
+	Nobody          bool                   `protobuf:"varint,5,opt,name=nobody,proto3" json:"nobody,omitempty"` // it names only what does not exist: it matches nobody
+	unknownFields   protoimpl.UnknownFields
+	sizeCache       protoimpl.SizeCache
+}
+
+func (x *AccessSource) Reset() {
+	*x = AccessSource{}
+	mi := &file_api_config_v1_config_proto_msgTypes[34]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *AccessSource) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*AccessSource) ProtoMessage() {}
+
+func (x *AccessSource) ProtoReflect() protoreflect.Message {
+	mi := &file_api_config_v1_config_proto_msgTypes[34]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use AccessSource.ProtoReflect.Descriptor instead.
+func (*AccessSource) Descriptor() ([]byte, []int) {
+	return file_api_config_v1_config_proto_rawDescGZIP(), []int{34}
+}
+
+func (x *AccessSource) GetPrincipals() []*Pattern {
+	if x != nil {
+		return x.Principals
+	}
+	return nil
+}
+
+func (x *AccessSource) GetTrustDomains() []string {
+	if x != nil {
+		return x.TrustDomains
+	}
+	return nil
+}
+
+func (x *AccessSource) GetNamespaces() []string {
+	if x != nil {
+		return x.Namespaces
+	}
+	return nil
+}
+
+func (x *AccessSource) GetServiceAccounts() []string {
+	if x != nil {
+		return x.ServiceAccounts
+	}
+	return nil
+}
+
+func (x *AccessSource) GetNobody() bool {
+	if x != nil {
+		return x.Nobody
+	}
+	return false
+}
+
+// AccessOperation: as AccessSource.
+type AccessOperation struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Methods       []string               `protobuf:"bytes,1,rep,name=methods,proto3" json:"methods,omitempty"`
+	Paths         []*Pattern             `protobuf:"bytes,2,rep,name=paths,proto3" json:"paths,omitempty"`
+	Ports         []uint32               `protobuf:"varint,3,rep,packed,name=ports,proto3" json:"ports,omitempty"` // where the application listens
+	Headers       []*HeaderMatch         `protobuf:"bytes,4,rep,name=headers,proto3" json:"headers,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *AccessOperation) Reset() {
+	*x = AccessOperation{}
+	mi := &file_api_config_v1_config_proto_msgTypes[35]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *AccessOperation) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*AccessOperation) ProtoMessage() {}
+
+func (x *AccessOperation) ProtoReflect() protoreflect.Message {
+	mi := &file_api_config_v1_config_proto_msgTypes[35]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use AccessOperation.ProtoReflect.Descriptor instead.
+func (*AccessOperation) Descriptor() ([]byte, []int) {
+	return file_api_config_v1_config_proto_rawDescGZIP(), []int{35}
+}
+
+func (x *AccessOperation) GetMethods() []string {
+	if x != nil {
+		return x.Methods
+	}
+	return nil
+}
+
+func (x *AccessOperation) GetPaths() []*Pattern {
+	if x != nil {
+		return x.Paths
+	}
+	return nil
+}
+
+func (x *AccessOperation) GetPorts() []uint32 {
+	if x != nil {
+		return x.Ports
+	}
+	return nil
+}
+
+func (x *AccessOperation) GetHeaders() []*HeaderMatch {
+	if x != nil {
+		return x.Headers
+	}
+	return nil
+}
+
+// HeaderMatch: the header is there and one of its values matches; any value, when there are no patterns; or it is absent.
+type HeaderMatch struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Name          string                 `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
+	Values        []*Pattern             `protobuf:"bytes,2,rep,name=values,proto3" json:"values,omitempty"`
+	Absent        bool                   `protobuf:"varint,3,opt,name=absent,proto3" json:"absent,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *HeaderMatch) Reset() {
+	*x = HeaderMatch{}
+	mi := &file_api_config_v1_config_proto_msgTypes[36]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *HeaderMatch) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*HeaderMatch) ProtoMessage() {}
+
+func (x *HeaderMatch) ProtoReflect() protoreflect.Message {
+	mi := &file_api_config_v1_config_proto_msgTypes[36]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use HeaderMatch.ProtoReflect.Descriptor instead.
+func (*HeaderMatch) Descriptor() ([]byte, []int) {
+	return file_api_config_v1_config_proto_rawDescGZIP(), []int{36}
+}
+
+func (x *HeaderMatch) GetName() string {
+	if x != nil {
+		return x.Name
+	}
+	return ""
+}
+
+func (x *HeaderMatch) GetValues() []*Pattern {
+	if x != nil {
+		return x.Values
+	}
+	return nil
+}
+
+func (x *HeaderMatch) GetAbsent() bool {
+	if x != nil {
+		return x.Absent
+	}
+	return false
+}
+
+// EndUser is somebody whose token (JWT) came with the request: issued by the issuer of that name, with all of the claims.
+type EndUser struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Issuer        string                 `protobuf:"bytes,1,opt,name=issuer,proto3" json:"issuer,omitempty"`
+	Claims        []*ClaimMatch          `protobuf:"bytes,2,rep,name=claims,proto3" json:"claims,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *EndUser) Reset() {
+	*x = EndUser{}
+	mi := &file_api_config_v1_config_proto_msgTypes[37]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *EndUser) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*EndUser) ProtoMessage() {}
+
+func (x *EndUser) ProtoReflect() protoreflect.Message {
+	mi := &file_api_config_v1_config_proto_msgTypes[37]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use EndUser.ProtoReflect.Descriptor instead.
+func (*EndUser) Descriptor() ([]byte, []int) {
+	return file_api_config_v1_config_proto_rawDescGZIP(), []int{37}
+}
+
+func (x *EndUser) GetIssuer() string {
+	if x != nil {
+		return x.Issuer
+	}
+	return ""
+}
+
+func (x *EndUser) GetClaims() []*ClaimMatch {
+	if x != nil {
+		return x.Claims
+	}
+	return nil
+}
+
+// ClaimMatch: the claim, or one element of it when it is a list, matches one of the patterns.
+type ClaimMatch struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Path          []string               `protobuf:"bytes,1,rep,name=path,proto3" json:"path,omitempty"` // names of nested objects, outermost first
+	Values        []*Pattern             `protobuf:"bytes,2,rep,name=values,proto3" json:"values,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ClaimMatch) Reset() {
+	*x = ClaimMatch{}
+	mi := &file_api_config_v1_config_proto_msgTypes[38]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ClaimMatch) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ClaimMatch) ProtoMessage() {}
+
+func (x *ClaimMatch) ProtoReflect() protoreflect.Message {
+	mi := &file_api_config_v1_config_proto_msgTypes[38]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ClaimMatch.ProtoReflect.Descriptor instead.
+func (*ClaimMatch) Descriptor() ([]byte, []int) {
+	return file_api_config_v1_config_proto_rawDescGZIP(), []int{38}
+}
+
+func (x *ClaimMatch) GetPath() []string {
+	if x != nil {
+		return x.Path
+	}
+	return nil
+}
+
+func (x *ClaimMatch) GetValues() []*Pattern {
+	if x != nil {
+		return x.Values
+	}
+	return nil
+}
+
+// TokenIssuer is whose tokens are believed.
+type TokenIssuer struct {
+	state     protoimpl.MessageState `protogen:"open.v1"`
+	Name      string                 `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`           // by which rules and quotas call it
+	Issuer    string                 `protobuf:"bytes,2,opt,name=issuer,proto3" json:"issuer,omitempty"`       // the claim "iss"
+	Audiences []string               `protobuf:"bytes,3,rep,name=audiences,proto3" json:"audiences,omitempty"` // one of which must be in "aud"
+	// Where its keys come from, one of these: the document itself, a file in the sidecar's folder of such, or a URL.
+	Jwks          string `protobuf:"bytes,4,opt,name=jwks,proto3" json:"jwks,omitempty"`
+	JwksFile      string `protobuf:"bytes,5,opt,name=jwks_file,json=jwksFile,proto3" json:"jwks_file,omitempty"`
+	JwksUrl       string `protobuf:"bytes,6,opt,name=jwks_url,json=jwksUrl,proto3" json:"jwks_url,omitempty"`
+	Header        string `protobuf:"bytes,7,opt,name=header,proto3" json:"header,omitempty"` // that the token is in; empty: Authorization, with the scheme Bearer
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *TokenIssuer) Reset() {
+	*x = TokenIssuer{}
+	mi := &file_api_config_v1_config_proto_msgTypes[39]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *TokenIssuer) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*TokenIssuer) ProtoMessage() {}
+
+func (x *TokenIssuer) ProtoReflect() protoreflect.Message {
+	mi := &file_api_config_v1_config_proto_msgTypes[39]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use TokenIssuer.ProtoReflect.Descriptor instead.
+func (*TokenIssuer) Descriptor() ([]byte, []int) {
+	return file_api_config_v1_config_proto_rawDescGZIP(), []int{39}
+}
+
+func (x *TokenIssuer) GetName() string {
+	if x != nil {
+		return x.Name
+	}
+	return ""
+}
+
+func (x *TokenIssuer) GetIssuer() string {
+	if x != nil {
+		return x.Issuer
+	}
+	return ""
+}
+
+func (x *TokenIssuer) GetAudiences() []string {
+	if x != nil {
+		return x.Audiences
+	}
+	return nil
+}
+
+func (x *TokenIssuer) GetJwks() string {
+	if x != nil {
+		return x.Jwks
+	}
+	return ""
+}
+
+func (x *TokenIssuer) GetJwksFile() string {
+	if x != nil {
+		return x.JwksFile
+	}
+	return ""
+}
+
+func (x *TokenIssuer) GetJwksUrl() string {
+	if x != nil {
+		return x.JwksUrl
+	}
+	return ""
+}
+
+func (x *TokenIssuer) GetHeader() string {
+	if x != nil {
+		return x.Header
+	}
+	return ""
+}
+
+type Pattern struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	Text  string                 `protobuf:"bytes,1,opt,name=text,proto3" json:"text,omitempty"`
+	// "exact", "prefix" or "suffix".
+	Kind          string `protobuf:"bytes,2,opt,name=kind,proto3" json:"kind,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Pattern) Reset() {
+	*x = Pattern{}
+	mi := &file_api_config_v1_config_proto_msgTypes[40]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Pattern) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Pattern) ProtoMessage() {}
+
+func (x *Pattern) ProtoReflect() protoreflect.Message {
+	mi := &file_api_config_v1_config_proto_msgTypes[40]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Pattern.ProtoReflect.Descriptor instead.
+func (*Pattern) Descriptor() ([]byte, []int) {
+	return file_api_config_v1_config_proto_rawDescGZIP(), []int{40}
+}
+
+func (x *Pattern) GetText() string {
+	if x != nil {
+		return x.Text
+	}
+	return ""
+}
+
+func (x *Pattern) GetKind() string {
+	if x != nil {
+		return x.Kind
+	}
+	return ""
+}
+
+// Quota limits requests (isthmus.dev/v1alpha1 QuotaPolicy, trust/quota).
+type Quota struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	Name  string                 `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"` // namespace/name of the object, "/" and that of the limit
+	// Whose requests are counted together: "caller" (its SPIFFE ID), "end-user" (issuer and subject) or "service" (all).
+	Per    string  `protobuf:"bytes,2,opt,name=per,proto3" json:"per,omitempty"`
+	Rate   float64 `protobuf:"fixed64,3,opt,name=rate,proto3" json:"rate,omitempty"`    // requests a second
+	Burst  uint32  `protobuf:"varint,4,opt,name=burst,proto3" json:"burst,omitempty"`   // that may come at once
+	Shared bool    `protobuf:"varint,5,opt,name=shared,proto3" json:"shared,omitempty"` // among all copies; else each has its own
+	Audit  bool    `protobuf:"varint,6,opt,name=audit,proto3" json:"audit,omitempty"`
+	// Which requests it is for; as in AccessRule.
+	From          []*AccessSource    `protobuf:"bytes,7,rep,name=from,proto3" json:"from,omitempty"`
+	To            []*AccessOperation `protobuf:"bytes,8,rep,name=to,proto3" json:"to,omitempty"`
+	Issuers       []*TokenIssuer     `protobuf:"bytes,9,rep,name=issuers,proto3" json:"issuers,omitempty"`
+	WindowMillis  uint32             `protobuf:"varint,10,opt,name=window_millis,json=windowMillis,proto3" json:"window_millis,omitempty"` // over which rate was given, as rate-limit headers tell it
+	Replicas      uint32             `protobuf:"varint,11,opt,name=replicas,proto3" json:"replicas,omitempty"`                             // copies that share it, as far as control knows
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Quota) Reset() {
+	*x = Quota{}
+	mi := &file_api_config_v1_config_proto_msgTypes[41]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Quota) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Quota) ProtoMessage() {}
+
+func (x *Quota) ProtoReflect() protoreflect.Message {
+	mi := &file_api_config_v1_config_proto_msgTypes[41]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Quota.ProtoReflect.Descriptor instead.
+func (*Quota) Descriptor() ([]byte, []int) {
+	return file_api_config_v1_config_proto_rawDescGZIP(), []int{41}
+}
+
+func (x *Quota) GetName() string {
+	if x != nil {
+		return x.Name
+	}
+	return ""
+}
+
+func (x *Quota) GetPer() string {
+	if x != nil {
+		return x.Per
+	}
+	return ""
+}
+
+func (x *Quota) GetRate() float64 {
+	if x != nil {
+		return x.Rate
+	}
+	return 0
+}
+
+func (x *Quota) GetBurst() uint32 {
+	if x != nil {
+		return x.Burst
+	}
+	return 0
+}
+
+func (x *Quota) GetShared() bool {
+	if x != nil {
+		return x.Shared
+	}
+	return false
+}
+
+func (x *Quota) GetAudit() bool {
+	if x != nil {
+		return x.Audit
+	}
+	return false
+}
+
+func (x *Quota) GetFrom() []*AccessSource {
+	if x != nil {
+		return x.From
+	}
+	return nil
+}
+
+func (x *Quota) GetTo() []*AccessOperation {
+	if x != nil {
+		return x.To
+	}
+	return nil
+}
+
+func (x *Quota) GetIssuers() []*TokenIssuer {
+	if x != nil {
+		return x.Issuers
+	}
+	return nil
+}
+
+func (x *Quota) GetWindowMillis() uint32 {
+	if x != nil {
+		return x.WindowMillis
+	}
+	return 0
+}
+
+func (x *Quota) GetReplicas() uint32 {
+	if x != nil {
+		return x.Replicas
+	}
+	return 0
+}
+
+type LeaseRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Demands       []*Demand              `protobuf:"bytes,1,rep,name=demands,proto3" json:"demands,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *LeaseRequest) Reset() {
+	*x = LeaseRequest{}
+	mi := &file_api_config_v1_config_proto_msgTypes[42]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *LeaseRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*LeaseRequest) ProtoMessage() {}
+
+func (x *LeaseRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_api_config_v1_config_proto_msgTypes[42]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use LeaseRequest.ProtoReflect.Descriptor instead.
+func (*LeaseRequest) Descriptor() ([]byte, []int) {
+	return file_api_config_v1_config_proto_rawDescGZIP(), []int{42}
+}
+
+func (x *LeaseRequest) GetDemands() []*Demand {
+	if x != nil {
+		return x.Demands
+	}
+	return nil
+}
+
+// Demand is what was asked for since the last request: requests a second, of one bucket of one shared quota.
+type Demand struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Quota         string                 `protobuf:"bytes,1,opt,name=quota,proto3" json:"quota,omitempty"`
+	Bucket        string                 `protobuf:"bytes,2,opt,name=bucket,proto3" json:"bucket,omitempty"`
+	Rate          float64                `protobuf:"fixed64,3,opt,name=rate,proto3" json:"rate,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Demand) Reset() {
+	*x = Demand{}
+	mi := &file_api_config_v1_config_proto_msgTypes[43]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Demand) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Demand) ProtoMessage() {}
+
+func (x *Demand) ProtoReflect() protoreflect.Message {
+	mi := &file_api_config_v1_config_proto_msgTypes[43]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Demand.ProtoReflect.Descriptor instead.
+func (*Demand) Descriptor() ([]byte, []int) {
+	return file_api_config_v1_config_proto_rawDescGZIP(), []int{43}
+}
+
+func (x *Demand) GetQuota() string {
+	if x != nil {
+		return x.Quota
+	}
+	return ""
+}
+
+func (x *Demand) GetBucket() string {
+	if x != nil {
+		return x.Bucket
+	}
+	return ""
+}
+
+func (x *Demand) GetRate() float64 {
+	if x != nil {
+		return x.Rate
+	}
+	return 0
+}
+
+type LeaseResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Shares        []*Share               `protobuf:"bytes,1,rep,name=shares,proto3" json:"shares,omitempty"`
+	TtlMillis     uint32                 `protobuf:"varint,2,opt,name=ttl_millis,json=ttlMillis,proto3" json:"ttl_millis,omitempty"` // after which a share falls back to an even one
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *LeaseResponse) Reset() {
+	*x = LeaseResponse{}
+	mi := &file_api_config_v1_config_proto_msgTypes[44]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *LeaseResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*LeaseResponse) ProtoMessage() {}
+
+func (x *LeaseResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_api_config_v1_config_proto_msgTypes[44]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use LeaseResponse.ProtoReflect.Descriptor instead.
+func (*LeaseResponse) Descriptor() ([]byte, []int) {
+	return file_api_config_v1_config_proto_rawDescGZIP(), []int{44}
+}
+
+func (x *LeaseResponse) GetShares() []*Share {
+	if x != nil {
+		return x.Shares
+	}
+	return nil
+}
+
+func (x *LeaseResponse) GetTtlMillis() uint32 {
+	if x != nil {
+		return x.TtlMillis
+	}
+	return 0
+}
+
+// Share is what one copy may let through, in requests a second.
+type Share struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Quota         string                 `protobuf:"bytes,1,opt,name=quota,proto3" json:"quota,omitempty"`
+	Bucket        string                 `protobuf:"bytes,2,opt,name=bucket,proto3" json:"bucket,omitempty"`
+	Rate          float64                `protobuf:"fixed64,3,opt,name=rate,proto3" json:"rate,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Share) Reset() {
+	*x = Share{}
+	mi := &file_api_config_v1_config_proto_msgTypes[45]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Share) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Share) ProtoMessage() {}
+
+func (x *Share) ProtoReflect() protoreflect.Message {
+	mi := &file_api_config_v1_config_proto_msgTypes[45]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Share.ProtoReflect.Descriptor instead.
+func (*Share) Descriptor() ([]byte, []int) {
+	return file_api_config_v1_config_proto_rawDescGZIP(), []int{45}
+}
+
+func (x *Share) GetQuota() string {
+	if x != nil {
+		return x.Quota
+	}
+	return ""
+}
+
+func (x *Share) GetBucket() string {
+	if x != nil {
+		return x.Bucket
+	}
+	return ""
+}
+
+func (x *Share) GetRate() float64 {
+	if x != nil {
+		return x.Rate
+	}
+	return 0
+}
+
 type InboundPort struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Port          uint32                 `protobuf:"varint,1,opt,name=port,proto3" json:"port,omitempty"` // the service's
@@ -2234,7 +3432,7 @@ type InboundPort struct {
 
 func (x *InboundPort) Reset() {
 	*x = InboundPort{}
-	mi := &file_api_config_v1_config_proto_msgTypes[28]
+	mi := &file_api_config_v1_config_proto_msgTypes[46]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2246,7 +3444,7 @@ func (x *InboundPort) String() string {
 func (*InboundPort) ProtoMessage() {}
 
 func (x *InboundPort) ProtoReflect() protoreflect.Message {
-	mi := &file_api_config_v1_config_proto_msgTypes[28]
+	mi := &file_api_config_v1_config_proto_msgTypes[46]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2259,7 +3457,7 @@ func (x *InboundPort) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use InboundPort.ProtoReflect.Descriptor instead.
 func (*InboundPort) Descriptor() ([]byte, []int) {
-	return file_api_config_v1_config_proto_rawDescGZIP(), []int{28}
+	return file_api_config_v1_config_proto_rawDescGZIP(), []int{46}
 }
 
 func (x *InboundPort) GetPort() uint32 {
@@ -2291,12 +3489,15 @@ const file_api_config_v1_config_proto_rawDesc = "" +
 	"\x0eResolveRequest\x12\x18\n" +
 	"\aaddress\x18\x01 \x01(\tR\aaddress\"+\n" +
 	"\x0fResolveResponse\x12\x18\n" +
-	"\aservice\x18\x01 \x01(\tR\aservice\"\xb9\x01\n" +
+	"\aservice\x18\x01 \x01(\tR\aservice\"\xf1\x01\n" +
 	"\aRequest\x120\n" +
 	"\x05hello\x18\x01 \x01(\v2\x18.isthmus.config.v1.HelloH\x00R\x05hello\x12<\n" +
 	"\tsubscribe\x18\x02 \x01(\v2\x1c.isthmus.config.v1.SubscribeH\x00R\tsubscribe\x123\n" +
-	"\x06report\x18\x03 \x01(\v2\x19.isthmus.config.v1.ReportH\x00R\x06reportB\t\n" +
-	"\amessage\"\xa4\x02\n" +
+	"\x06report\x18\x03 \x01(\v2\x19.isthmus.config.v1.ReportH\x00R\x06report\x126\n" +
+	"\aapplied\x18\x04 \x01(\v2\x1a.isthmus.config.v1.AppliedH\x00R\aappliedB\t\n" +
+	"\amessage\"%\n" +
+	"\aApplied\x12\x1a\n" +
+	"\brevision\x18\x01 \x01(\x04R\brevision\"\xa4\x02\n" +
 	"\x05Hello\x12\x18\n" +
 	"\aprogram\x18\x01 \x01(\tR\aprogram\x12\x18\n" +
 	"\aversion\x18\x02 \x01(\tR\aversion\x12#\n" +
@@ -2353,11 +3554,21 @@ const file_api_config_v1_config_proto_rawDesc = "" +
 	"\x06region\x18\x03 \x01(\tR\x06region\x12\x12\n" +
 	"\x04zone\x18\x04 \x01(\tR\x04zone\x12\x1c\n" +
 	"\tnamespace\x18\x05 \x01(\tR\tnamespace\x12\x1a\n" +
-	"\bworkload\x18\x06 \x01(\tR\bworkload\"y\n" +
+	"\bworkload\x18\x06 \x01(\tR\bworkload\"\x82\x02\n" +
 	"\x06Bundle\x12!\n" +
 	"\ftrust_domain\x18\x01 \x01(\tR\vtrustDomain\x12)\n" +
 	"\x10x509_authorities\x18\x02 \x03(\fR\x0fx509Authorities\x12!\n" +
-	"\frevoked_keys\x18\x03 \x03(\fR\vrevokedKeys\"\xa3\x01\n" +
+	"\frevoked_keys\x18\x03 \x03(\fR\vrevokedKeys\x12=\n" +
+	"\vrevoked_ids\x18\x04 \x03(\v2\x1c.isthmus.config.v1.RevokedIDR\n" +
+	"revokedIds\x12H\n" +
+	"\x0fjwt_authorities\x18\x05 \x03(\v2\x1f.isthmus.config.v1.JWTAuthorityR\x0ejwtAuthorities\"C\n" +
+	"\tRevokedID\x12\x1b\n" +
+	"\tspiffe_id\x18\x01 \x01(\tR\bspiffeId\x12\x19\n" +
+	"\bbegun_by\x18\x02 \x01(\x03R\abegunBy\"D\n" +
+	"\fJWTAuthority\x12\x15\n" +
+	"\x06key_id\x18\x01 \x01(\tR\x05keyId\x12\x1d\n" +
+	"\n" +
+	"public_key\x18\x02 \x01(\fR\tpublicKey\"\xa3\x01\n" +
 	"\aGateway\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12\x18\n" +
 	"\aaddress\x18\x02 \x01(\tR\aaddress\x12!\n" +
@@ -2463,20 +3674,101 @@ const file_api_config_v1_config_proto_rawDesc = "" +
 	"\x05ports\x18\x03 \x03(\rR\x05ports\x12\x1a\n" +
 	"\baudience\x18\x04 \x03(\tR\baudience\x129\n" +
 	"\tendpoints\x18\x05 \x03(\v2\x1b.isthmus.config.v1.EndpointR\tendpoints\x12\x14\n" +
-	"\x05hosts\x18\x06 \x03(\tR\x05hosts\"\xa9\x01\n" +
+	"\x05hosts\x18\x06 \x03(\tR\x05hosts\"\x91\x02\n" +
 	"\aInbound\x12\x1c\n" +
 	"\tnamespace\x18\x01 \x01(\tR\tnamespace\x12\x12\n" +
 	"\x04name\x18\x02 \x01(\tR\x04name\x124\n" +
 	"\x05ports\x18\x03 \x03(\v2\x1e.isthmus.config.v1.InboundPortR\x05ports\x12\x1a\n" +
 	"\bexported\x18\x04 \x01(\bR\bexported\x12\x1a\n" +
-	"\baudience\x18\x05 \x03(\tR\baudience\"W\n" +
+	"\baudience\x18\x05 \x03(\tR\baudience\x124\n" +
+	"\x06access\x18\x06 \x03(\v2\x1c.isthmus.config.v1.AccessSetR\x06access\x120\n" +
+	"\x06quotas\x18\a \x03(\v2\x18.isthmus.config.v1.QuotaR\x06quotas\"H\n" +
+	"\tAccessSet\x12;\n" +
+	"\bpolicies\x18\x01 \x03(\v2\x1f.isthmus.config.v1.AccessPolicyR\bpolicies\"\xa7\x01\n" +
+	"\fAccessPolicy\x12\x12\n" +
+	"\x04name\x18\x01 \x01(\tR\x04name\x12\x14\n" +
+	"\x05audit\x18\x02 \x01(\bR\x05audit\x123\n" +
+	"\x05rules\x18\x03 \x03(\v2\x1d.isthmus.config.v1.AccessRuleR\x05rules\x128\n" +
+	"\aissuers\x18\x04 \x03(\v2\x1e.isthmus.config.v1.TokenIssuerR\aissuers\"\xcf\x01\n" +
+	"\n" +
+	"AccessRule\x12\x12\n" +
+	"\x04name\x18\x01 \x01(\tR\x04name\x12\x12\n" +
+	"\x04deny\x18\x02 \x01(\bR\x04deny\x123\n" +
+	"\x04from\x18\x03 \x03(\v2\x1f.isthmus.config.v1.AccessSourceR\x04from\x122\n" +
+	"\x02to\x18\x04 \x03(\v2\".isthmus.config.v1.AccessOperationR\x02to\x120\n" +
+	"\x05users\x18\x05 \x03(\v2\x1a.isthmus.config.v1.EndUserR\x05users\"\xd2\x01\n" +
+	"\fAccessSource\x12:\n" +
+	"\n" +
+	"principals\x18\x01 \x03(\v2\x1a.isthmus.config.v1.PatternR\n" +
+	"principals\x12#\n" +
+	"\rtrust_domains\x18\x02 \x03(\tR\ftrustDomains\x12\x1e\n" +
+	"\n" +
+	"namespaces\x18\x03 \x03(\tR\n" +
+	"namespaces\x12)\n" +
+	"\x10service_accounts\x18\x04 \x03(\tR\x0fserviceAccounts\x12\x16\n" +
+	"\x06nobody\x18\x05 \x01(\bR\x06nobody\"\xad\x01\n" +
+	"\x0fAccessOperation\x12\x18\n" +
+	"\amethods\x18\x01 \x03(\tR\amethods\x120\n" +
+	"\x05paths\x18\x02 \x03(\v2\x1a.isthmus.config.v1.PatternR\x05paths\x12\x14\n" +
+	"\x05ports\x18\x03 \x03(\rR\x05ports\x128\n" +
+	"\aheaders\x18\x04 \x03(\v2\x1e.isthmus.config.v1.HeaderMatchR\aheaders\"m\n" +
+	"\vHeaderMatch\x12\x12\n" +
+	"\x04name\x18\x01 \x01(\tR\x04name\x122\n" +
+	"\x06values\x18\x02 \x03(\v2\x1a.isthmus.config.v1.PatternR\x06values\x12\x16\n" +
+	"\x06absent\x18\x03 \x01(\bR\x06absent\"X\n" +
+	"\aEndUser\x12\x16\n" +
+	"\x06issuer\x18\x01 \x01(\tR\x06issuer\x125\n" +
+	"\x06claims\x18\x02 \x03(\v2\x1d.isthmus.config.v1.ClaimMatchR\x06claims\"T\n" +
+	"\n" +
+	"ClaimMatch\x12\x12\n" +
+	"\x04path\x18\x01 \x03(\tR\x04path\x122\n" +
+	"\x06values\x18\x02 \x03(\v2\x1a.isthmus.config.v1.PatternR\x06values\"\xbb\x01\n" +
+	"\vTokenIssuer\x12\x12\n" +
+	"\x04name\x18\x01 \x01(\tR\x04name\x12\x16\n" +
+	"\x06issuer\x18\x02 \x01(\tR\x06issuer\x12\x1c\n" +
+	"\taudiences\x18\x03 \x03(\tR\taudiences\x12\x12\n" +
+	"\x04jwks\x18\x04 \x01(\tR\x04jwks\x12\x1b\n" +
+	"\tjwks_file\x18\x05 \x01(\tR\bjwksFile\x12\x19\n" +
+	"\bjwks_url\x18\x06 \x01(\tR\ajwksUrl\x12\x16\n" +
+	"\x06header\x18\a \x01(\tR\x06header\"1\n" +
+	"\aPattern\x12\x12\n" +
+	"\x04text\x18\x01 \x01(\tR\x04text\x12\x12\n" +
+	"\x04kind\x18\x02 \x01(\tR\x04kind\"\xe9\x02\n" +
+	"\x05Quota\x12\x12\n" +
+	"\x04name\x18\x01 \x01(\tR\x04name\x12\x10\n" +
+	"\x03per\x18\x02 \x01(\tR\x03per\x12\x12\n" +
+	"\x04rate\x18\x03 \x01(\x01R\x04rate\x12\x14\n" +
+	"\x05burst\x18\x04 \x01(\rR\x05burst\x12\x16\n" +
+	"\x06shared\x18\x05 \x01(\bR\x06shared\x12\x14\n" +
+	"\x05audit\x18\x06 \x01(\bR\x05audit\x123\n" +
+	"\x04from\x18\a \x03(\v2\x1f.isthmus.config.v1.AccessSourceR\x04from\x122\n" +
+	"\x02to\x18\b \x03(\v2\".isthmus.config.v1.AccessOperationR\x02to\x128\n" +
+	"\aissuers\x18\t \x03(\v2\x1e.isthmus.config.v1.TokenIssuerR\aissuers\x12#\n" +
+	"\rwindow_millis\x18\n" +
+	" \x01(\rR\fwindowMillis\x12\x1a\n" +
+	"\breplicas\x18\v \x01(\rR\breplicas\"C\n" +
+	"\fLeaseRequest\x123\n" +
+	"\ademands\x18\x01 \x03(\v2\x19.isthmus.config.v1.DemandR\ademands\"J\n" +
+	"\x06Demand\x12\x14\n" +
+	"\x05quota\x18\x01 \x01(\tR\x05quota\x12\x16\n" +
+	"\x06bucket\x18\x02 \x01(\tR\x06bucket\x12\x12\n" +
+	"\x04rate\x18\x03 \x01(\x01R\x04rate\"`\n" +
+	"\rLeaseResponse\x120\n" +
+	"\x06shares\x18\x01 \x03(\v2\x18.isthmus.config.v1.ShareR\x06shares\x12\x1d\n" +
+	"\n" +
+	"ttl_millis\x18\x02 \x01(\rR\tttlMillis\"I\n" +
+	"\x05Share\x12\x14\n" +
+	"\x05quota\x18\x01 \x01(\tR\x05quota\x12\x16\n" +
+	"\x06bucket\x18\x02 \x01(\tR\x06bucket\x12\x12\n" +
+	"\x04rate\x18\x03 \x01(\x01R\x04rate\"W\n" +
 	"\vInboundPort\x12\x12\n" +
 	"\x04port\x18\x01 \x01(\rR\x04port\x12\x1a\n" +
 	"\bprotocol\x18\x02 \x01(\tR\bprotocol\x12\x18\n" +
-	"\atargets\x18\x03 \x03(\tR\atargets2\xa1\x01\n" +
+	"\atargets\x18\x03 \x03(\tR\atargets2\xed\x01\n" +
 	"\x06Config\x12E\n" +
 	"\x06Stream\x12\x1a.isthmus.config.v1.Request\x1a\x1b.isthmus.config.v1.Response(\x010\x01\x12P\n" +
-	"\aResolve\x12!.isthmus.config.v1.ResolveRequest\x1a\".isthmus.config.v1.ResolveResponseB8Z6github.com/isthmus-mesh/isthmus/api/config/v1;configv1b\x06proto3"
+	"\aResolve\x12!.isthmus.config.v1.ResolveRequest\x1a\".isthmus.config.v1.ResolveResponse\x12J\n" +
+	"\x05Lease\x12\x1f.isthmus.config.v1.LeaseRequest\x1a .isthmus.config.v1.LeaseResponseB8Z6github.com/isthmus-mesh/isthmus/api/config/v1;configv1b\x06proto3"
 
 var (
 	file_api_config_v1_config_proto_rawDescOnce sync.Once
@@ -2490,85 +3782,127 @@ func file_api_config_v1_config_proto_rawDescGZIP() []byte {
 	return file_api_config_v1_config_proto_rawDescData
 }
 
-var file_api_config_v1_config_proto_msgTypes = make([]protoimpl.MessageInfo, 33)
+var file_api_config_v1_config_proto_msgTypes = make([]protoimpl.MessageInfo, 51)
 var file_api_config_v1_config_proto_goTypes = []any{
 	(*ResolveRequest)(nil),    // 0: isthmus.config.v1.ResolveRequest
 	(*ResolveResponse)(nil),   // 1: isthmus.config.v1.ResolveResponse
 	(*Request)(nil),           // 2: isthmus.config.v1.Request
-	(*Hello)(nil),             // 3: isthmus.config.v1.Hello
-	(*Have)(nil),              // 4: isthmus.config.v1.Have
-	(*Subscribe)(nil),         // 5: isthmus.config.v1.Subscribe
-	(*Report)(nil),            // 6: isthmus.config.v1.Report
-	(*LinkReport)(nil),        // 7: isthmus.config.v1.LinkReport
-	(*PeerGatewayReport)(nil), // 8: isthmus.config.v1.PeerGatewayReport
-	(*Response)(nil),          // 9: isthmus.config.v1.Response
-	(*Resource)(nil),          // 10: isthmus.config.v1.Resource
-	(*Self)(nil),              // 11: isthmus.config.v1.Self
-	(*Bundle)(nil),            // 12: isthmus.config.v1.Bundle
-	(*Gateway)(nil),           // 13: isthmus.config.v1.Gateway
-	(*Cluster)(nil),           // 14: isthmus.config.v1.Cluster
-	(*Port)(nil),              // 15: isthmus.config.v1.Port
-	(*Service)(nil),           // 16: isthmus.config.v1.Service
-	(*HostGroup)(nil),         // 17: isthmus.config.v1.HostGroup
-	(*HostPort)(nil),          // 18: isthmus.config.v1.HostPort
-	(*Host)(nil),              // 19: isthmus.config.v1.Host
-	(*OtherPort)(nil),         // 20: isthmus.config.v1.OtherPort
-	(*Endpoint)(nil),          // 21: isthmus.config.v1.Endpoint
-	(*Remote)(nil),            // 22: isthmus.config.v1.Remote
-	(*FailoverPolicy)(nil),    // 23: isthmus.config.v1.FailoverPolicy
-	(*Tier)(nil),              // 24: isthmus.config.v1.Tier
-	(*Selector)(nil),          // 25: isthmus.config.v1.Selector
-	(*Export)(nil),            // 26: isthmus.config.v1.Export
-	(*Inbound)(nil),           // 27: isthmus.config.v1.Inbound
-	(*InboundPort)(nil),       // 28: isthmus.config.v1.InboundPort
-	nil,                       // 29: isthmus.config.v1.Endpoint.LabelsEntry
-	nil,                       // 30: isthmus.config.v1.Remote.LabelsEntry
-	nil,                       // 31: isthmus.config.v1.Tier.WeightsEntry
-	nil,                       // 32: isthmus.config.v1.Selector.LabelsEntry
+	(*Applied)(nil),           // 3: isthmus.config.v1.Applied
+	(*Hello)(nil),             // 4: isthmus.config.v1.Hello
+	(*Have)(nil),              // 5: isthmus.config.v1.Have
+	(*Subscribe)(nil),         // 6: isthmus.config.v1.Subscribe
+	(*Report)(nil),            // 7: isthmus.config.v1.Report
+	(*LinkReport)(nil),        // 8: isthmus.config.v1.LinkReport
+	(*PeerGatewayReport)(nil), // 9: isthmus.config.v1.PeerGatewayReport
+	(*Response)(nil),          // 10: isthmus.config.v1.Response
+	(*Resource)(nil),          // 11: isthmus.config.v1.Resource
+	(*Self)(nil),              // 12: isthmus.config.v1.Self
+	(*Bundle)(nil),            // 13: isthmus.config.v1.Bundle
+	(*RevokedID)(nil),         // 14: isthmus.config.v1.RevokedID
+	(*JWTAuthority)(nil),      // 15: isthmus.config.v1.JWTAuthority
+	(*Gateway)(nil),           // 16: isthmus.config.v1.Gateway
+	(*Cluster)(nil),           // 17: isthmus.config.v1.Cluster
+	(*Port)(nil),              // 18: isthmus.config.v1.Port
+	(*Service)(nil),           // 19: isthmus.config.v1.Service
+	(*HostGroup)(nil),         // 20: isthmus.config.v1.HostGroup
+	(*HostPort)(nil),          // 21: isthmus.config.v1.HostPort
+	(*Host)(nil),              // 22: isthmus.config.v1.Host
+	(*OtherPort)(nil),         // 23: isthmus.config.v1.OtherPort
+	(*Endpoint)(nil),          // 24: isthmus.config.v1.Endpoint
+	(*Remote)(nil),            // 25: isthmus.config.v1.Remote
+	(*FailoverPolicy)(nil),    // 26: isthmus.config.v1.FailoverPolicy
+	(*Tier)(nil),              // 27: isthmus.config.v1.Tier
+	(*Selector)(nil),          // 28: isthmus.config.v1.Selector
+	(*Export)(nil),            // 29: isthmus.config.v1.Export
+	(*Inbound)(nil),           // 30: isthmus.config.v1.Inbound
+	(*AccessSet)(nil),         // 31: isthmus.config.v1.AccessSet
+	(*AccessPolicy)(nil),      // 32: isthmus.config.v1.AccessPolicy
+	(*AccessRule)(nil),        // 33: isthmus.config.v1.AccessRule
+	(*AccessSource)(nil),      // 34: isthmus.config.v1.AccessSource
+	(*AccessOperation)(nil),   // 35: isthmus.config.v1.AccessOperation
+	(*HeaderMatch)(nil),       // 36: isthmus.config.v1.HeaderMatch
+	(*EndUser)(nil),           // 37: isthmus.config.v1.EndUser
+	(*ClaimMatch)(nil),        // 38: isthmus.config.v1.ClaimMatch
+	(*TokenIssuer)(nil),       // 39: isthmus.config.v1.TokenIssuer
+	(*Pattern)(nil),           // 40: isthmus.config.v1.Pattern
+	(*Quota)(nil),             // 41: isthmus.config.v1.Quota
+	(*LeaseRequest)(nil),      // 42: isthmus.config.v1.LeaseRequest
+	(*Demand)(nil),            // 43: isthmus.config.v1.Demand
+	(*LeaseResponse)(nil),     // 44: isthmus.config.v1.LeaseResponse
+	(*Share)(nil),             // 45: isthmus.config.v1.Share
+	(*InboundPort)(nil),       // 46: isthmus.config.v1.InboundPort
+	nil,                       // 47: isthmus.config.v1.Endpoint.LabelsEntry
+	nil,                       // 48: isthmus.config.v1.Remote.LabelsEntry
+	nil,                       // 49: isthmus.config.v1.Tier.WeightsEntry
+	nil,                       // 50: isthmus.config.v1.Selector.LabelsEntry
 }
 var file_api_config_v1_config_proto_depIdxs = []int32{
-	3,  // 0: isthmus.config.v1.Request.hello:type_name -> isthmus.config.v1.Hello
-	5,  // 1: isthmus.config.v1.Request.subscribe:type_name -> isthmus.config.v1.Subscribe
-	6,  // 2: isthmus.config.v1.Request.report:type_name -> isthmus.config.v1.Report
-	4,  // 3: isthmus.config.v1.Hello.have:type_name -> isthmus.config.v1.Have
-	13, // 4: isthmus.config.v1.Hello.gateway:type_name -> isthmus.config.v1.Gateway
-	7,  // 5: isthmus.config.v1.Report.links:type_name -> isthmus.config.v1.LinkReport
-	8,  // 6: isthmus.config.v1.LinkReport.gateways:type_name -> isthmus.config.v1.PeerGatewayReport
-	10, // 7: isthmus.config.v1.Response.upsert:type_name -> isthmus.config.v1.Resource
-	11, // 8: isthmus.config.v1.Resource.self:type_name -> isthmus.config.v1.Self
-	12, // 9: isthmus.config.v1.Resource.bundle:type_name -> isthmus.config.v1.Bundle
-	13, // 10: isthmus.config.v1.Resource.gateway:type_name -> isthmus.config.v1.Gateway
-	14, // 11: isthmus.config.v1.Resource.cluster:type_name -> isthmus.config.v1.Cluster
-	16, // 12: isthmus.config.v1.Resource.service:type_name -> isthmus.config.v1.Service
-	26, // 13: isthmus.config.v1.Resource.export:type_name -> isthmus.config.v1.Export
-	27, // 14: isthmus.config.v1.Resource.inbound:type_name -> isthmus.config.v1.Inbound
-	13, // 15: isthmus.config.v1.Cluster.gateways:type_name -> isthmus.config.v1.Gateway
-	15, // 16: isthmus.config.v1.Service.ports:type_name -> isthmus.config.v1.Port
-	21, // 17: isthmus.config.v1.Service.endpoints:type_name -> isthmus.config.v1.Endpoint
-	22, // 18: isthmus.config.v1.Service.remotes:type_name -> isthmus.config.v1.Remote
-	23, // 19: isthmus.config.v1.Service.policy:type_name -> isthmus.config.v1.FailoverPolicy
-	20, // 20: isthmus.config.v1.Service.other_ports:type_name -> isthmus.config.v1.OtherPort
-	17, // 21: isthmus.config.v1.Service.hosts:type_name -> isthmus.config.v1.HostGroup
-	18, // 22: isthmus.config.v1.HostGroup.ports:type_name -> isthmus.config.v1.HostPort
-	19, // 23: isthmus.config.v1.HostGroup.hosts:type_name -> isthmus.config.v1.Host
-	29, // 24: isthmus.config.v1.Endpoint.labels:type_name -> isthmus.config.v1.Endpoint.LabelsEntry
-	30, // 25: isthmus.config.v1.Remote.labels:type_name -> isthmus.config.v1.Remote.LabelsEntry
-	24, // 26: isthmus.config.v1.FailoverPolicy.tiers:type_name -> isthmus.config.v1.Tier
-	25, // 27: isthmus.config.v1.FailoverPolicy.never:type_name -> isthmus.config.v1.Selector
-	25, // 28: isthmus.config.v1.Tier.match:type_name -> isthmus.config.v1.Selector
-	31, // 29: isthmus.config.v1.Tier.weights:type_name -> isthmus.config.v1.Tier.WeightsEntry
-	32, // 30: isthmus.config.v1.Selector.labels:type_name -> isthmus.config.v1.Selector.LabelsEntry
-	21, // 31: isthmus.config.v1.Export.endpoints:type_name -> isthmus.config.v1.Endpoint
-	28, // 32: isthmus.config.v1.Inbound.ports:type_name -> isthmus.config.v1.InboundPort
-	2,  // 33: isthmus.config.v1.Config.Stream:input_type -> isthmus.config.v1.Request
-	0,  // 34: isthmus.config.v1.Config.Resolve:input_type -> isthmus.config.v1.ResolveRequest
-	9,  // 35: isthmus.config.v1.Config.Stream:output_type -> isthmus.config.v1.Response
-	1,  // 36: isthmus.config.v1.Config.Resolve:output_type -> isthmus.config.v1.ResolveResponse
-	35, // [35:37] is the sub-list for method output_type
-	33, // [33:35] is the sub-list for method input_type
-	33, // [33:33] is the sub-list for extension type_name
-	33, // [33:33] is the sub-list for extension extendee
-	0,  // [0:33] is the sub-list for field type_name
+	4,  // 0: isthmus.config.v1.Request.hello:type_name -> isthmus.config.v1.Hello
+	6,  // 1: isthmus.config.v1.Request.subscribe:type_name -> isthmus.config.v1.Subscribe
+	7,  // 2: isthmus.config.v1.Request.report:type_name -> isthmus.config.v1.Report
+	3,  // 3: isthmus.config.v1.Request.applied:type_name -> isthmus.config.v1.Applied
+	5,  // 4: isthmus.config.v1.Hello.have:type_name -> isthmus.config.v1.Have
+	16, // 5: isthmus.config.v1.Hello.gateway:type_name -> isthmus.config.v1.Gateway
+	8,  // 6: isthmus.config.v1.Report.links:type_name -> isthmus.config.v1.LinkReport
+	9,  // 7: isthmus.config.v1.LinkReport.gateways:type_name -> isthmus.config.v1.PeerGatewayReport
+	11, // 8: isthmus.config.v1.Response.upsert:type_name -> isthmus.config.v1.Resource
+	12, // 9: isthmus.config.v1.Resource.self:type_name -> isthmus.config.v1.Self
+	13, // 10: isthmus.config.v1.Resource.bundle:type_name -> isthmus.config.v1.Bundle
+	16, // 11: isthmus.config.v1.Resource.gateway:type_name -> isthmus.config.v1.Gateway
+	17, // 12: isthmus.config.v1.Resource.cluster:type_name -> isthmus.config.v1.Cluster
+	19, // 13: isthmus.config.v1.Resource.service:type_name -> isthmus.config.v1.Service
+	29, // 14: isthmus.config.v1.Resource.export:type_name -> isthmus.config.v1.Export
+	30, // 15: isthmus.config.v1.Resource.inbound:type_name -> isthmus.config.v1.Inbound
+	14, // 16: isthmus.config.v1.Bundle.revoked_ids:type_name -> isthmus.config.v1.RevokedID
+	15, // 17: isthmus.config.v1.Bundle.jwt_authorities:type_name -> isthmus.config.v1.JWTAuthority
+	16, // 18: isthmus.config.v1.Cluster.gateways:type_name -> isthmus.config.v1.Gateway
+	18, // 19: isthmus.config.v1.Service.ports:type_name -> isthmus.config.v1.Port
+	24, // 20: isthmus.config.v1.Service.endpoints:type_name -> isthmus.config.v1.Endpoint
+	25, // 21: isthmus.config.v1.Service.remotes:type_name -> isthmus.config.v1.Remote
+	26, // 22: isthmus.config.v1.Service.policy:type_name -> isthmus.config.v1.FailoverPolicy
+	23, // 23: isthmus.config.v1.Service.other_ports:type_name -> isthmus.config.v1.OtherPort
+	20, // 24: isthmus.config.v1.Service.hosts:type_name -> isthmus.config.v1.HostGroup
+	21, // 25: isthmus.config.v1.HostGroup.ports:type_name -> isthmus.config.v1.HostPort
+	22, // 26: isthmus.config.v1.HostGroup.hosts:type_name -> isthmus.config.v1.Host
+	47, // 27: isthmus.config.v1.Endpoint.labels:type_name -> isthmus.config.v1.Endpoint.LabelsEntry
+	48, // 28: isthmus.config.v1.Remote.labels:type_name -> isthmus.config.v1.Remote.LabelsEntry
+	27, // 29: isthmus.config.v1.FailoverPolicy.tiers:type_name -> isthmus.config.v1.Tier
+	28, // 30: isthmus.config.v1.FailoverPolicy.never:type_name -> isthmus.config.v1.Selector
+	28, // 31: isthmus.config.v1.Tier.match:type_name -> isthmus.config.v1.Selector
+	49, // 32: isthmus.config.v1.Tier.weights:type_name -> isthmus.config.v1.Tier.WeightsEntry
+	50, // 33: isthmus.config.v1.Selector.labels:type_name -> isthmus.config.v1.Selector.LabelsEntry
+	24, // 34: isthmus.config.v1.Export.endpoints:type_name -> isthmus.config.v1.Endpoint
+	46, // 35: isthmus.config.v1.Inbound.ports:type_name -> isthmus.config.v1.InboundPort
+	31, // 36: isthmus.config.v1.Inbound.access:type_name -> isthmus.config.v1.AccessSet
+	41, // 37: isthmus.config.v1.Inbound.quotas:type_name -> isthmus.config.v1.Quota
+	32, // 38: isthmus.config.v1.AccessSet.policies:type_name -> isthmus.config.v1.AccessPolicy
+	33, // 39: isthmus.config.v1.AccessPolicy.rules:type_name -> isthmus.config.v1.AccessRule
+	39, // 40: isthmus.config.v1.AccessPolicy.issuers:type_name -> isthmus.config.v1.TokenIssuer
+	34, // 41: isthmus.config.v1.AccessRule.from:type_name -> isthmus.config.v1.AccessSource
+	35, // 42: isthmus.config.v1.AccessRule.to:type_name -> isthmus.config.v1.AccessOperation
+	37, // 43: isthmus.config.v1.AccessRule.users:type_name -> isthmus.config.v1.EndUser
+	40, // 44: isthmus.config.v1.AccessSource.principals:type_name -> isthmus.config.v1.Pattern
+	40, // 45: isthmus.config.v1.AccessOperation.paths:type_name -> isthmus.config.v1.Pattern
+	36, // 46: isthmus.config.v1.AccessOperation.headers:type_name -> isthmus.config.v1.HeaderMatch
+	40, // 47: isthmus.config.v1.HeaderMatch.values:type_name -> isthmus.config.v1.Pattern
+	38, // 48: isthmus.config.v1.EndUser.claims:type_name -> isthmus.config.v1.ClaimMatch
+	40, // 49: isthmus.config.v1.ClaimMatch.values:type_name -> isthmus.config.v1.Pattern
+	34, // 50: isthmus.config.v1.Quota.from:type_name -> isthmus.config.v1.AccessSource
+	35, // 51: isthmus.config.v1.Quota.to:type_name -> isthmus.config.v1.AccessOperation
+	39, // 52: isthmus.config.v1.Quota.issuers:type_name -> isthmus.config.v1.TokenIssuer
+	43, // 53: isthmus.config.v1.LeaseRequest.demands:type_name -> isthmus.config.v1.Demand
+	45, // 54: isthmus.config.v1.LeaseResponse.shares:type_name -> isthmus.config.v1.Share
+	2,  // 55: isthmus.config.v1.Config.Stream:input_type -> isthmus.config.v1.Request
+	0,  // 56: isthmus.config.v1.Config.Resolve:input_type -> isthmus.config.v1.ResolveRequest
+	42, // 57: isthmus.config.v1.Config.Lease:input_type -> isthmus.config.v1.LeaseRequest
+	10, // 58: isthmus.config.v1.Config.Stream:output_type -> isthmus.config.v1.Response
+	1,  // 59: isthmus.config.v1.Config.Resolve:output_type -> isthmus.config.v1.ResolveResponse
+	44, // 60: isthmus.config.v1.Config.Lease:output_type -> isthmus.config.v1.LeaseResponse
+	58, // [58:61] is the sub-list for method output_type
+	55, // [55:58] is the sub-list for method input_type
+	55, // [55:55] is the sub-list for extension type_name
+	55, // [55:55] is the sub-list for extension extendee
+	0,  // [0:55] is the sub-list for field type_name
 }
 
 func init() { file_api_config_v1_config_proto_init() }
@@ -2580,8 +3914,9 @@ func file_api_config_v1_config_proto_init() {
 		(*Request_Hello)(nil),
 		(*Request_Subscribe)(nil),
 		(*Request_Report)(nil),
+		(*Request_Applied)(nil),
 	}
-	file_api_config_v1_config_proto_msgTypes[10].OneofWrappers = []any{
+	file_api_config_v1_config_proto_msgTypes[11].OneofWrappers = []any{
 		(*Resource_Self)(nil),
 		(*Resource_Bundle)(nil),
 		(*Resource_Gateway)(nil),
@@ -2596,7 +3931,7 @@ func file_api_config_v1_config_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_api_config_v1_config_proto_rawDesc), len(file_api_config_v1_config_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   33,
+			NumMessages:   51,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

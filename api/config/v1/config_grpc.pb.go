@@ -24,6 +24,7 @@ const _ = grpc.SupportPackageIsVersion9
 const (
 	Config_Stream_FullMethodName  = "/isthmus.config.v1.Config/Stream"
 	Config_Resolve_FullMethodName = "/isthmus.config.v1.Config/Resolve"
+	Config_Lease_FullMethodName   = "/isthmus.config.v1.Config/Lease"
 )
 
 // ConfigClient is the client API for Config service.
@@ -33,6 +34,9 @@ type ConfigClient interface {
 	Stream(ctx context.Context, opts ...grpc.CallOption) (grpc.BidiStreamingClient[Request, Response], error)
 	// Resolve tells which service has an address now, for a caller that has nothing but the address of a connection.
 	Resolve(ctx context.Context, in *ResolveRequest, opts ...grpc.CallOption) (*ResolveResponse, error)
+	// Lease divides shared quotas among the copies of a service: each says what it was asked for, and hears what it may let through until it
+	// asks again.
+	Lease(ctx context.Context, in *LeaseRequest, opts ...grpc.CallOption) (*LeaseResponse, error)
 }
 
 type configClient struct {
@@ -66,6 +70,16 @@ func (c *configClient) Resolve(ctx context.Context, in *ResolveRequest, opts ...
 	return out, nil
 }
 
+func (c *configClient) Lease(ctx context.Context, in *LeaseRequest, opts ...grpc.CallOption) (*LeaseResponse, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(LeaseResponse)
+	err := c.cc.Invoke(ctx, Config_Lease_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
 // ConfigServer is the server API for Config service.
 // All implementations must embed UnimplementedConfigServer
 // for forward compatibility.
@@ -73,6 +87,9 @@ type ConfigServer interface {
 	Stream(grpc.BidiStreamingServer[Request, Response]) error
 	// Resolve tells which service has an address now, for a caller that has nothing but the address of a connection.
 	Resolve(context.Context, *ResolveRequest) (*ResolveResponse, error)
+	// Lease divides shared quotas among the copies of a service: each says what it was asked for, and hears what it may let through until it
+	// asks again.
+	Lease(context.Context, *LeaseRequest) (*LeaseResponse, error)
 	mustEmbedUnimplementedConfigServer()
 }
 
@@ -88,6 +105,9 @@ func (UnimplementedConfigServer) Stream(grpc.BidiStreamingServer[Request, Respon
 }
 func (UnimplementedConfigServer) Resolve(context.Context, *ResolveRequest) (*ResolveResponse, error) {
 	return nil, status.Error(codes.Unimplemented, "method Resolve not implemented")
+}
+func (UnimplementedConfigServer) Lease(context.Context, *LeaseRequest) (*LeaseResponse, error) {
+	return nil, status.Error(codes.Unimplemented, "method Lease not implemented")
 }
 func (UnimplementedConfigServer) mustEmbedUnimplementedConfigServer() {}
 func (UnimplementedConfigServer) testEmbeddedByValue()                {}
@@ -135,6 +155,24 @@ func _Config_Resolve_Handler(srv interface{}, ctx context.Context, dec func(inte
 	return interceptor(ctx, in, info, handler)
 }
 
+func _Config_Lease_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(LeaseRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(ConfigServer).Lease(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: Config_Lease_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(ConfigServer).Lease(ctx, req.(*LeaseRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
 // Config_ServiceDesc is the grpc.ServiceDesc for Config service.
 // It's only intended for direct use with grpc.RegisterService,
 // and not to be introspected or modified (even as a copy)
@@ -145,6 +183,10 @@ var Config_ServiceDesc = grpc.ServiceDesc{
 		{
 			MethodName: "Resolve",
 			Handler:    _Config_Resolve_Handler,
+		},
+		{
+			MethodName: "Lease",
+			Handler:    _Config_Lease_Handler,
 		},
 	},
 	Streams: []grpc.StreamDesc{

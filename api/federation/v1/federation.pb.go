@@ -250,8 +250,12 @@ type Head struct {
 	// SHA-256(PAE) of the head before this one; empty for the first.
 	Previous []byte `protobuf:"bytes,8,opt,name=previous,proto3" json:"previous,omitempty"`
 	// The member's cluster name (RFC 1123 label). Must equal the name of the receiver's ClusterPeer.
-	Cluster       string `protobuf:"bytes,9,opt,name=cluster,proto3" json:"cluster,omitempty"`
-	Region        string `protobuf:"bytes,10,opt,name=region,proto3" json:"region,omitempty"`
+	Cluster string `protobuf:"bytes,9,opt,name=cluster,proto3" json:"cluster,omitempty"`
+	Region  string `protobuf:"bytes,10,opt,name=region,proto3" json:"region,omitempty"`
+	// SPIFFE IDs of the member whose SVIDs must no longer be accepted.
+	RevokedIds []*RevokedID `protobuf:"bytes,11,rep,name=revoked_ids,json=revokedIds,proto3" json:"revoked_ids,omitempty"`
+	// Which bundles of others are in force here, in every program that is connected: who waits with a new root for its members reads it.
+	Acknowledged  []*BundleMark `protobuf:"bytes,12,rep,name=acknowledged,proto3" json:"acknowledged,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -356,6 +360,125 @@ func (x *Head) GetRegion() string {
 	return ""
 }
 
+func (x *Head) GetRevokedIds() []*RevokedID {
+	if x != nil {
+		return x.RevokedIds
+	}
+	return nil
+}
+
+func (x *Head) GetAcknowledged() []*BundleMark {
+	if x != nil {
+		return x.Acknowledged
+	}
+	return nil
+}
+
+type RevokedID struct {
+	state    protoimpl.MessageState `protogen:"open.v1"`
+	SpiffeId string                 `protobuf:"bytes,1,opt,name=spiffe_id,json=spiffeId,proto3" json:"spiffe_id,omitempty"`
+	// SVIDs whose validity begins at this moment or before, in Unix seconds, must not be accepted; 0: none at all.
+	BegunBy       int64 `protobuf:"varint,2,opt,name=begun_by,json=begunBy,proto3" json:"begun_by,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *RevokedID) Reset() {
+	*x = RevokedID{}
+	mi := &file_api_federation_v1_federation_proto_msgTypes[4]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *RevokedID) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*RevokedID) ProtoMessage() {}
+
+func (x *RevokedID) ProtoReflect() protoreflect.Message {
+	mi := &file_api_federation_v1_federation_proto_msgTypes[4]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use RevokedID.ProtoReflect.Descriptor instead.
+func (*RevokedID) Descriptor() ([]byte, []int) {
+	return file_api_federation_v1_federation_proto_rawDescGZIP(), []int{4}
+}
+
+func (x *RevokedID) GetSpiffeId() string {
+	if x != nil {
+		return x.SpiffeId
+	}
+	return ""
+}
+
+func (x *RevokedID) GetBegunBy() int64 {
+	if x != nil {
+		return x.BegunBy
+	}
+	return 0
+}
+
+type BundleMark struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	TrustDomain   string                 `protobuf:"bytes,1,opt,name=trust_domain,json=trustDomain,proto3" json:"trust_domain,omitempty"`
+	Sequence      uint64                 `protobuf:"varint,2,opt,name=sequence,proto3" json:"sequence,omitempty"` // of its TrustBundle
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *BundleMark) Reset() {
+	*x = BundleMark{}
+	mi := &file_api_federation_v1_federation_proto_msgTypes[5]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *BundleMark) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*BundleMark) ProtoMessage() {}
+
+func (x *BundleMark) ProtoReflect() protoreflect.Message {
+	mi := &file_api_federation_v1_federation_proto_msgTypes[5]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use BundleMark.ProtoReflect.Descriptor instead.
+func (*BundleMark) Descriptor() ([]byte, []int) {
+	return file_api_federation_v1_federation_proto_rawDescGZIP(), []int{5}
+}
+
+func (x *BundleMark) GetTrustDomain() string {
+	if x != nil {
+		return x.TrustDomain
+	}
+	return ""
+}
+
+func (x *BundleMark) GetSequence() uint64 {
+	if x != nil {
+		return x.Sequence
+	}
+	return 0
+}
+
 type RecordRef struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// As Envelope.type.
@@ -370,7 +493,7 @@ type RecordRef struct {
 
 func (x *RecordRef) Reset() {
 	*x = RecordRef{}
-	mi := &file_api_federation_v1_federation_proto_msgTypes[4]
+	mi := &file_api_federation_v1_federation_proto_msgTypes[6]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -382,7 +505,7 @@ func (x *RecordRef) String() string {
 func (*RecordRef) ProtoMessage() {}
 
 func (x *RecordRef) ProtoReflect() protoreflect.Message {
-	mi := &file_api_federation_v1_federation_proto_msgTypes[4]
+	mi := &file_api_federation_v1_federation_proto_msgTypes[6]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -395,7 +518,7 @@ func (x *RecordRef) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RecordRef.ProtoReflect.Descriptor instead.
 func (*RecordRef) Descriptor() ([]byte, []int) {
-	return file_api_federation_v1_federation_proto_rawDescGZIP(), []int{4}
+	return file_api_federation_v1_federation_proto_rawDescGZIP(), []int{6}
 }
 
 func (x *RecordRef) GetType() string {
@@ -433,7 +556,7 @@ type TrustBundle struct {
 
 func (x *TrustBundle) Reset() {
 	*x = TrustBundle{}
-	mi := &file_api_federation_v1_federation_proto_msgTypes[5]
+	mi := &file_api_federation_v1_federation_proto_msgTypes[7]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -445,7 +568,7 @@ func (x *TrustBundle) String() string {
 func (*TrustBundle) ProtoMessage() {}
 
 func (x *TrustBundle) ProtoReflect() protoreflect.Message {
-	mi := &file_api_federation_v1_federation_proto_msgTypes[5]
+	mi := &file_api_federation_v1_federation_proto_msgTypes[7]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -458,7 +581,7 @@ func (x *TrustBundle) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TrustBundle.ProtoReflect.Descriptor instead.
 func (*TrustBundle) Descriptor() ([]byte, []int) {
-	return file_api_federation_v1_federation_proto_rawDescGZIP(), []int{5}
+	return file_api_federation_v1_federation_proto_rawDescGZIP(), []int{7}
 }
 
 func (x *TrustBundle) GetTrustDomain() string {
@@ -502,7 +625,7 @@ type GatewaySet struct {
 
 func (x *GatewaySet) Reset() {
 	*x = GatewaySet{}
-	mi := &file_api_federation_v1_federation_proto_msgTypes[6]
+	mi := &file_api_federation_v1_federation_proto_msgTypes[8]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -514,7 +637,7 @@ func (x *GatewaySet) String() string {
 func (*GatewaySet) ProtoMessage() {}
 
 func (x *GatewaySet) ProtoReflect() protoreflect.Message {
-	mi := &file_api_federation_v1_federation_proto_msgTypes[6]
+	mi := &file_api_federation_v1_federation_proto_msgTypes[8]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -527,7 +650,7 @@ func (x *GatewaySet) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GatewaySet.ProtoReflect.Descriptor instead.
 func (*GatewaySet) Descriptor() ([]byte, []int) {
-	return file_api_federation_v1_federation_proto_rawDescGZIP(), []int{6}
+	return file_api_federation_v1_federation_proto_rawDescGZIP(), []int{8}
 }
 
 func (x *GatewaySet) GetTrustDomain() string {
@@ -569,7 +692,7 @@ type GatewayInfo struct {
 
 func (x *GatewayInfo) Reset() {
 	*x = GatewayInfo{}
-	mi := &file_api_federation_v1_federation_proto_msgTypes[7]
+	mi := &file_api_federation_v1_federation_proto_msgTypes[9]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -581,7 +704,7 @@ func (x *GatewayInfo) String() string {
 func (*GatewayInfo) ProtoMessage() {}
 
 func (x *GatewayInfo) ProtoReflect() protoreflect.Message {
-	mi := &file_api_federation_v1_federation_proto_msgTypes[7]
+	mi := &file_api_federation_v1_federation_proto_msgTypes[9]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -594,7 +717,7 @@ func (x *GatewayInfo) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GatewayInfo.ProtoReflect.Descriptor instead.
 func (*GatewayInfo) Descriptor() ([]byte, []int) {
-	return file_api_federation_v1_federation_proto_rawDescGZIP(), []int{7}
+	return file_api_federation_v1_federation_proto_rawDescGZIP(), []int{9}
 }
 
 func (x *GatewayInfo) GetId() string {
@@ -658,7 +781,7 @@ type CatalogShard struct {
 
 func (x *CatalogShard) Reset() {
 	*x = CatalogShard{}
-	mi := &file_api_federation_v1_federation_proto_msgTypes[8]
+	mi := &file_api_federation_v1_federation_proto_msgTypes[10]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -670,7 +793,7 @@ func (x *CatalogShard) String() string {
 func (*CatalogShard) ProtoMessage() {}
 
 func (x *CatalogShard) ProtoReflect() protoreflect.Message {
-	mi := &file_api_federation_v1_federation_proto_msgTypes[8]
+	mi := &file_api_federation_v1_federation_proto_msgTypes[10]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -683,7 +806,7 @@ func (x *CatalogShard) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CatalogShard.ProtoReflect.Descriptor instead.
 func (*CatalogShard) Descriptor() ([]byte, []int) {
-	return file_api_federation_v1_federation_proto_rawDescGZIP(), []int{8}
+	return file_api_federation_v1_federation_proto_rawDescGZIP(), []int{10}
 }
 
 func (x *CatalogShard) GetTrustDomain() string {
@@ -736,7 +859,7 @@ type ExportedService struct {
 
 func (x *ExportedService) Reset() {
 	*x = ExportedService{}
-	mi := &file_api_federation_v1_federation_proto_msgTypes[9]
+	mi := &file_api_federation_v1_federation_proto_msgTypes[11]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -748,7 +871,7 @@ func (x *ExportedService) String() string {
 func (*ExportedService) ProtoMessage() {}
 
 func (x *ExportedService) ProtoReflect() protoreflect.Message {
-	mi := &file_api_federation_v1_federation_proto_msgTypes[9]
+	mi := &file_api_federation_v1_federation_proto_msgTypes[11]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -761,7 +884,7 @@ func (x *ExportedService) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ExportedService.ProtoReflect.Descriptor instead.
 func (*ExportedService) Descriptor() ([]byte, []int) {
-	return file_api_federation_v1_federation_proto_rawDescGZIP(), []int{9}
+	return file_api_federation_v1_federation_proto_rawDescGZIP(), []int{11}
 }
 
 func (x *ExportedService) GetNamespace() string {
@@ -883,7 +1006,7 @@ type HeadlessEndpoint struct {
 
 func (x *HeadlessEndpoint) Reset() {
 	*x = HeadlessEndpoint{}
-	mi := &file_api_federation_v1_federation_proto_msgTypes[10]
+	mi := &file_api_federation_v1_federation_proto_msgTypes[12]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -895,7 +1018,7 @@ func (x *HeadlessEndpoint) String() string {
 func (*HeadlessEndpoint) ProtoMessage() {}
 
 func (x *HeadlessEndpoint) ProtoReflect() protoreflect.Message {
-	mi := &file_api_federation_v1_federation_proto_msgTypes[10]
+	mi := &file_api_federation_v1_federation_proto_msgTypes[12]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -908,7 +1031,7 @@ func (x *HeadlessEndpoint) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use HeadlessEndpoint.ProtoReflect.Descriptor instead.
 func (*HeadlessEndpoint) Descriptor() ([]byte, []int) {
-	return file_api_federation_v1_federation_proto_rawDescGZIP(), []int{10}
+	return file_api_federation_v1_federation_proto_rawDescGZIP(), []int{12}
 }
 
 func (x *HeadlessEndpoint) GetHostname() string {
@@ -948,7 +1071,7 @@ type ServicePort struct {
 
 func (x *ServicePort) Reset() {
 	*x = ServicePort{}
-	mi := &file_api_federation_v1_federation_proto_msgTypes[11]
+	mi := &file_api_federation_v1_federation_proto_msgTypes[13]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -960,7 +1083,7 @@ func (x *ServicePort) String() string {
 func (*ServicePort) ProtoMessage() {}
 
 func (x *ServicePort) ProtoReflect() protoreflect.Message {
-	mi := &file_api_federation_v1_federation_proto_msgTypes[11]
+	mi := &file_api_federation_v1_federation_proto_msgTypes[13]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -973,7 +1096,7 @@ func (x *ServicePort) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ServicePort.ProtoReflect.Descriptor instead.
 func (*ServicePort) Descriptor() ([]byte, []int) {
-	return file_api_federation_v1_federation_proto_rawDescGZIP(), []int{11}
+	return file_api_federation_v1_federation_proto_rawDescGZIP(), []int{13}
 }
 
 func (x *ServicePort) GetName() string {
@@ -1022,7 +1145,7 @@ type ZoneCapacity struct {
 
 func (x *ZoneCapacity) Reset() {
 	*x = ZoneCapacity{}
-	mi := &file_api_federation_v1_federation_proto_msgTypes[12]
+	mi := &file_api_federation_v1_federation_proto_msgTypes[14]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1034,7 +1157,7 @@ func (x *ZoneCapacity) String() string {
 func (*ZoneCapacity) ProtoMessage() {}
 
 func (x *ZoneCapacity) ProtoReflect() protoreflect.Message {
-	mi := &file_api_federation_v1_federation_proto_msgTypes[12]
+	mi := &file_api_federation_v1_federation_proto_msgTypes[14]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1047,7 +1170,7 @@ func (x *ZoneCapacity) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ZoneCapacity.ProtoReflect.Descriptor instead.
 func (*ZoneCapacity) Descriptor() ([]byte, []int) {
-	return file_api_federation_v1_federation_proto_rawDescGZIP(), []int{12}
+	return file_api_federation_v1_federation_proto_rawDescGZIP(), []int{14}
 }
 
 func (x *ZoneCapacity) GetZone() string {
@@ -1079,7 +1202,7 @@ type Want struct {
 
 func (x *Want) Reset() {
 	*x = Want{}
-	mi := &file_api_federation_v1_federation_proto_msgTypes[13]
+	mi := &file_api_federation_v1_federation_proto_msgTypes[15]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1091,7 +1214,7 @@ func (x *Want) String() string {
 func (*Want) ProtoMessage() {}
 
 func (x *Want) ProtoReflect() protoreflect.Message {
-	mi := &file_api_federation_v1_federation_proto_msgTypes[13]
+	mi := &file_api_federation_v1_federation_proto_msgTypes[15]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1104,7 +1227,7 @@ func (x *Want) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Want.ProtoReflect.Descriptor instead.
 func (*Want) Descriptor() ([]byte, []int) {
-	return file_api_federation_v1_federation_proto_rawDescGZIP(), []int{13}
+	return file_api_federation_v1_federation_proto_rawDescGZIP(), []int{15}
 }
 
 func (x *Want) GetHave() []*Mark {
@@ -1132,7 +1255,7 @@ type Mark struct {
 
 func (x *Mark) Reset() {
 	*x = Mark{}
-	mi := &file_api_federation_v1_federation_proto_msgTypes[14]
+	mi := &file_api_federation_v1_federation_proto_msgTypes[16]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1144,7 +1267,7 @@ func (x *Mark) String() string {
 func (*Mark) ProtoMessage() {}
 
 func (x *Mark) ProtoReflect() protoreflect.Message {
-	mi := &file_api_federation_v1_federation_proto_msgTypes[14]
+	mi := &file_api_federation_v1_federation_proto_msgTypes[16]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1157,7 +1280,7 @@ func (x *Mark) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Mark.ProtoReflect.Descriptor instead.
 func (*Mark) Descriptor() ([]byte, []int) {
-	return file_api_federation_v1_federation_proto_rawDescGZIP(), []int{14}
+	return file_api_federation_v1_federation_proto_rawDescGZIP(), []int{16}
 }
 
 func (x *Mark) GetTrustDomain() string {
@@ -1202,7 +1325,7 @@ const file_api_federation_v1_federation_proto_rawDesc = "" +
 	"\fsigning_keys\x18\x03 \x03(\fR\vsigningKeys\x122\n" +
 	"\x06issued\x18\x04 \x01(\v2\x1a.google.protobuf.TimestampR\x06issued\x127\n" +
 	"\tnot_after\x18\x05 \x01(\v2\x1a.google.protobuf.TimestampR\bnotAfter\x12\x19\n" +
-	"\broot_key\x18\x06 \x01(\fR\arootKey\"\xe8\x02\n" +
+	"\broot_key\x18\x06 \x01(\fR\arootKey\"\xf2\x03\n" +
 	"\x04Head\x12!\n" +
 	"\ftrust_domain\x18\x01 \x01(\tR\vtrustDomain\x12\x14\n" +
 	"\x05epoch\x18\x02 \x01(\x04R\x05epoch\x12\x10\n" +
@@ -1214,7 +1337,17 @@ const file_api_federation_v1_federation_proto_rawDesc = "" +
 	"\bprevious\x18\b \x01(\fR\bprevious\x12\x18\n" +
 	"\acluster\x18\t \x01(\tR\acluster\x12\x16\n" +
 	"\x06region\x18\n" +
-	" \x01(\tR\x06region\"I\n" +
+	" \x01(\tR\x06region\x12A\n" +
+	"\vrevoked_ids\x18\v \x03(\v2 .isthmus.federation.v1.RevokedIDR\n" +
+	"revokedIds\x12E\n" +
+	"\facknowledged\x18\f \x03(\v2!.isthmus.federation.v1.BundleMarkR\facknowledged\"C\n" +
+	"\tRevokedID\x12\x1b\n" +
+	"\tspiffe_id\x18\x01 \x01(\tR\bspiffeId\x12\x19\n" +
+	"\bbegun_by\x18\x02 \x01(\x03R\abegunBy\"K\n" +
+	"\n" +
+	"BundleMark\x12!\n" +
+	"\ftrust_domain\x18\x01 \x01(\tR\vtrustDomain\x12\x1a\n" +
+	"\bsequence\x18\x02 \x01(\x04R\bsequence\"I\n" +
 	"\tRecordRef\x12\x12\n" +
 	"\x04type\x18\x01 \x01(\tR\x04type\x12\x14\n" +
 	"\x05index\x18\x02 \x01(\rR\x05index\x12\x12\n" +
@@ -1297,49 +1430,53 @@ func file_api_federation_v1_federation_proto_rawDescGZIP() []byte {
 	return file_api_federation_v1_federation_proto_rawDescData
 }
 
-var file_api_federation_v1_federation_proto_msgTypes = make([]protoimpl.MessageInfo, 17)
+var file_api_federation_v1_federation_proto_msgTypes = make([]protoimpl.MessageInfo, 19)
 var file_api_federation_v1_federation_proto_goTypes = []any{
 	(*Envelope)(nil),              // 0: isthmus.federation.v1.Envelope
 	(*Signature)(nil),             // 1: isthmus.federation.v1.Signature
 	(*MemberRoot)(nil),            // 2: isthmus.federation.v1.MemberRoot
 	(*Head)(nil),                  // 3: isthmus.federation.v1.Head
-	(*RecordRef)(nil),             // 4: isthmus.federation.v1.RecordRef
-	(*TrustBundle)(nil),           // 5: isthmus.federation.v1.TrustBundle
-	(*GatewaySet)(nil),            // 6: isthmus.federation.v1.GatewaySet
-	(*GatewayInfo)(nil),           // 7: isthmus.federation.v1.GatewayInfo
-	(*CatalogShard)(nil),          // 8: isthmus.federation.v1.CatalogShard
-	(*ExportedService)(nil),       // 9: isthmus.federation.v1.ExportedService
-	(*HeadlessEndpoint)(nil),      // 10: isthmus.federation.v1.HeadlessEndpoint
-	(*ServicePort)(nil),           // 11: isthmus.federation.v1.ServicePort
-	(*ZoneCapacity)(nil),          // 12: isthmus.federation.v1.ZoneCapacity
-	(*Want)(nil),                  // 13: isthmus.federation.v1.Want
-	(*Mark)(nil),                  // 14: isthmus.federation.v1.Mark
-	nil,                           // 15: isthmus.federation.v1.ExportedService.LabelsEntry
-	nil,                           // 16: isthmus.federation.v1.ExportedService.AnnotationsEntry
-	(*timestamppb.Timestamp)(nil), // 17: google.protobuf.Timestamp
+	(*RevokedID)(nil),             // 4: isthmus.federation.v1.RevokedID
+	(*BundleMark)(nil),            // 5: isthmus.federation.v1.BundleMark
+	(*RecordRef)(nil),             // 6: isthmus.federation.v1.RecordRef
+	(*TrustBundle)(nil),           // 7: isthmus.federation.v1.TrustBundle
+	(*GatewaySet)(nil),            // 8: isthmus.federation.v1.GatewaySet
+	(*GatewayInfo)(nil),           // 9: isthmus.federation.v1.GatewayInfo
+	(*CatalogShard)(nil),          // 10: isthmus.federation.v1.CatalogShard
+	(*ExportedService)(nil),       // 11: isthmus.federation.v1.ExportedService
+	(*HeadlessEndpoint)(nil),      // 12: isthmus.federation.v1.HeadlessEndpoint
+	(*ServicePort)(nil),           // 13: isthmus.federation.v1.ServicePort
+	(*ZoneCapacity)(nil),          // 14: isthmus.federation.v1.ZoneCapacity
+	(*Want)(nil),                  // 15: isthmus.federation.v1.Want
+	(*Mark)(nil),                  // 16: isthmus.federation.v1.Mark
+	nil,                           // 17: isthmus.federation.v1.ExportedService.LabelsEntry
+	nil,                           // 18: isthmus.federation.v1.ExportedService.AnnotationsEntry
+	(*timestamppb.Timestamp)(nil), // 19: google.protobuf.Timestamp
 }
 var file_api_federation_v1_federation_proto_depIdxs = []int32{
 	1,  // 0: isthmus.federation.v1.Envelope.signatures:type_name -> isthmus.federation.v1.Signature
-	17, // 1: isthmus.federation.v1.MemberRoot.issued:type_name -> google.protobuf.Timestamp
-	17, // 2: isthmus.federation.v1.MemberRoot.not_after:type_name -> google.protobuf.Timestamp
-	17, // 3: isthmus.federation.v1.Head.issued:type_name -> google.protobuf.Timestamp
-	17, // 4: isthmus.federation.v1.Head.expires:type_name -> google.protobuf.Timestamp
-	4,  // 5: isthmus.federation.v1.Head.records:type_name -> isthmus.federation.v1.RecordRef
-	17, // 6: isthmus.federation.v1.TrustBundle.not_after:type_name -> google.protobuf.Timestamp
-	7,  // 7: isthmus.federation.v1.GatewaySet.gateways:type_name -> isthmus.federation.v1.GatewayInfo
-	9,  // 8: isthmus.federation.v1.CatalogShard.services:type_name -> isthmus.federation.v1.ExportedService
-	11, // 9: isthmus.federation.v1.ExportedService.ports:type_name -> isthmus.federation.v1.ServicePort
-	15, // 10: isthmus.federation.v1.ExportedService.labels:type_name -> isthmus.federation.v1.ExportedService.LabelsEntry
-	16, // 11: isthmus.federation.v1.ExportedService.annotations:type_name -> isthmus.federation.v1.ExportedService.AnnotationsEntry
-	17, // 12: isthmus.federation.v1.ExportedService.created:type_name -> google.protobuf.Timestamp
-	12, // 13: isthmus.federation.v1.ExportedService.capacity:type_name -> isthmus.federation.v1.ZoneCapacity
-	10, // 14: isthmus.federation.v1.ExportedService.endpoints:type_name -> isthmus.federation.v1.HeadlessEndpoint
-	14, // 15: isthmus.federation.v1.Want.have:type_name -> isthmus.federation.v1.Mark
-	16, // [16:16] is the sub-list for method output_type
-	16, // [16:16] is the sub-list for method input_type
-	16, // [16:16] is the sub-list for extension type_name
-	16, // [16:16] is the sub-list for extension extendee
-	0,  // [0:16] is the sub-list for field type_name
+	19, // 1: isthmus.federation.v1.MemberRoot.issued:type_name -> google.protobuf.Timestamp
+	19, // 2: isthmus.federation.v1.MemberRoot.not_after:type_name -> google.protobuf.Timestamp
+	19, // 3: isthmus.federation.v1.Head.issued:type_name -> google.protobuf.Timestamp
+	19, // 4: isthmus.federation.v1.Head.expires:type_name -> google.protobuf.Timestamp
+	6,  // 5: isthmus.federation.v1.Head.records:type_name -> isthmus.federation.v1.RecordRef
+	4,  // 6: isthmus.federation.v1.Head.revoked_ids:type_name -> isthmus.federation.v1.RevokedID
+	5,  // 7: isthmus.federation.v1.Head.acknowledged:type_name -> isthmus.federation.v1.BundleMark
+	19, // 8: isthmus.federation.v1.TrustBundle.not_after:type_name -> google.protobuf.Timestamp
+	9,  // 9: isthmus.federation.v1.GatewaySet.gateways:type_name -> isthmus.federation.v1.GatewayInfo
+	11, // 10: isthmus.federation.v1.CatalogShard.services:type_name -> isthmus.federation.v1.ExportedService
+	13, // 11: isthmus.federation.v1.ExportedService.ports:type_name -> isthmus.federation.v1.ServicePort
+	17, // 12: isthmus.federation.v1.ExportedService.labels:type_name -> isthmus.federation.v1.ExportedService.LabelsEntry
+	18, // 13: isthmus.federation.v1.ExportedService.annotations:type_name -> isthmus.federation.v1.ExportedService.AnnotationsEntry
+	19, // 14: isthmus.federation.v1.ExportedService.created:type_name -> google.protobuf.Timestamp
+	14, // 15: isthmus.federation.v1.ExportedService.capacity:type_name -> isthmus.federation.v1.ZoneCapacity
+	12, // 16: isthmus.federation.v1.ExportedService.endpoints:type_name -> isthmus.federation.v1.HeadlessEndpoint
+	16, // 17: isthmus.federation.v1.Want.have:type_name -> isthmus.federation.v1.Mark
+	18, // [18:18] is the sub-list for method output_type
+	18, // [18:18] is the sub-list for method input_type
+	18, // [18:18] is the sub-list for extension type_name
+	18, // [18:18] is the sub-list for extension extendee
+	0,  // [0:18] is the sub-list for field type_name
 }
 
 func init() { file_api_federation_v1_federation_proto_init() }
@@ -1353,7 +1490,7 @@ func file_api_federation_v1_federation_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_api_federation_v1_federation_proto_rawDesc), len(file_api_federation_v1_federation_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   17,
+			NumMessages:   19,
 			NumExtensions: 0,
 			NumServices:   0,
 		},

@@ -181,6 +181,94 @@ func (x *Certificate) GetBundle() [][]byte {
 	return nil
 }
 
+type SignJWTRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Audience      []string               `protobuf:"bytes,1,rep,name=audience,proto3" json:"audience,omitempty"` // at least one
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *SignJWTRequest) Reset() {
+	*x = SignJWTRequest{}
+	mi := &file_api_identity_v1_identity_proto_msgTypes[3]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *SignJWTRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*SignJWTRequest) ProtoMessage() {}
+
+func (x *SignJWTRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_api_identity_v1_identity_proto_msgTypes[3]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use SignJWTRequest.ProtoReflect.Descriptor instead.
+func (*SignJWTRequest) Descriptor() ([]byte, []int) {
+	return file_api_identity_v1_identity_proto_rawDescGZIP(), []int{3}
+}
+
+func (x *SignJWTRequest) GetAudience() []string {
+	if x != nil {
+		return x.Audience
+	}
+	return nil
+}
+
+type SignJWTResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Token         string                 `protobuf:"bytes,1,opt,name=token,proto3" json:"token,omitempty"` // JWS compact serialization
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *SignJWTResponse) Reset() {
+	*x = SignJWTResponse{}
+	mi := &file_api_identity_v1_identity_proto_msgTypes[4]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *SignJWTResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*SignJWTResponse) ProtoMessage() {}
+
+func (x *SignJWTResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_api_identity_v1_identity_proto_msgTypes[4]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use SignJWTResponse.ProtoReflect.Descriptor instead.
+func (*SignJWTResponse) Descriptor() ([]byte, []int) {
+	return file_api_identity_v1_identity_proto_rawDescGZIP(), []int{4}
+}
+
+func (x *SignJWTResponse) GetToken() string {
+	if x != nil {
+		return x.Token
+	}
+	return ""
+}
+
 var File_api_identity_v1_identity_proto protoreflect.FileDescriptor
 
 const file_api_identity_v1_identity_proto_rawDesc = "" +
@@ -194,10 +282,15 @@ const file_api_identity_v1_identity_proto_rawDesc = "" +
 	"\vCertificate\x12\x1b\n" +
 	"\tspiffe_id\x18\x01 \x01(\tR\bspiffeId\x12\x14\n" +
 	"\x05chain\x18\x02 \x03(\fR\x05chain\x12\x16\n" +
-	"\x06bundle\x18\x03 \x03(\fR\x06bundle2\xa4\x01\n" +
+	"\x06bundle\x18\x03 \x03(\fR\x06bundle\",\n" +
+	"\x0eSignJWTRequest\x12\x1a\n" +
+	"\baudience\x18\x01 \x03(\tR\baudience\"'\n" +
+	"\x0fSignJWTResponse\x12\x14\n" +
+	"\x05token\x18\x01 \x01(\tR\x05token2\xfa\x01\n" +
 	"\bIdentity\x12J\n" +
 	"\x04Join\x12 .isthmus.identity.v1.JoinRequest\x1a .isthmus.identity.v1.Certificate\x12L\n" +
-	"\x05Renew\x12!.isthmus.identity.v1.RenewRequest\x1a .isthmus.identity.v1.CertificateB<Z:github.com/isthmus-mesh/isthmus/api/identity/v1;identityv1b\x06proto3"
+	"\x05Renew\x12!.isthmus.identity.v1.RenewRequest\x1a .isthmus.identity.v1.Certificate\x12T\n" +
+	"\aSignJWT\x12#.isthmus.identity.v1.SignJWTRequest\x1a$.isthmus.identity.v1.SignJWTResponseB<Z:github.com/isthmus-mesh/isthmus/api/identity/v1;identityv1b\x06proto3"
 
 var (
 	file_api_identity_v1_identity_proto_rawDescOnce sync.Once
@@ -211,19 +304,23 @@ func file_api_identity_v1_identity_proto_rawDescGZIP() []byte {
 	return file_api_identity_v1_identity_proto_rawDescData
 }
 
-var file_api_identity_v1_identity_proto_msgTypes = make([]protoimpl.MessageInfo, 3)
+var file_api_identity_v1_identity_proto_msgTypes = make([]protoimpl.MessageInfo, 5)
 var file_api_identity_v1_identity_proto_goTypes = []any{
-	(*JoinRequest)(nil),  // 0: isthmus.identity.v1.JoinRequest
-	(*RenewRequest)(nil), // 1: isthmus.identity.v1.RenewRequest
-	(*Certificate)(nil),  // 2: isthmus.identity.v1.Certificate
+	(*JoinRequest)(nil),     // 0: isthmus.identity.v1.JoinRequest
+	(*RenewRequest)(nil),    // 1: isthmus.identity.v1.RenewRequest
+	(*Certificate)(nil),     // 2: isthmus.identity.v1.Certificate
+	(*SignJWTRequest)(nil),  // 3: isthmus.identity.v1.SignJWTRequest
+	(*SignJWTResponse)(nil), // 4: isthmus.identity.v1.SignJWTResponse
 }
 var file_api_identity_v1_identity_proto_depIdxs = []int32{
 	0, // 0: isthmus.identity.v1.Identity.Join:input_type -> isthmus.identity.v1.JoinRequest
 	1, // 1: isthmus.identity.v1.Identity.Renew:input_type -> isthmus.identity.v1.RenewRequest
-	2, // 2: isthmus.identity.v1.Identity.Join:output_type -> isthmus.identity.v1.Certificate
-	2, // 3: isthmus.identity.v1.Identity.Renew:output_type -> isthmus.identity.v1.Certificate
-	2, // [2:4] is the sub-list for method output_type
-	0, // [0:2] is the sub-list for method input_type
+	3, // 2: isthmus.identity.v1.Identity.SignJWT:input_type -> isthmus.identity.v1.SignJWTRequest
+	2, // 3: isthmus.identity.v1.Identity.Join:output_type -> isthmus.identity.v1.Certificate
+	2, // 4: isthmus.identity.v1.Identity.Renew:output_type -> isthmus.identity.v1.Certificate
+	4, // 5: isthmus.identity.v1.Identity.SignJWT:output_type -> isthmus.identity.v1.SignJWTResponse
+	3, // [3:6] is the sub-list for method output_type
+	0, // [0:3] is the sub-list for method input_type
 	0, // [0:0] is the sub-list for extension type_name
 	0, // [0:0] is the sub-list for extension extendee
 	0, // [0:0] is the sub-list for field type_name
@@ -240,7 +337,7 @@ func file_api_identity_v1_identity_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_api_identity_v1_identity_proto_rawDesc), len(file_api_identity_v1_identity_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   3,
+			NumMessages:   5,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

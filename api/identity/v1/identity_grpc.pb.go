@@ -21,8 +21,9 @@ import (
 const _ = grpc.SupportPackageIsVersion9
 
 const (
-	Identity_Join_FullMethodName  = "/isthmus.identity.v1.Identity/Join"
-	Identity_Renew_FullMethodName = "/isthmus.identity.v1.Identity/Renew"
+	Identity_Join_FullMethodName    = "/isthmus.identity.v1.Identity/Join"
+	Identity_Renew_FullMethodName   = "/isthmus.identity.v1.Identity/Renew"
+	Identity_SignJWT_FullMethodName = "/isthmus.identity.v1.Identity/SignJWT"
 )
 
 // IdentityClient is the client API for Identity service.
@@ -33,6 +34,8 @@ type IdentityClient interface {
 	Join(ctx context.Context, in *JoinRequest, opts ...grpc.CallOption) (*Certificate, error)
 	// Renew trades the SVID that the connection is authenticated with for a fresh one of the same ID.
 	Renew(ctx context.Context, in *RenewRequest, opts ...grpc.CallOption) (*Certificate, error)
+	// SignJWT makes a JWT-SVID of the ID that the connection is authenticated with.
+	SignJWT(ctx context.Context, in *SignJWTRequest, opts ...grpc.CallOption) (*SignJWTResponse, error)
 }
 
 type identityClient struct {
@@ -63,6 +66,16 @@ func (c *identityClient) Renew(ctx context.Context, in *RenewRequest, opts ...gr
 	return out, nil
 }
 
+func (c *identityClient) SignJWT(ctx context.Context, in *SignJWTRequest, opts ...grpc.CallOption) (*SignJWTResponse, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(SignJWTResponse)
+	err := c.cc.Invoke(ctx, Identity_SignJWT_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
 // IdentityServer is the server API for Identity service.
 // All implementations must embed UnimplementedIdentityServer
 // for forward compatibility.
@@ -71,6 +84,8 @@ type IdentityServer interface {
 	Join(context.Context, *JoinRequest) (*Certificate, error)
 	// Renew trades the SVID that the connection is authenticated with for a fresh one of the same ID.
 	Renew(context.Context, *RenewRequest) (*Certificate, error)
+	// SignJWT makes a JWT-SVID of the ID that the connection is authenticated with.
+	SignJWT(context.Context, *SignJWTRequest) (*SignJWTResponse, error)
 	mustEmbedUnimplementedIdentityServer()
 }
 
@@ -86,6 +101,9 @@ func (UnimplementedIdentityServer) Join(context.Context, *JoinRequest) (*Certifi
 }
 func (UnimplementedIdentityServer) Renew(context.Context, *RenewRequest) (*Certificate, error) {
 	return nil, status.Error(codes.Unimplemented, "method Renew not implemented")
+}
+func (UnimplementedIdentityServer) SignJWT(context.Context, *SignJWTRequest) (*SignJWTResponse, error) {
+	return nil, status.Error(codes.Unimplemented, "method SignJWT not implemented")
 }
 func (UnimplementedIdentityServer) mustEmbedUnimplementedIdentityServer() {}
 func (UnimplementedIdentityServer) testEmbeddedByValue()                  {}
@@ -144,6 +162,24 @@ func _Identity_Renew_Handler(srv interface{}, ctx context.Context, dec func(inte
 	return interceptor(ctx, in, info, handler)
 }
 
+func _Identity_SignJWT_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(SignJWTRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(IdentityServer).SignJWT(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: Identity_SignJWT_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(IdentityServer).SignJWT(ctx, req.(*SignJWTRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
 // Identity_ServiceDesc is the grpc.ServiceDesc for Identity service.
 // It's only intended for direct use with grpc.RegisterService,
 // and not to be introspected or modified (even as a copy)
@@ -158,6 +194,10 @@ var Identity_ServiceDesc = grpc.ServiceDesc{
 		{
 			MethodName: "Renew",
 			Handler:    _Identity_Renew_Handler,
+		},
+		{
+			MethodName: "SignJWT",
+			Handler:    _Identity_SignJWT_Handler,
 		},
 	},
 	Streams:  []grpc.StreamDesc{},
