@@ -208,7 +208,7 @@ func (w *world) assemble(valid map[topology.ServiceName]*ServiceExport, exports 
 	add := func(r *configv1.Resource) { w.resources = append(w.resources, r) }
 	add(configstream.EncodeBundle(in.self.Domain, configstream.BundleData{Authorities: in.roots}))
 	for _, v := range w.usable {
-		add(configstream.EncodeBundle(v.Domain, configstream.BundleData{Authorities: v.Bundle.Authorities, Revoked: v.Bundle.Revoked}))
+		add(configstream.EncodeBundle(v.Domain, configstream.BundleData(v.Bundle)))
 	}
 	for _, g := range in.gateways {
 		add(configstream.EncodeGateway(g))

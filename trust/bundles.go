@@ -1,12 +1,14 @@
 package trust
 
 import (
+	"crypto"
 	"crypto/sha256"
 	"crypto/x509"
 	"maps"
 	"slices"
 	"sync"
 	"sync/atomic"
+	"time"
 
 	"github.com/spiffe/go-spiffe/v2/spiffeid"
 )
@@ -15,9 +17,20 @@ import (
 type Bundle struct {
 	// Authorities are the domain's root certificates. Without any, nobody of that domain passes.
 	Authorities []*x509.Certificate
+	// JWTAuthorities are the keys that the domain signs JWT-SVIDs with, by key ID. They say nothing about X.509-SVIDs.
+	JWTAuthorities map[string]crypto.PublicKey
 	// Revoked holds the SHA-256 of public keys (DER SubjectPublicKeyInfo) that must not pass any more: of an SVID, or of
 	// an authority and so of everything below it.
 	Revoked map[[sha256.Size]byte]struct{}
+	// RevokedIDs ends what was issued to an ID: SVIDs of it whose validity begins at that moment or before don't pass, and none
+	// at all where the time is zero.
+	RevokedIDs map[spiffeid.ID]time.Time
+}
+
+// RevokesID tells whether an SVID of id whose validity begins at begun must not pass.
+func (b *Bundle) RevokesID(id spiffeid.ID, begun time.Time) bool {
+	until, ok := b.RevokedIDs[id]
+	return ok && (until.IsZero() || !begun.After(until))
 }
 
 // Fingerprint is the SHA-256 of a certificate's public key (DER SubjectPublicKeyInfo), as Bundle.Revoked and Peer.Key hold it.
@@ -26,12 +39,22 @@ func Fingerprint(cert *x509.Certificate) [sha256.Size]byte {
 }
 
 func (b Bundle) clone() Bundle {
-	return Bundle{Authorities: slices.Clone(b.Authorities), Revoked: maps.Clone(b.Revoked)}
+	return Bundle{
+		Authorities: slices.Clone(b.Authorities), JWTAuthorities: maps.Clone(b.JWTAuthorities),
+		Revoked: maps.Clone(b.Revoked), RevokedIDs: maps.Clone(b.RevokedIDs),
+	}
 }
 
 // equal tells whether both verify alike. Order is of no meaning.
 func (b Bundle) equal(o Bundle) bool {
-	return maps.Equal(b.Revoked, o.Revoked) && containsAll(b.Authorities, o.Authorities) && containsAll(o.Authorities, b.Authorities)
+	return containsAll(b.Authorities, o.Authorities) && containsAll(o.Authorities, b.Authorities) &&
+		maps.EqualFunc(b.JWTAuthorities, o.JWTAuthorities, sameKey) &&
+		maps.Equal(b.Revoked, o.Revoked) && maps.EqualFunc(b.RevokedIDs, o.RevokedIDs, time.Time.Equal)
+}
+
+func sameKey(a, b crypto.PublicKey) bool {
+	k, ok := a.(interface{ Equal(crypto.PublicKey) bool })
+	return ok && k.Equal(b)
 }
 
 func containsAll(set, certs []*x509.Certificate) bool {

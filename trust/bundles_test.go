@@ -1,6 +1,7 @@
 package trust
 
 import (
+	"crypto"
 	"crypto/x509"
 	"maps"
 	"testing"
@@ -11,7 +12,7 @@ import (
 
 func TestBundles(t *testing.T) {
 	a, b := rootOf(t, domainA), rootOf(t, domainB)
-	s := NewBundles()
+	s, at := NewBundles(), time.Now()
 	isClosed := func(c <-chan struct{}) bool {
 		select {
 		case <-c:
@@ -35,6 +36,21 @@ func TestBundles(t *testing.T) {
 		{"other order", func() { s.Set(domainB, Bundle{Authorities: []*x509.Certificate{a.cert, b.cert}}) }, false, []spiffeid.TrustDomain{domainA, domainB}},
 		{"a revocation", func() {
 			s.Set(domainB, Bundle{Authorities: []*x509.Certificate{a.cert, b.cert}, Revoked: map[[32]byte]struct{}{{1}: {}}})
+		}, true, []spiffeid.TrustDomain{domainA, domainB}},
+		{"a revoked ID", func() {
+			s.Set(domainB, Bundle{Authorities: []*x509.Certificate{a.cert}, RevokedIDs: map[spiffeid.ID]time.Time{gatewayA: at}})
+		}, true, []spiffeid.TrustDomain{domainA, domainB}},
+		{"the same moment", func() {
+			s.Set(domainB, Bundle{Authorities: []*x509.Certificate{a.cert}, RevokedIDs: map[spiffeid.ID]time.Time{gatewayA: at.UTC()}})
+		}, false, []spiffeid.TrustDomain{domainA, domainB}},
+		{"another moment", func() {
+			s.Set(domainB, Bundle{Authorities: []*x509.Certificate{a.cert}, RevokedIDs: map[spiffeid.ID]time.Time{gatewayA: {}}})
+		}, true, []spiffeid.TrustDomain{domainA, domainB}},
+		{"a JWT key", func() {
+			s.Set(domainB, Bundle{Authorities: []*x509.Certificate{a.cert}, JWTAuthorities: map[string]crypto.PublicKey{"key": a.cert.PublicKey}})
+		}, true, []spiffeid.TrustDomain{domainA, domainB}},
+		{"another key of that ID", func() {
+			s.Set(domainB, Bundle{Authorities: []*x509.Certificate{a.cert}, JWTAuthorities: map[string]crypto.PublicKey{"key": b.cert.PublicKey}})
 		}, true, []spiffeid.TrustDomain{domainA, domainB}},
 		{"remove", func() { s.Remove(domainA) }, true, []spiffeid.TrustDomain{domainB}},
 		{"remove what isn't there", func() { s.Remove(domainA) }, false, []spiffeid.TrustDomain{domainB}},
@@ -64,14 +80,16 @@ func TestBundlesAreCopies(t *testing.T) {
 	a := rootOf(t, domainA)
 	svid := a.svid(gatewayA)
 	given := a.bundle()
-	given.Revoked = map[[32]byte]struct{}{}
+	given.Revoked, given.RevokedIDs = map[[32]byte]struct{}{}, map[spiffeid.ID]time.Time{}
 	s := NewBundles()
 	s.Set(domainA, given)
+	given.RevokedIDs[gatewayA] = time.Time{}
 	given.Authorities[0] = rootOf(t, domainA).cert
 	given.Revoked[Fingerprint(a.cert)] = struct{}{}
 	got, _ := s.Get(domainA)
 	got.Authorities[0] = given.Authorities[0]
 	got.Revoked[Fingerprint(a.cert)] = struct{}{}
+	got.RevokedIDs[gatewayA] = time.Time{}
 	if _, err := s.Verify(svid.Certificates, time.Now()); err != nil {
 		t.Errorf("changed from outside: %v", err)
 	}

@@ -1,6 +1,7 @@
 package trust
 
 import (
+	"crypto"
 	"crypto/tls"
 	"crypto/x509"
 	"errors"
@@ -68,6 +69,23 @@ func TestGuard(t *testing.T) {
 			b.Revoked = map[[32]byte]struct{}{Fingerprint(p.rootB.cert): {}}
 			p.bundlesA.Set(domainB, b)
 		}, "revoked"},
+		{"ID revoked", func(p *pair, _ *Guard, _ *bool) {
+			b := p.rootB.bundle()
+			svid, _ := p.clientID.SVID()
+			b.RevokedIDs = map[spiffeid.ID]time.Time{svid.ID: time.Now()}
+			p.bundlesA.Set(domainB, b)
+		}, "revoked"},
+		{"ID revoked before it was issued", func(p *pair, _ *Guard, _ *bool) {
+			b := p.rootB.bundle()
+			svid, _ := p.clientID.SVID()
+			b.RevokedIDs = map[spiffeid.ID]time.Time{svid.ID: svid.Certificates[0].NotBefore.Add(-time.Second)}
+			p.bundlesA.Set(domainB, b)
+		}, ""},
+		{"JWT key added", func(p *pair, _ *Guard, _ *bool) {
+			b := p.rootB.bundle()
+			b.JWTAuthorities = map[string]crypto.PublicKey{"key": p.rootB.cert.PublicKey}
+			p.bundlesA.Set(domainB, b)
+		}, ""},
 		{"policy changed, nobody said so", func(_ *pair, _ *Guard, barred *bool) { *barred = true }, ""},
 		{"policy changed", func(_ *pair, g *Guard, barred *bool) { *barred = true; g.Recheck() }, "not_allowed"},
 		{"policy asked again, same answer", func(_ *pair, g *Guard, _ *bool) { g.Recheck() }, ""},

@@ -52,7 +52,11 @@ func guardModel(t *testing.T, random *rand.Rand) {
 	var c closes
 	open := map[int]*connection{}
 	randomBundle := func(td spiffeid.TrustDomain) Bundle {
-		b := Bundle{Revoked: map[[32]byte]struct{}{}}
+		b := Bundle{Revoked: map[[32]byte]struct{}{}, RevokedIDs: map[spiffeid.ID]time.Time{}}
+		if random.IntN(8) == 0 {
+			id := spiffeid.RequireFromPath(td, fmt.Sprintf("/%d", random.IntN(3)))
+			b.RevokedIDs[id] = time.Now().Add(-time.Duration(random.IntN(600)) * time.Second)
+		}
 		for _, ca := range roots[td] {
 			if random.IntN(4) > 0 {
 				b.Authorities = append(b.Authorities, ca.cert)

@@ -29,7 +29,7 @@ const (
 	UnknownDomain        // we have no bundle of its trust domain
 	BadChain             // its certificate does not lead to a root of its own trust domain
 	BadSVID              // the certificate is not an X.509-SVID: no or several URI SANs, a CA, wrong usage
-	Revoked              // its key, or that of an authority above it, was revoked
+	Revoked              // its key, its ID, or the key of an authority above it was revoked
 	Expired              // outside of its validity, or that of an authority above it
 	NotAllowed           // it is who it says; the policy does not let it in
 )
@@ -206,6 +206,9 @@ func (d *domainTrust) verify(id spiffeid.ID, chain []*x509.Certificate, now time
 	if err != nil {
 		return time.Time{}, &VerifyError{Reason: d.chainReason(chain, now, err), ID: id, Err: err}
 	}
+	if d.bundle.RevokesID(id, chain[0].NotBefore) {
+		return time.Time{}, &VerifyError{Reason: Revoked, ID: id, Err: d.whyRevoked(id)}
+	}
 	var until time.Time
 	var refused *VerifyError
 	for _, path := range paths {
@@ -221,6 +224,13 @@ func (d *domainTrust) verify(id spiffeid.ID, chain []*x509.Certificate, now time
 		return time.Time{}, refused
 	}
 	return until, nil
+}
+
+func (d *domainTrust) whyRevoked(id spiffeid.ID) error {
+	if until := d.bundle.RevokedIDs[id]; !until.IsZero() {
+		return fmt.Errorf("what was issued to this ID up to %s", until.UTC().Format(time.RFC3339))
+	}
+	return errors.New("the ID is blocked")
 }
 
 // acceptPath checks, leaf to root, what crypto/x509 doesn't.

@@ -201,6 +201,40 @@ func TestVerifyRevoked(t *testing.T) {
 	}
 }
 
+func TestVerifyRevokedID(t *testing.T) {
+	a, b := rootOf(t, domainA), rootOf(t, domainB)
+	id := spiffeid.RequireFromString(shop)
+	svid := a.svid(id)
+	begun := svid.Certificates[0].NotBefore
+	for _, test := range []struct {
+		name    string
+		revoked map[spiffeid.ID]time.Time
+		want    Reason
+	}{
+		{"begun before", map[spiffeid.ID]time.Time{id: begun.Add(time.Second)}, Revoked},
+		{"begun then", map[spiffeid.ID]time.Time{id: begun}, Revoked},
+		{"begun after", map[spiffeid.ID]time.Time{id: begun.Add(-time.Second)}, 0},
+		{"blocked", map[spiffeid.ID]time.Time{id: {}}, Revoked},
+		{"another ID", map[spiffeid.ID]time.Time{spiffeid.RequireFromPath(domainA, "/ns/shop"): {}}, 0},
+		{"the same path in another domain", map[spiffeid.ID]time.Time{spiffeid.RequireFromPath(domainB, id.Path()): {}}, 0},
+	} {
+		for of, ca := range map[spiffeid.TrustDomain]*testCA{domainA: a, domainB: b} {
+			bundles := bundlesOf(map[spiffeid.TrustDomain]*testCA{domainA: a, domainB: b})
+			bundle := ca.bundle()
+			bundle.RevokedIDs = test.revoked
+			bundles.Set(of, bundle)
+			want := test.want
+			if of != domainA { // what another domain revokes is not this one's
+				want = 0
+			}
+			_, err := bundles.Verify(svid.Certificates, time.Now())
+			if got := reasonOf(t, err); got != want {
+				t.Errorf("%s, revoked by %s: refused for %q (%v), want %q", test.name, of, got, err, want)
+			}
+		}
+	}
+}
+
 // A revoked key is out, not the way round it: the same issuing key certified by two roots.
 func TestVerifyOtherPath(t *testing.T) {
 	oldRoot, newRoot := rootOf(t, domainA), rootOf(t, domainA)

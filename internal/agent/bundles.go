@@ -51,7 +51,7 @@ func (a *Agent) updateBundles() {
 	stream := a.Stream.Bundles().Load()
 	all := make(map[spiffeid.TrustDomain]trust.Bundle, len(stream)+1)
 	for td, b := range stream {
-		all[td] = trust.Bundle{Authorities: b.Authorities, Revoked: b.Revoked}
+		all[td] = trust.Bundle(b)
 	}
 	own := all[a.cfg.TrustDomain]
 	a.roots.read()

@@ -1,12 +1,16 @@
 package configstream
 
 import (
+	"crypto"
+	"crypto/ecdh"
+	"crypto/rand"
 	"crypto/x509"
 	"errors"
 	"fmt"
 	"net/netip"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/google/go-cmp/cmp"
 	"github.com/google/go-cmp/cmp/cmpopts"
@@ -56,7 +60,8 @@ func TestWhatIsEncodedIsDecoded(t *testing.T) {
 			same(t, &s, travel(t, EncodeSelf("sidecar/shop/checkout-0", s)).self)
 		},
 		"bundle": func(t *rapid.T) {
-			td, b := genDomain(t), genBundle(t)
+			td := genDomain(t)
+			b := genBundle(t, td)
 			d := travel(t, EncodeBundle(td, b))
 			same(t, td, d.domain)
 			same(t, &b, d.bundle)
@@ -182,6 +187,30 @@ func TestMalformedResourcesAreRefused(t *testing.T) {
 		"revoked key": {Key: "bundle/us.example", Body: &configv1.Resource_Bundle{Bundle: &configv1.Bundle{
 			TrustDomain: "us.example", RevokedKeys: [][]byte{{1, 2, 3}},
 		}}},
+		"revoked ID of another domain": {Key: "bundle/us.example", Body: &configv1.Resource_Bundle{Bundle: &configv1.Bundle{
+			TrustDomain: "us.example", RevokedIds: []*configv1.RevokedID{{SpiffeId: "spiffe://eu.example/ns/shop/sa/cart"}},
+		}}},
+		"revoked ID of a whole domain": {Key: "bundle/us.example", Body: &configv1.Resource_Bundle{Bundle: &configv1.Bundle{
+			TrustDomain: "us.example", RevokedIds: []*configv1.RevokedID{{SpiffeId: "spiffe://us.example"}},
+		}}},
+		"revoked ID in another spelling": {Key: "bundle/us.example", Body: &configv1.Resource_Bundle{Bundle: &configv1.Bundle{
+			TrustDomain: "us.example", RevokedIds: []*configv1.RevokedID{{SpiffeId: "SPIFFE://us.example/ns/shop/sa/cart"}},
+		}}},
+		"revoked ID twice": {Key: "bundle/us.example", Body: &configv1.Resource_Bundle{Bundle: &configv1.Bundle{
+			TrustDomain: "us.example", RevokedIds: []*configv1.RevokedID{{SpiffeId: "spiffe://us.example/a"}, {SpiffeId: "spiffe://us.example/a", BegunBy: 1}},
+		}}},
+		"revoked ID before time began": {Key: "bundle/us.example", Body: &configv1.Resource_Bundle{Bundle: &configv1.Bundle{
+			TrustDomain: "us.example", RevokedIds: []*configv1.RevokedID{{SpiffeId: "spiffe://us.example/a", BegunBy: -1}},
+		}}},
+		"JWT key of no kind": {Key: "bundle/us.example", Body: &configv1.Resource_Bundle{Bundle: &configv1.Bundle{
+			TrustDomain: "us.example", JwtAuthorities: []*configv1.JWTAuthority{{KeyId: "a", PublicKey: []byte("no key")}},
+		}}},
+		"JWT key that signs nothing": {Key: "bundle/us.example", Body: &configv1.Resource_Bundle{Bundle: &configv1.Bundle{
+			TrustDomain: "us.example", JwtAuthorities: []*configv1.JWTAuthority{{KeyId: "a", PublicKey: publicKey(t, exchangeKey(t))}},
+		}}},
+		"JWT key without ID": {Key: "bundle/us.example", Body: &configv1.Resource_Bundle{Bundle: &configv1.Bundle{
+			TrustDomain: "us.example", JwtAuthorities: []*configv1.JWTAuthority{{PublicKey: publicKey(t, authorities()[0].PublicKey)}},
+		}}},
 		"gateway's address": {Key: "gateway/a", Body: &configv1.Resource_Gateway{Gateway: &configv1.Gateway{Id: "a", SpiffeId: "spiffe://us.example/isthmus/gateway/a", Address: "nowhere"}}},
 		"gateway's name":    {Key: "gateway/a/b", Body: &configv1.Resource_Gateway{Gateway: &configv1.Gateway{Id: "a/b", SpiffeId: "spiffe://us.example/isthmus/gateway/a"}}},
 		"self of nobody":    EncodeSelf("sidecar/shop", topology.Self{Cluster: cluster(t, "eu"), Domain: spiffeid.RequireTrustDomainFromString("eu.example")}),
@@ -240,6 +269,10 @@ func FuzzDecode(f *testing.F) {
 	seed(EncodeExport(&topology.Export{Name: s.Name, Ports: []uint16{80}}))
 	seed(EncodeInbound("node/n", &topology.Inbound{Name: s.Name, Ports: []topology.InboundPort{{Number: 80, Protocol: topology.GRPC}}}))
 	seed(EncodeBundle(self.Domain, BundleData{Revoked: map[[32]byte]struct{}{{1}: {}}}))
+	seed(EncodeBundle(self.Domain, BundleData{
+		JWTAuthorities: map[string]crypto.PublicKey{"key": authorities()[0].PublicKey},
+		RevokedIDs:     map[spiffeid.ID]time.Time{spiffeid.RequireFromPath(self.Domain, "/ns/shop/sa/cart"): {}, gateway.Identity: time.Unix(1_700_000_000, 0)},
+	}))
 	f.Fuzz(func(t *testing.T, b []byte) {
 		var r configv1.Resource
 		if proto.Unmarshal(b, &r) != nil {
@@ -264,6 +297,38 @@ func FuzzDecode(f *testing.F) {
 			t.Fatal(diff)
 		}
 	})
+}
+
+func publicKey(tb testing.TB, key crypto.PublicKey) []byte {
+	tb.Helper()
+	der, err := x509.MarshalPKIXPublicKey(key)
+	if err != nil {
+		tb.Fatal(err)
+	}
+	return der
+}
+
+// exchangeKey is a public key that agrees on secrets, and signs nothing.
+func exchangeKey(tb testing.TB) *ecdh.PublicKey {
+	tb.Helper()
+	key, err := ecdh.X25519().GenerateKey(rand.Reader)
+	if err != nil {
+		tb.Fatal(err)
+	}
+	return key.PublicKey()
+}
+
+// A moment is rounded up: what a second is split for must not slip through.
+func TestARevocationIsNotRoundedDown(t *testing.T) {
+	td := spiffeid.RequireTrustDomainFromString("us.example")
+	id := spiffeid.RequireFromPath(td, "/ns/shop/sa/cart")
+	d, err := decode(EncodeBundle(td, BundleData{RevokedIDs: map[spiffeid.ID]time.Time{id: time.Unix(1_700_000_000, 1)}}))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if got := d.bundle.RevokedIDs[id]; !got.Equal(time.Unix(1_700_000_001, 0)) {
+		t.Errorf("begun by %s", got)
+	}
 }
 
 // encode is the inverse of decode, for a receiver that is in the key.
@@ -294,7 +359,12 @@ func deref(d decoded) any {
 	case d.self != nil:
 		return *d.self
 	case d.bundle != nil:
-		return d.bundle.Revoked
+		keys := make(map[string]string, len(d.bundle.JWTAuthorities)) // fmt prints pointers as such
+		for id, key := range d.bundle.JWTAuthorities {
+			der, err := x509.MarshalPKIXPublicKey(key)
+			keys[id] = fmt.Sprintf("%x %v", der, err)
+		}
+		return []any{d.bundle.Revoked, d.bundle.RevokedIDs, keys}
 	case d.gateway != nil:
 		return *d.gateway
 	case d.cluster != nil:

@@ -3,6 +3,10 @@ package configstream
 import (
 	"bytes"
 	"cmp"
+	"crypto"
+	"crypto/ecdsa"
+	"crypto/ed25519"
+	"crypto/rsa"
 	"crypto/x509"
 	"errors"
 	"fmt"
@@ -40,7 +44,11 @@ const (
 	maxText        = 1024 // names, regions, addresses, label keys and values, SPIFFE IDs have a limit of their own
 	maxAuthorities = 64
 	maxCertificate = 16 << 10 // DER bytes
-	maxRevoked     = 10_000
+	maxRevoked     = 10_000   // keys, and as many IDs
+	maxJWTKeys     = 64
+	maxKeyID       = 256  // bytes
+	maxPublicKey   = 4096 // DER bytes: RSA keys of up to 16,384 bits
+	maxBegunBy     = 1 << 40
 	maxCount       = 1 << 30 // copies
 	maxRTT         = time.Hour
 )
@@ -145,13 +153,19 @@ func decodeBundle(b *configv1.Bundle) (spiffeid.TrustDomain, *BundleData, error)
 	if err != nil {
 		return td, nil, err
 	}
-	if err := atMost("x509_authorities", len(b.GetX509Authorities()), maxAuthorities); err != nil {
+	if err = atMost("x509_authorities", len(b.GetX509Authorities()), maxAuthorities); err != nil {
 		return td, nil, err
 	}
-	if err := atMost("revoked_keys", len(b.GetRevokedKeys()), maxRevoked); err != nil {
+	if err = atMost("revoked_keys", len(b.GetRevokedKeys()), maxRevoked); err != nil {
 		return td, nil, err
 	}
 	out := &BundleData{Revoked: make(map[[32]byte]struct{}, len(b.GetRevokedKeys()))}
+	if out.RevokedIDs, err = decodeRevokedIDs(td, b.GetRevokedIds()); err != nil {
+		return td, nil, err
+	}
+	if out.JWTAuthorities, err = decodeJWTAuthorities(b.GetJwtAuthorities()); err != nil {
+		return td, nil, err
+	}
 	for i, der := range b.GetX509Authorities() {
 		if err := atMost("bytes of an authority", len(der), maxCertificate); err != nil {
 			return td, nil, err
@@ -169,6 +183,55 @@ func decodeBundle(b *configv1.Bundle) (spiffeid.TrustDomain, *BundleData, error)
 		out.Revoked[[32]byte(k)] = struct{}{}
 	}
 	return td, out, nil
+}
+
+func decodeRevokedIDs(td spiffeid.TrustDomain, in []*configv1.RevokedID) (map[spiffeid.ID]time.Time, error) {
+	if err := atMost("revoked_ids", len(in), maxRevoked); err != nil {
+		return nil, err
+	}
+	out := make(map[spiffeid.ID]time.Time, len(in))
+	for i, r := range in {
+		id, err := spiffeid.FromString(r.GetSpiffeId())
+		if err != nil {
+			return nil, fmt.Errorf("revoked_ids[%d]: %w", i, err)
+		}
+		if _, twice := out[id]; twice || !id.MemberOf(td) || id.Path() == "" || id.String() != r.GetSpiffeId() {
+			return nil, fmt.Errorf("revoked_ids[%d]: %q comes twice, or is no member of %s", i, r.GetSpiffeId(), td.Name())
+		}
+		switch s := r.GetBegunBy(); {
+		case s < 0 || s > maxBegunBy:
+			return nil, fmt.Errorf("revoked_ids[%d]: begun_by: %d is no time", i, s)
+		case s == 0:
+			out[id] = time.Time{}
+		default:
+			out[id] = time.Unix(s, 0)
+		}
+	}
+	return out, nil
+}
+
+func decodeJWTAuthorities(in []*configv1.JWTAuthority) (map[string]crypto.PublicKey, error) {
+	if err := atMost("jwt_authorities", len(in), maxJWTKeys); err != nil {
+		return nil, err
+	}
+	out := make(map[string]crypto.PublicKey, len(in))
+	for i, a := range in {
+		id, der := a.GetKeyId(), a.GetPublicKey()
+		if _, twice := out[id]; twice || id == "" || len(id) > maxKeyID || len(der) > maxPublicKey {
+			return nil, fmt.Errorf("jwt_authorities[%d]: key ID of %d bytes, key of %d: want 1 to %d, at most %d, and no ID twice", i, len(id), len(der), maxKeyID, maxPublicKey)
+		}
+		key, err := x509.ParsePKIXPublicKey(der)
+		if err != nil {
+			return nil, fmt.Errorf("jwt_authorities[%d]: %w", i, err)
+		}
+		switch key.(type) {
+		case *ecdsa.PublicKey, *rsa.PublicKey, ed25519.PublicKey:
+		default:
+			return nil, fmt.Errorf("jwt_authorities[%d]: a key of type %T signs nothing", i, key)
+		}
+		out[id] = key
+	}
+	return out, nil
 }
 
 func decodeGateway(b *configv1.Gateway) (*topology.Gateway, error) {

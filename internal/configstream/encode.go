@@ -1,8 +1,12 @@
 package configstream
 
 import (
+	"cmp"
+	"crypto"
 	"crypto/x509"
 	"fmt"
+	"maps"
+	"slices"
 	"time"
 
 	"github.com/spiffe/go-spiffe/v2/spiffeid"
@@ -14,10 +18,13 @@ import (
 // The Encode functions make resources from the topology's types; Decode is their counterpart. A resource's version is
 // filled in by NewWorld.
 
-// BundleData is what is accepted of one trust domain now.
+// BundleData is what is accepted of one trust domain now. Its fields are those of trust.Bundle, and mean what they mean there: the two
+// convert into each other.
 type BundleData struct {
-	Authorities []*x509.Certificate
-	Revoked     map[[32]byte]struct{} // SHA-256 of the SPKI of SVIDs that must not be accepted
+	Authorities    []*x509.Certificate
+	JWTAuthorities map[string]crypto.PublicKey
+	Revoked        map[[32]byte]struct{}
+	RevokedIDs     map[spiffeid.ID]time.Time // to the second
 }
 
 // EncodeSelf makes the resource that tells a program who it is. receiver is as ReceiverOf gives it.
@@ -44,7 +51,29 @@ func EncodeBundle(td spiffeid.TrustDomain, b BundleData) *configv1.Resource {
 	for _, k := range sortedKeys(b.Revoked) {
 		body.RevokedKeys = append(body.RevokedKeys, k[:])
 	}
+	for _, id := range slices.SortedFunc(maps.Keys(b.RevokedIDs), func(a, b spiffeid.ID) int { return cmp.Compare(a.String(), b.String()) }) {
+		body.RevokedIds = append(body.RevokedIds, &configv1.RevokedID{SpiffeId: id.String(), BegunBy: encodeMoment(b.RevokedIDs[id])})
+	}
+	for _, id := range slices.Sorted(maps.Keys(b.JWTAuthorities)) {
+		der, err := x509.MarshalPKIXPublicKey(b.JWTAuthorities[id])
+		if err != nil {
+			der = nil // a World withholds what receivers would refuse, and says so
+		}
+		body.JwtAuthorities = append(body.JwtAuthorities, &configv1.JWTAuthority{KeyId: id, PublicKey: der})
+	}
 	return &configv1.Resource{Key: kindBundle + "/" + td.Name(), Body: &configv1.Resource_Bundle{Bundle: body}}
+}
+
+// encodeMoment rounds up, so that nothing that is revoked slips through by a fraction of a second.
+func encodeMoment(t time.Time) int64 {
+	if t.IsZero() {
+		return 0
+	}
+	seconds := t.Unix()
+	if t.Nanosecond() > 0 {
+		seconds++
+	}
+	return max(1, seconds)
 }
 
 // EncodeGateway makes the resource of a gateway of the own cluster.

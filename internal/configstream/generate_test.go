@@ -1,10 +1,12 @@
 package configstream
 
 import (
+	"crypto"
 	"crypto/ecdsa"
 	"crypto/elliptic"
 	"crypto/rand"
 	"crypto/x509"
+	"fmt"
 	"math/big"
 	"net/netip"
 	"sync"
@@ -210,11 +212,26 @@ func genSelf(t *rapid.T) topology.Self {
 	}
 }
 
-func genBundle(t *rapid.T) BundleData {
+func genBundle(t *rapid.T, td spiffeid.TrustDomain) BundleData {
 	b := BundleData{Authorities: authorities()[:rapid.IntRange(0, 2).Draw(t, "authorities")]}
 	b.Revoked = make(map[[32]byte]struct{})
 	for range rapid.IntRange(0, 3).Draw(t, "revoked") {
 		b.Revoked[[32]byte(rapid.SliceOfN(rapid.Byte(), 32, 32).Draw(t, "key"))] = struct{}{}
+	}
+	b.RevokedIDs = make(map[spiffeid.ID]time.Time)
+	for range rapid.IntRange(0, 3).Draw(t, "revoked IDs") {
+		id, err := spiffeid.FromPathf(td, "/ns/shop/sa/%d", rapid.IntRange(0, 5).Draw(t, "account"))
+		if err != nil {
+			t.Fatal(err)
+		}
+		b.RevokedIDs[id] = time.Time{}
+		if s := rapid.Int64Range(0, 1<<35).Draw(t, "begun by"); s > 0 {
+			b.RevokedIDs[id] = time.Unix(s, 0)
+		}
+	}
+	b.JWTAuthorities = make(map[string]crypto.PublicKey)
+	for i, c := range b.Authorities {
+		b.JWTAuthorities[fmt.Sprint("key-", i)] = c.PublicKey
 	}
 	return b
 }
