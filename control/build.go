@@ -117,15 +117,35 @@ func acceptedPeers(self Self, in []ClusterPeer) (accepted []ClusterPeer, problem
 	return accepted, problems
 }
 
-// usableViews returns the views of the peers whose word counts.
+// usableViews returns the views of the peers whose word counts, as far as it does.
 func usableViews(views []*federation.View, peers []ClusterPeer) []*federation.View {
 	var out []*federation.View
 	for _, v := range views {
-		if v.Usable() && slices.ContainsFunc(peers, func(p ClusterPeer) bool { return p.Cluster == v.Cluster && p.Domain == v.Domain }) {
-			out = append(out, v)
+		i := slices.IndexFunc(peers, func(p ClusterPeer) bool { return p.Cluster == v.Cluster && p.Domain == v.Domain })
+		if v.Usable() && i >= 0 {
+			out = append(out, heardIn(v, peers[i].Namespaces))
 		}
 	}
 	return out
+}
+
+// heardIn leaves of what a peer says the exports in some namespaces; all, where none is named.
+func heardIn(v *federation.View, namespaces []string) *federation.View {
+	if len(namespaces) == 0 {
+		return v
+	}
+	in := make(map[string]struct{}, len(namespaces))
+	for _, n := range namespaces {
+		in[n] = struct{}{}
+	}
+	heard := *v
+	heard.Exports = nil
+	for _, e := range v.Exports {
+		if _, ok := in[e.Name.Namespace()]; ok {
+			heard.Exports = append(heard.Exports, e)
+		}
+	}
+	return &heard
 }
 
 // silentPeers returns the peers that have not spoken since the start.

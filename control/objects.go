@@ -143,7 +143,9 @@ type ClusterPeer struct {
 	BusURLs         []string // empty: we don't dial
 	BusKey          string   // public NKey, "U…"
 	// PodCIDRs are the prefixes in which the peer may say that its pods are.
-	PodCIDRs   []netip.Prefix
+	PodCIDRs []netip.Prefix
+	// Namespaces are those in which its exports count; empty: all.
+	Namespaces []string
 	Generation int64 // as of a ServiceExport
 }
 

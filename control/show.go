@@ -104,7 +104,7 @@ func (p *present) peers() []admin.Peer {
 		a := admin.Peer{
 			Cluster: peer.Cluster.String(), TrustDomain: peer.Domain.Name(), State: string(federation.Waiting), Bus: "inbound",
 			RootFingerprint: peer.RootFingerprint, BusKey: peer.BusKey, BusURLs: peer.BusURLs,
-			PodCIDRs: texts(peer.PodCIDRs),
+			PodCIDRs: texts(peer.PodCIDRs), Namespaces: peer.Namespaces,
 		}
 		if state := p.buses[a.Cluster]; state != nil {
 			a.Bus = state()

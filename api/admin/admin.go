@@ -72,6 +72,7 @@ type Peer struct {
 	BusKey          string   `json:"bus_key"`
 	BusURLs         []string `json:"bus_urls,omitempty"`
 	PodCIDRs        []string `json:"pod_cidrs,omitempty"`
+	Namespaces      []string `json:"namespaces,omitempty"` // in which its exports count; none: all
 }
 
 // Link is what one local gateway reports of the links to one peer cluster.
@@ -160,6 +161,8 @@ type Introduction struct {
 	BusURLs         []string `json:"bus_urls"`
 	// PodCIDRs are the prefixes that the cluster's pods are in, as far as they are known.
 	PodCIDRs []string `json:"pod_cidrs,omitempty"`
+	// Namespaces are those in which its exports are to count; it is for the cluster that lets it in to say. None: all.
+	Namespaces []string `json:"namespaces,omitempty"`
 }
 
 // TokenRequest asks for a single-use join token for one program. Exactly one field is set.

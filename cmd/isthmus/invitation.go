@@ -34,13 +34,19 @@ func clusterPeer(in admin.Introduction, annotations string) string {
 	for i, u := range in.BusURLs {
 		urls[i] = fmt.Sprintf("%q", u)
 	}
-	pods := ""
-	if len(in.PodCIDRs) > 0 {
-		quoted := make([]string, len(in.PodCIDRs))
-		for i, p := range in.PodCIDRs {
-			quoted[i] = fmt.Sprintf("%q", p)
+	var lists strings.Builder
+	for _, l := range []struct {
+		field   string
+		entries []string
+	}{{"podCIDRs", in.PodCIDRs}, {"namespaces", in.Namespaces}} {
+		if len(l.entries) == 0 {
+			continue
 		}
-		pods = "  podCIDRs: [" + list(quoted) + "]\n"
+		quoted := make([]string, len(l.entries))
+		for i, e := range l.entries {
+			quoted[i] = fmt.Sprintf("%q", e)
+		}
+		lists.WriteString("  " + l.field + ": [" + list(quoted) + "]\n")
 	}
 	return fmt.Sprintf(`apiVersion: isthmus.dev/v1alpha1
 kind: ClusterPeer
@@ -51,7 +57,7 @@ spec:
   bus:
     key: %s
     urls: [%s]
-%s`, in.Cluster, annotations, in.TrustDomain, in.RootFingerprint, in.BusKey, list(urls), pods)
+%s`, in.Cluster, annotations, in.TrustDomain, in.RootFingerprint, in.BusKey, list(urls), lists.String())
 }
 
 // String is the invitation as it is handed over. It ends with the mark of a document's end, so that whoever reads it from a pipe need
@@ -115,7 +121,7 @@ func parseInvitation(name, text string) (invitation, error) {
 	}
 	return invitation{admin.Introduction{
 		Cluster: p.Cluster.String(), TrustDomain: p.Domain.Name(), RootFingerprint: p.RootFingerprint, BusKey: p.BusKey, BusURLs: p.BusURLs,
-		PodCIDRs: pods,
+		PodCIDRs: pods, Namespaces: p.Namespaces,
 	}, head.Metadata.Annotations[inAnswerTo]}, nil
 }
 
@@ -165,5 +171,6 @@ func (i invitation) verify(self admin.Introduction, known []admin.Introduction, 
 	differs("bus key", have.BusKey, i.BusKey)
 	differs("bus", list(have.BusURLs), list(i.BusURLs))
 	differs("pods", list(have.PodCIDRs), list(i.PodCIDRs))
+	differs("namespaces", cmp.Or(list(have.Namespaces), "all"), cmp.Or(list(i.Namespaces), "all"))
 	return changes, nil
 }

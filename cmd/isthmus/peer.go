@@ -132,6 +132,9 @@ func (a *acceptance) run(ctx context.Context, name string, stdin io.Reader, stdo
 	if err != nil {
 		return err
 	}
+	if i := slices.IndexFunc(known, func(k admin.Introduction) bool { return k.Cluster == invited.Cluster }); i >= 0 && len(invited.Namespaces) == 0 {
+		invited.Namespaces = known[i].Namespaces // whoever invites doesn't know of them; they are this side's to take away
+	}
 	changes, err := invited.verify(self, known, a.replace)
 	if err != nil {
 		return fmt.Errorf("%s does not accept: %w", self.Cluster, err)

@@ -174,6 +174,20 @@ func TestPeerInFolder(t *testing.T) {
 		!strings.Contains(chatter, "another file") || !strings.Contains(chatter, "tls://new.example:4222") {
 		t.Errorf("declared in another file: exit %d: %s", code, chatter)
 	}
+	// What this side has taken away from a peer stays taken away when it invites anew, with another address.
+	limited := t.TempDir()
+	within := introEU
+	within.Namespaces = []string{"shop"}
+	if err := os.WriteFile(filepath.Join(limited, "peer-eu.yaml"), []byte(clusterPeer(within, "")), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	known.Namespaces = within.Namespaces
+	answers = answersOf(introUS, limited, known)
+	_, chatter, code = piped(t, invitation{Introduction: moved}.String(), "peer", "accept", "--control", control(t, answers))
+	moved.Namespaces = within.Namespaces
+	if b, err := os.ReadFile(filepath.Join(limited, "peer-eu.yaml")); err != nil || string(b) != clusterPeer(moved, "") {
+		t.Errorf("the namespaces that it is heard in: exit %d: %s%v\n%s", code, chatter, err, b)
+	}
 	remote := control(t, answersOf(introUS, "/not/on/this/machine"))
 	if _, chatter, code = piped(t, invitation{Introduction: introEU}.String(), "peer", "accept", "--control", remote); code != exitFinding ||
 		!strings.Contains(chatter, "yourself:\n\napiVersion") {

@@ -87,7 +87,7 @@ func (k kubePeers) list(ctx context.Context) ([]admin.Introduction, error) {
 		}
 		out = append(out, admin.Introduction{
 			Cluster: p.Name, TrustDomain: p.Spec.TrustDomain, RootFingerprint: p.Spec.RootFingerprint,
-			BusKey: p.Spec.Bus.Key, BusURLs: p.Spec.Bus.URLs, PodCIDRs: p.Spec.PodCIDRs,
+			BusKey: p.Spec.Bus.Key, BusURLs: p.Spec.Bus.URLs, PodCIDRs: p.Spec.PodCIDRs, Namespaces: p.Spec.Namespaces,
 		})
 	}
 	return out, nil
@@ -101,12 +101,15 @@ func (k kubePeers) put(ctx context.Context, peer admin.Introduction, force bool)
 	spec := map[string]any{
 		"trustDomain": peer.TrustDomain, "rootFingerprint": peer.RootFingerprint, "bus": map[string]any{"key": peer.BusKey, "urls": urls},
 	}
-	if len(peer.PodCIDRs) > 0 {
-		pods := make([]any, len(peer.PodCIDRs))
-		for i, p := range peer.PodCIDRs {
-			pods[i] = p
+	for field, entries := range map[string][]string{"podCIDRs": peer.PodCIDRs, "namespaces": peer.Namespaces} {
+		if len(entries) == 0 {
+			continue
 		}
-		spec["podCIDRs"] = pods
+		set := make([]any, len(entries))
+		for i, e := range entries {
+			set[i] = e
+		}
+		spec[field] = set
 	}
 	object := &unstructured.Unstructured{Object: map[string]any{"metadata": map[string]any{"name": peer.Cluster}, "spec": spec}}
 	object.SetAPIVersion(clusterPeers.GroupVersion().String())
@@ -130,7 +133,7 @@ func (f folderPeers) list(context.Context) ([]admin.Introduction, error) {
 	var out []admin.Introduction
 	for _, p := range f.status.Peers {
 		out = append(out, admin.Introduction{
-			Cluster: p.Cluster, TrustDomain: p.TrustDomain, RootFingerprint: p.RootFingerprint, BusKey: p.BusKey, BusURLs: p.BusURLs, PodCIDRs: p.PodCIDRs,
+			Cluster: p.Cluster, TrustDomain: p.TrustDomain, RootFingerprint: p.RootFingerprint, BusKey: p.BusKey, BusURLs: p.BusURLs, PodCIDRs: p.PodCIDRs, Namespaces: p.Namespaces,
 		})
 	}
 	return out, nil

@@ -147,6 +147,9 @@ func (s *State) Keep(ctx context.Context, all bool) error {
 	if err != nil {
 		return fmt.Errorf("kube: state directory: %w", err)
 	}
+	if err = s.keepKeys(files); err != nil {
+		return err
+	}
 	now := s.kube.Now()
 	all = all || now.Sub(s.slow) >= slowly
 	data, left, err := s.fit(files, all)
@@ -165,6 +168,26 @@ func (s *State) Keep(ctx context.Context, all bool) error {
 	}
 	if all {
 		s.slow = now
+	}
+	return nil
+}
+
+// keepKeys refuses to write where keys that the Secret holds are gone from the directory: they may be the last there are.
+func (s *State) keepKeys(files map[string][]byte) error {
+	if s.secret == nil {
+		return nil
+	}
+	for _, root := range s.cfg.Keys {
+		had := false
+		for key, value := range s.secret.Data {
+			name, _, err := unpack(key, value)
+			had = had || err == nil && below(name, []string{root})
+		}
+		has := slices.ContainsFunc(slices.Collect(maps.Keys(files)), func(name string) bool { return below(name, []string{root}) })
+		if had && !has {
+			return fmt.Errorf("kube: state directory: %s is gone, and what Secret %s/%s holds is left as it is: restart control with an empty state directory, and it takes all from there",
+				root, s.kube.Namespace, s.cfg.Secret)
+		}
 	}
 	return nil
 }

@@ -186,6 +186,7 @@ func TestStateSlowly(t *testing.T) {
 	keep(t, s, false)
 	holds("memory_own", "2")
 	put(t, dir, "memory/own", "3")
+	put(t, dir, "keys/b.key", "1") // the one that takes its place
 	if err := os.Remove(filepath.Join(dir, "keys/a.key")); err != nil {
 		t.Fatal(err)
 	}
@@ -331,4 +332,51 @@ func TestStateAtFirst(t *testing.T) {
 	if _, err := k.RestoreState(ctx, StateConfig{Dir: t.TempDir(), Secret: "state", Keys: []string{"keys"}}); err != nil || ctx.Err() != nil {
 		t.Errorf("%v, %v", err, ctx.Err())
 	}
+}
+
+// TestStateKeepsKeys: a directory that somebody has emptied must not empty the Secret.
+func TestStateKeepsKeys(t *testing.T) {
+	w, dir := newStateWorld(), t.TempDir()
+	put(t, dir, "keys/root.key", "secret")
+	put(t, dir, "roster.json", "{}")
+	s := w.pod(t, dir)
+	if err := s.Keep(t.Context(), true); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.RemoveAll(filepath.Join(dir, "keys")); err != nil {
+		t.Fatal(err)
+	}
+	put(t, dir, "roster.json", "{\"changed\":true}")
+	if err := s.Keep(t.Context(), true); err == nil || !strings.Contains(err.Error(), "keys is gone") {
+		t.Errorf("Keep without keys: %v, want a refusal that names them", err)
+	}
+	next := t.TempDir()
+	w.pod(t, next)
+	if got := contents(t, next); got["keys/root.key"] != "secret" || got["roster.json"] != "{}" {
+		t.Errorf("the next Pod begins with %v, want all as it was kept", got)
+	}
+}
+
+// FuzzUnpack: whatever a Secret's key is, the file it names lies in the state directory, and goes back into the same key.
+func FuzzUnpack(f *testing.F) {
+	for _, name := range []string{"roster.json", "keys/signing-12.key", "memory/peers/0a/cut"} {
+		for _, data := range [][]byte{[]byte("x"), bytes.Repeat([]byte("y"), 10000)} {
+			key, value := pack(name, data)
+			f.Add(key, value)
+		}
+	}
+	f.Add(".._roster.json", []byte("x"))
+	f.Fuzz(func(t *testing.T, key string, value []byte) {
+		name, data, err := unpack(key, value)
+		if err != nil {
+			return
+		}
+		if !filepath.IsLocal(name) || len(data) > maxFile {
+			t.Fatalf("%q: %s, %d bytes", key, name, len(data))
+		}
+		again, packed := pack(name, data)
+		if back, got, err := unpack(again, packed); back != name || !bytes.Equal(got, data) || err != nil {
+			t.Fatalf("%q: %s came back as %s, %v", key, name, back, err)
+		}
+	})
 }

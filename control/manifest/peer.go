@@ -8,6 +8,7 @@ import (
 	"net/netip"
 	"net/url"
 	"slices"
+	"strconv"
 	"strings"
 
 	"github.com/spiffe/go-spiffe/v2/spiffeid"
@@ -23,6 +24,9 @@ const maxBusURLs = 16
 
 // maxPodCIDRs bounds the prefixes that a peer's pods are in.
 const maxPodCIDRs = 64
+
+// maxPeerNamespaces bounds those in which a peer's exports count.
+const maxPeerNamespaces = 1024
 
 func clusterPeer(c *checker, in *meshv1alpha1.ClusterPeer) Object {
 	p := &control.ClusterPeer{
@@ -58,6 +62,14 @@ func clusterPeer(c *checker, in *meshv1alpha1.ClusterPeer) Object {
 	}
 	p.BusURLs = slices.Clone(p.BusURLs)
 	p.PodCIDRs = c.prefixes("spec.podCIDRs", in.Spec.PodCIDRs)
+	if len(in.Spec.Namespaces) > maxPeerNamespaces {
+		c.addf("spec.namespaces", "%d namespaces, more than the limit of %d", len(in.Spec.Namespaces), maxPeerNamespaces)
+		return Object{Peer: p}
+	}
+	for i, n := range in.Spec.Namespaces {
+		c.all(fmt.Sprintf("spec.namespaces[%d]", i), strconv.Quote(n), validation.IsDNS1123Label(n))
+	}
+	p.Namespaces = slices.Clone(in.Spec.Namespaces)
 	return Object{Peer: p}
 }
 

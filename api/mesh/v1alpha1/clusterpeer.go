@@ -50,6 +50,14 @@ type ClusterPeerSpec struct {
 	// +kubebuilder:validation:items:MaxLength=43
 	// +kubebuilder:validation:XValidation:rule="self.all(p, isCIDR(p) && cidr(p) == cidr(p).masked())",message="want prefixes such as 10.1.0.0/16, without bits of a host"
 	PodCIDRs []string `json:"podCIDRs,omitempty"`
+	// Namespaces are those in which the peer's exports count here. By the rules of multi-cluster services whoever exported a name first says
+	// what it is, so a peer that is not to be believed about a namespace must not be heard about it. Empty: all.
+	// +optional
+	// +listType=set
+	// +kubebuilder:validation:MaxItems=1024
+	// +kubebuilder:validation:items:MaxLength=63
+	// +kubebuilder:validation:items:Pattern=`^[a-z0-9]([-a-z0-9]*[a-z0-9])?$`
+	Namespaces []string `json:"namespaces,omitempty"`
 }
 
 // ClusterPeerBus is the peer's place on the bus.
