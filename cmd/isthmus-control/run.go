@@ -16,6 +16,7 @@ import (
 	"github.com/isthmus-mesh/isthmus/control/kube"
 	"github.com/isthmus-mesh/isthmus/internal/ready"
 	"github.com/isthmus-mesh/isthmus/internal/telemetry"
+	"github.com/isthmus-mesh/isthmus/internal/unixsocket"
 	"github.com/isthmus-mesh/isthmus/internal/version"
 	"github.com/isthmus-mesh/isthmus/trust"
 )
@@ -189,6 +190,15 @@ func together(ctx context.Context, plane *control.Control, registry registry, st
 // listeners are all that control accepts on, but for the bus, which listens for itself.
 type listeners struct {
 	grpc, socket, admin, webhook net.Listener
+}
+
+// listenSocket listens on a Unix socket that only this user can open. A path that can't be one is a mistake in the configuration.
+func listenSocket(path string) (net.Listener, error) {
+	l, err := unixsocket.Listen(path, 0o600)
+	if errors.Is(err, unixsocket.ErrPath) {
+		return nil, &usageError{err}
+	}
+	return l, err
 }
 
 func listen(c *config) (l listeners, err error) {

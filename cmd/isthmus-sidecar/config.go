@@ -27,12 +27,17 @@ type config struct {
 	JoinTokenFile   string             `json:"joinTokenFile"`
 	TrustBundleFile string             `json:"trustBundleFile"`
 	Listen          struct {
-		Inbound  strictyaml.Address `json:"inbound"`
-		Proxy    strictyaml.Address `json:"proxy"`
-		Captured strictyaml.Address `json:"captured"`
-		DNS      strictyaml.Address `json:"dns"`
-		Admin    strictyaml.Address `json:"admin"`
+		Inbound     strictyaml.Address `json:"inbound"`
+		Proxy       strictyaml.Address `json:"proxy"`
+		Captured    strictyaml.Address `json:"captured"`
+		DNS         strictyaml.Address `json:"dns"`
+		Admin       strictyaml.Address `json:"admin"`
+		WorkloadAPI string             `json:"workloadAPI"`
 	} `json:"listen"`
+	WorkloadAPI struct {
+		UIDs   []uint32 `json:"uids"`
+		AnyUID bool     `json:"anyUid"`
+	} `json:"workloadAPI"`
 	Advertise struct {
 		Inbound strictyaml.Address `json:"inbound"`
 	} `json:"advertise"`
@@ -101,6 +106,7 @@ func (c *config) check(d *strictyaml.Document) error {
 		c.Listeners[i].check(fmt.Sprintf("listeners[%d]", i), wrong)
 	}
 	c.checkWho(wrong)
+	c.checkWorkloadAPI(wrong)
 	if c.DrainGrace != "" {
 		v, err := time.ParseDuration(c.DrainGrace)
 		if err != nil || v <= 0 {
@@ -110,6 +116,17 @@ func (c *config) check(d *strictyaml.Document) error {
 	}
 	c.checkLog(wrong)
 	return errors.Join(errs...)
+}
+
+func (c *config) checkWorkloadAPI(wrong func(field, format string, args ...any)) {
+	switch w := c.WorkloadAPI; {
+	case c.Listen.WorkloadAPI == "" && (w.AnyUID || len(w.UIDs) > 0):
+		wrong("workloadAPI", "says who may use listen.workloadAPI, which is missing")
+	case c.Listen.WorkloadAPI != "" && c.Node != "":
+		wrong("listen.workloadAPI", "a node proxy stands beside no workload whose identity it could hand out")
+	case w.AnyUID && len(w.UIDs) > 0:
+		wrong("workloadAPI.uids", "of no effect beside anyUid")
+	}
 }
 
 func (c *config) checkLog(wrong func(field, format string, args ...any)) {

@@ -31,6 +31,13 @@ that environment variable.
                                     proxy resets them. Default: none.
     dns: 127.0.0.1:15053            UDP and TCP, DNS for clusterset.local and cluster.local. Default: none.
     admin: 127.0.0.1:15020          TCP, plain HTTP: /metrics, /livez, /readyz, /explain. Default: none.
+    workloadAPI: /run/shop/spiffe.sock  Unix socket for the SPIFFE Workload API: the workload's own SVID with
+                                    its key, JWT-SVIDs, and the trust bundles, for SPIFFE-aware
+                                    programs. Default: none.
+  workloadAPI:                      Who has the workload's identity, by user; the one that the sidecar
+                                    runs as has.
+    uids: [1001]                    Other users' numbers. Default: none.
+    anyUid: false                   Everybody who reaches the socket, as on a volume of one Pod.
   advertise:
     inbound: 10.0.0.7:15008         What others are told, of a node proxy, when it differs from listen.
   captureFile: /run/isthmus/capture File to say in which addresses of other clusters' pods are to be captured,

@@ -2,17 +2,21 @@ package main
 
 import (
 	"context"
+	"errors"
 	"fmt"
+	"io/fs"
 	"log/slog"
 	"net"
 	"strings"
 
+	"github.com/isthmus-mesh/isthmus/internal/unixsocket"
 	"github.com/isthmus-mesh/isthmus/sidecar"
 )
 
 // listeners are the addresses that are bound.
 type listeners struct {
 	inbound, proxy, captured, admin, dnsStream net.Listener
+	workloadAPI                                net.Listener
 	dnsPackets                                 net.PacketConn
 	services                                   []sidecar.LocalListener
 
@@ -58,6 +62,18 @@ func listen(c *config) (*listeners, error) {
 		l.bound("dns", l.dnsPackets.LocalAddr(), l.dnsPackets)
 		l.bound("dns", l.dnsStream.Addr(), l.dnsStream)
 	}
+	if path := c.Listen.WorkloadAPI; path != "" {
+		ln, err := unixsocket.Listen(path, c.workloadAPIMode())
+		switch {
+		case errors.Is(err, unixsocket.ErrPath):
+			return l, &usageError{fmt.Errorf("listen.workloadAPI: %w", err)}
+		case err != nil:
+			return l, fmt.Errorf("listen.workloadAPI: %w", err)
+		}
+		l.workloadAPI = ln
+		l.names = append(l.names, "workloadAPI "+path)
+		l.open = append(l.open, ln)
+	}
 	for i, s := range c.Listeners {
 		ln, err := tcp(fmt.Sprintf("listeners[%d].listen", i), s.service.String(), loopback(s.Listen))
 		if err != nil {
@@ -66,6 +82,14 @@ func listen(c *config) (*listeners, error) {
 		l.services = append(l.services, sidecar.LocalListener{Service: s.service, Port: s.Port, Scope: s.scope, Listener: ln})
 	}
 	return l, nil
+}
+
+// workloadAPIMode lets no other user connect where none has an identity. Where some have, who connects is looked at then.
+func (c *config) workloadAPIMode() fs.FileMode {
+	if c.WorkloadAPI.AnyUID || len(c.WorkloadAPI.UIDs) > 0 {
+		return 0o666
+	}
+	return 0o600
 }
 
 // onePort binds the same port for UDP and TCP. Where the kernel chooses it (port 0), what is free for the one may be taken for the

@@ -15,7 +15,10 @@ import (
 	"testing"
 	"time"
 
+	"github.com/spiffe/go-spiffe/v2/workloadapi"
 	"go.uber.org/goleak"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/status"
 
 	"github.com/isthmus-mesh/isthmus/internal/strictyaml"
 	"github.com/isthmus-mesh/isthmus/topology"
@@ -68,6 +71,9 @@ func TestConfig(t *testing.T) {
 		"grace":             {"drainGrace: soon", "drainGrace: want a duration"},
 		"level":             {"log:\n  level: verbose", `:6: log.level: "verbose": want debug`},
 		"format":            {"log: {format: xml}", ":5: log.format: "},
+		"workload API":      {"listen: {workloadAPI: api.sock}\nworkloadAPI: {uids: [1001, 0]}", ""},
+		"nobody's socket":   {"workloadAPI: {anyUid: true}", ":5: workloadAPI: says who may use listen.workloadAPI, which is missing"},
+		"any and some":      {"listen: {workloadAPI: api.sock}\nworkloadAPI: {anyUid: true, uids: [1]}", ":6: workloadAPI.uids: of no effect"},
 		"level of requests": {"log: {requests: loud}", `log.requests: "loud": want`},
 	} {
 		t.Run(what, func(t *testing.T) {
@@ -84,6 +90,7 @@ func TestConfig(t *testing.T) {
 	for what, text := range map[string]string{
 		"workload: want namespace/name": "workload: web",
 		"listen.inbound: is missing":    "node: node-0",
+		"stands beside no workload":     "node: node-0\nlisten: {workloadAPI: api.sock}",
 		"control: is missing":           "",
 		"trustDomain: ":                 "trustDomain: 'a b'",
 	} {
@@ -161,7 +168,8 @@ func TestRun(t *testing.T) {
 	}
 	address := admin.Addr().String()
 	_ = admin.Close()
-	text := fmt.Sprintf(least, t.TempDir()) + "listen: {inbound: '127.0.0.1:0', proxy: ':0', dns: ':0', admin: '" + address + "'}\nlisteners: [{service: checkout.shop, port: 80, listen: '0.0.0.0:0'}]\n"
+	socket := filepath.Join(t.TempDir(), "api.sock")
+	text := fmt.Sprintf(least, t.TempDir()) + "listen: {inbound: '127.0.0.1:0', proxy: ':0', dns: ':0', workloadAPI: '" + socket + "', admin: '" + address + "'}\nlisteners: [{service: checkout.shop, port: 80, listen: '0.0.0.0:0'}]\n"
 	if err := os.WriteFile(file, []byte(text), 0o600); err != nil {
 		t.Fatal(err)
 	}
@@ -205,6 +213,14 @@ func TestRun(t *testing.T) {
 		if status, body := ask(c.path); status != c.want || !strings.Contains(body, c.words) {
 			t.Errorf("%s: got %d %q", c.path, status, body)
 		}
+	}
+	if info, err := os.Stat(socket); err != nil || info.Mode().Perm() != 0o600 {
+		t.Errorf("the Workload API's socket: %v, %v", info, err)
+	}
+	asking, end := context.WithTimeout(ctx, 100*time.Millisecond)
+	defer end()
+	if _, err := workloadapi.FetchX509SVID(asking, workloadapi.WithAddr("unix://"+socket)); status.Code(err) != codes.DeadlineExceeded { // it waits for the first SVID
+		t.Errorf("the Workload API answered %v", err)
 	}
 	if !strings.Contains(logs.String(), "others may reach it") {
 		t.Errorf("no warning of an open listener in %q", logs.String())

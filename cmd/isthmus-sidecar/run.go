@@ -10,6 +10,7 @@ import (
 	"net"
 	"net/http"
 	"net/netip"
+	"os"
 	"strings"
 	"sync"
 	"time"
@@ -20,6 +21,7 @@ import (
 	"github.com/isthmus-mesh/isthmus/internal/telemetry"
 	"github.com/isthmus-mesh/isthmus/internal/version"
 	"github.com/isthmus-mesh/isthmus/sidecar"
+	"github.com/isthmus-mesh/isthmus/trust/workload"
 )
 
 const program = "isthmus-sidecar"
@@ -102,7 +104,27 @@ func serve(ctx context.Context, c *config, t *telemetry.Telemetry) error {
 	admin := telemetry.Admin(t.Metrics, checks)
 	admin.Handle("GET /explain", explain(s))
 	t.Log.InfoContext(ctx, "starting", "version", version.String(), "listen", l.String(), "control", string(c.Control))
-	return together(ctx, s, a, l.admin, admin)
+	rest := []func(context.Context) error{}
+	if l.admin != nil {
+		rest = append(rest, func(ctx context.Context) error { return telemetry.ServeHTTP(ctx, l.admin, admin) })
+	}
+	if l.workloadAPI != nil {
+		w, err := c.workloadServer(a, t)
+		if err != nil {
+			return err
+		}
+		rest = append(rest, func(ctx context.Context) error { return w.Serve(ctx, l.workloadAPI) })
+	}
+	return together(ctx, s, a, rest)
+}
+
+// workloadServer hands the sidecar's own identity to its workload.
+func (c *config) workloadServer(a *agent.Agent, t *telemetry.Telemetry) (*workload.Server, error) {
+	own := &workload.Own{
+		Identity: a.Identity, UIDs: append([]uint32{uint32(os.Geteuid())}, c.WorkloadAPI.UIDs...), AnyUID: c.WorkloadAPI.AnyUID, //nolint:gosec // G115: a uid has 32 bits
+		Sign: a.SignJWT,
+	}
+	return workload.NewServer(workload.Config{Source: own, Bundles: a.Bundles, Log: t.Log})
 }
 
 // explain answers GET /explain?to=NAME[&port=N].
@@ -149,8 +171,8 @@ func isNear(r *http.Request) bool {
 	return err == nil && (from.Addr().Unmap().IsLoopback() || from.Addr().Unmap() == to.Addr().Unmap())
 }
 
-// together runs the sidecar, and for as long as it runs, drain included, what it needs.
-func together(ctx context.Context, s *sidecar.Sidecar, a *agent.Agent, admin net.Listener, handler http.Handler) error {
+// together runs the sidecar, and for as long as it runs, drain included, the agent that it needs and the rest.
+func together(ctx context.Context, s *sidecar.Sidecar, a *agent.Agent, rest []func(context.Context) error) error {
 	sidecarCtx, stopSidecar := context.WithCancel(ctx)
 	defer stopSidecar()
 	restCtx, stopRest := context.WithCancel(context.WithoutCancel(ctx))
@@ -169,8 +191,8 @@ func together(ctx context.Context, s *sidecar.Sidecar, a *agent.Agent, admin net
 		failed(a.Run(restCtx))
 		stopSidecar() // without an identity that is renewed there is no point in going on
 	})
-	if admin != nil {
-		wg.Go(func() { failed(telemetry.ServeHTTP(restCtx, admin, handler)) })
+	for _, serve := range rest {
+		wg.Go(func() { failed(serve(restCtx)) })
 	}
 	failed(s.Run(sidecarCtx))
 	stopRest()
