@@ -2,7 +2,6 @@ package control
 
 import (
 	"cmp"
-	"crypto/x509"
 	"fmt"
 	"maps"
 	"net/netip"
@@ -21,10 +20,10 @@ import (
 type inputs struct {
 	self     Self
 	objects  *Objects
-	roots    []*x509.Certificate // of the own trust domain
-	views    []*federation.View  // of all pinned peers, ordered by cluster
-	gateways []topology.Gateway  // that have joined, ordered by ID
-	nodes    []node              // that have joined, ordered by name
+	trust    trust.Bundle       // of the own trust domain
+	views    []*federation.View // of all pinned peers, ordered by cluster
+	gateways []topology.Gateway // that have joined, ordered by ID
+	nodes    []node             // that have joined, ordered by name
 	// known are the node proxies that may join.
 	known     []string
 	links     map[topology.ClusterName]linkWord
@@ -178,7 +177,7 @@ func (w *world) reportStranded(r *resolved, exported bool) {
 
 // ownRecords computes what peers are told, and returns the exports that are valid, by service.
 func (w *world) ownRecords() map[topology.ServiceName]*ServiceExport {
-	w.own.Roots = w.in.roots
+	w.own.Roots, w.own.JWTKeys = w.in.trust.Authorities, w.in.trust.JWTAuthorities
 	w.own.PodCIDRs = w.ownPods()
 	for _, g := range w.in.gateways {
 		at := cmp.Or(w.in.objects.Outside.Gateways[g.ID], g.QUIC)
@@ -226,7 +225,7 @@ func exportOf(e *ServiceExport, r *resolved) federation.Export {
 func (w *world) assemble(valid map[topology.ServiceName]*ServiceExport, exports map[topology.ClusterName][]federation.Export) {
 	in := &w.in
 	add := func(r *configv1.Resource) { w.resources = append(w.resources, r) }
-	add(configstream.EncodeBundle(in.self.Domain, configstream.BundleData{Authorities: in.roots}))
+	add(configstream.EncodeBundle(in.self.Domain, configstream.BundleData(in.trust)))
 	for _, v := range w.usable {
 		add(configstream.EncodeBundle(v.Domain, configstream.BundleData(v.Bundle)))
 	}

@@ -76,11 +76,31 @@ func (s *identityServer) Renew(ctx context.Context, r *identityv1.RenewRequest) 
 	return s.issue(ctx, r.GetCsr(), peer.ID, program, name)
 }
 
+// SignJWT makes a JWT-SVID of the ID of the connection.
+func (s *identityServer) SignJWT(ctx context.Context, r *identityv1.SignJWTRequest) (*identityv1.SignJWTResponse, error) {
+	peer, err := s.peer(ctx)
+	if err != nil {
+		return nil, status.Error(codes.Unauthenticated, err.Error())
+	}
+	if err = trust.CheckAudience(r.GetAudience()); err != nil {
+		return nil, status.Error(codes.InvalidArgument, err.Error())
+	}
+	if _, _, err = s.directory.renewable(peer.ID); err != nil { // who gets no SVID any more gets no token either
+		return nil, s.refuse(ctx, "JWT-SVID refused", peer.ID.String(), err)
+	}
+	token, err := s.authority.SignJWT(peer.ID, r.GetAudience(), 0)
+	if err != nil {
+		s.log.ErrorContext(ctx, "JWT-SVID not signed", "spiffe_id", peer.ID.String(), "error", err)
+		return nil, status.Error(codes.Unavailable, "the authority can't sign now")
+	}
+	return &identityv1.SignJWTResponse{Token: token}, nil
+}
+
 func (s *identityServer) refuse(ctx context.Context, what, who string, err error) error {
 	if errors.Is(err, configstream.ErrUndecided) {
 		return status.Error(codes.Unavailable, err.Error())
 	}
-	s.log.WarnContext(ctx, what, "peer", who, "error", err) //nolint:sloglint // one of two constants of this file
+	s.log.WarnContext(ctx, what, "peer", who, "error", err) //nolint:sloglint // one of the constants of this file
 	return status.Error(codes.PermissionDenied, err.Error())
 }
 

@@ -16,6 +16,7 @@ import (
 	"time"
 
 	"github.com/spiffe/go-spiffe/v2/spiffeid"
+	"github.com/spiffe/go-spiffe/v2/svid/jwtsvid"
 	"github.com/spiffe/go-spiffe/v2/svid/x509svid"
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/codes"
@@ -89,6 +90,34 @@ func csrOf(t *testing.T, key crypto.Signer) []byte {
 		t.Fatal(err)
 	}
 	return csr
+}
+
+// A program gets JWT-SVIDs of its own ID, by its SVID; whoever has none gets none, and so does who may not be any more.
+func TestSignJWT(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		eu := newMesh(t).start("eu", filepath.Join(t.TempDir(), "eu"), nil)
+		eu.registry.declare(t, checkoutManifest)
+		synctest.Wait()
+		ask := &identityv1.SignJWTRequest{Audience: []string{"pay"}}
+		_, err := eu.call(t, nil).SignJWT(t.Context(), ask)
+		wantCode(t, "nobody", err, codes.Unauthenticated)
+		svid := eu.joined(t, eu.token(t, `{"workload":"shop/checkout-0"}`))
+		checkout := eu.call(t, svid)
+		_, err = checkout.SignJWT(t.Context(), &identityv1.SignJWTRequest{})
+		wantCode(t, "for nobody", err, codes.InvalidArgument)
+		answer, err := checkout.SignJWT(t.Context(), ask)
+		if err != nil {
+			t.Fatal(err)
+		}
+		token, err := jwtsvid.ParseInsecure(answer.GetToken(), ask.GetAudience())
+		if err != nil || token.ID != svid.ID {
+			t.Errorf("%v, %v", token, err)
+		}
+		eu.registry.declare(t, "")
+		synctest.Wait()
+		_, err = checkout.SignJWT(t.Context(), ask)
+		wantCode(t, "a workload that was removed", err, codes.PermissionDenied)
+	})
 }
 
 func TestJoin(t *testing.T) {

@@ -2,6 +2,7 @@ package control
 
 import (
 	"context"
+	"crypto"
 	"crypto/x509"
 	"maps"
 	"path/filepath"
@@ -111,7 +112,7 @@ func (l *loop) step(ctx context.Context) (again time.Duration) {
 	var words []*federation.View
 	words, l.frozen = l.frozen.apply(views.All())
 	w := build(inputs{
-		self: c.self, objects: objects, roots: c.authority.Roots(), views: words,
+		self: c.self, objects: objects, trust: c.ownBundle(), views: words,
 		gateways: fleet.gateways, nodes: fleet.nodes, known: fleet.known,
 		links: l.links.snapshot(), addresses: l.addresses, hosts: l.hosts, cidr: c.cfg.ClusterSetCIDR, complete: complete,
 		pods: c.cfg.PodCIDRs, peerPods: c.cfg.PeerPodCIDRs,
@@ -197,7 +198,7 @@ func (l *loop) setAddresses(ctx context.Context, next allocation, hosts hostAllo
 
 // setOwn tells the peers, if it is news.
 func (l *loop) setOwn(ctx context.Context, own *federation.Own) {
-	if l.own != nil && slices.EqualFunc(l.own.Roots, own.Roots, (*x509.Certificate).Equal) &&
+	if l.own != nil && slices.EqualFunc(l.own.Roots, own.Roots, (*x509.Certificate).Equal) && maps.EqualFunc(l.own.JWTKeys, own.JWTKeys, sameKey) &&
 		reflect.DeepEqual(l.own.Gateways, own.Gateways) && reflect.DeepEqual(l.own.Exports, own.Exports) &&
 		slices.Equal(l.own.PodCIDRs, own.PodCIDRs) {
 		return
@@ -206,6 +207,11 @@ func (l *loop) setOwn(ctx context.Context, own *federation.Own) {
 	if err := l.c.member.SetOwn(*own); err != nil {
 		l.c.cfg.Log.ErrorContext(ctx, "not everything can be told to the peers", "error", err)
 	}
+}
+
+func sameKey(a, b crypto.PublicKey) bool {
+	k, ok := a.(interface{ Equal(crypto.PublicKey) bool })
+	return ok && k.Equal(b)
 }
 
 // readmit has the config streams judged again, if who may exist has changed: whether or not that changes what anybody is told.

@@ -166,12 +166,17 @@ func (c *Control) issueOwn(_ context.Context, csr []byte) ([]*x509.Certificate, 
 	return c.authority.Issue(csr, id)
 }
 
+// ownBundle is what the own trust domain is verified with.
+func (c *Control) ownBundle() trust.Bundle {
+	return trust.Bundle{Authorities: c.authority.Roots(), JWTAuthorities: c.authority.JWTKeys()}
+}
+
 // takeRoots puts the authority's roots in force here, and into the file that programs are started with.
 func (c *Control) takeRoots() error {
-	roots := c.authority.Roots()
-	c.bundles.Set(c.cfg.Domain, trust.Bundle{Authorities: roots})
+	own := c.ownBundle()
+	c.bundles.Set(c.cfg.Domain, own)
 	// Readable by all: it is public, and programs of other users are started with it.
-	if err := atomicfile.Write(c.path(trustBundleFile), trust.MarshalPEM(roots), 0o644); err != nil {
+	if err := atomicfile.Write(c.path(trustBundleFile), trust.MarshalPEM(own.Authorities), 0o644); err != nil {
 		return fmt.Errorf("control: %w", err)
 	}
 	return nil

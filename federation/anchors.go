@@ -1,7 +1,6 @@
 package federation
 
 import (
-	"crypto/x509"
 	"net"
 	"net/netip"
 	"slices"
@@ -136,18 +135,18 @@ func isHostPort(s string) bool {
 // anchors is TrustBundle, parsed.
 type anchors struct {
 	sequence uint64
-	roots    []*x509.Certificate
+	bundle   trust.Bundle // without revocations: those are in the Head
 	notAfter time.Time
 }
 
 // encodeBundle makes a TrustBundle. It ends with the last of its roots.
-func encodeBundle(domain spiffeid.TrustDomain, roots []*x509.Certificate, sequence uint64) (*record, error) {
-	document, err := trust.MarshalBundle(domain, roots, sequence)
+func encodeBundle(domain spiffeid.TrustDomain, bundle trust.Bundle, sequence uint64) (*record, error) {
+	document, err := trust.MarshalBundle(domain, bundle, sequence, 0)
 	if err != nil {
 		return nil, refuse(Malformed, "%v", err)
 	}
 	var last time.Time
-	for _, c := range roots {
+	for _, c := range bundle.Authorities {
 		if c.NotAfter.After(last) {
 			last = c.NotAfter
 		}
@@ -176,5 +175,5 @@ func decodeBundle(r *record, domain spiffeid.TrustDomain) (anchors, error) {
 	if sequence != p.GetSequence() {
 		return anchors{}, refuse(Malformed, "%s: sequence %d outside, %d inside", r.kind, p.GetSequence(), sequence)
 	}
-	return anchors{sequence: sequence, roots: bundle.Authorities, notAfter: notAfter}, nil
+	return anchors{sequence: sequence, bundle: bundle, notAfter: notAfter}, nil
 }

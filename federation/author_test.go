@@ -20,6 +20,7 @@ import (
 
 	federationv1 "github.com/isthmus-mesh/isthmus/api/federation/v1"
 	"github.com/isthmus-mesh/isthmus/topology"
+	"github.com/isthmus-mesh/isthmus/trust"
 )
 
 // NewTestRoot makes an X.509 root of a domain.
@@ -129,7 +130,7 @@ func seqAt(at time.Time) uint64 { return uint64(at.UnixMilli()) }
 // tell writes a Head of that version, issued at.
 func (a *author) tell(version int, at time.Time, change func(*head)) told {
 	a.t.Helper()
-	bundle := a.sealed(encodeBundle(a.domain, a.roots, 1))
+	bundle := a.sealed(encodeBundle(a.domain, trust.Bundle{Authorities: a.roots}, 1))
 	server := spiffeid.RequireFromPathf(a.domain, "/ns/shop/sa/web")
 	gateways := a.sealed(encodeGateways(a.domain, []Gateway{{
 		ID: "g", Identity: spiffeid.RequireFromPathf(a.domain, "/isthmus/gateway/g"), Capacity: uint32(version),

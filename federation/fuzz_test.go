@@ -97,7 +97,7 @@ func FuzzTrustBundle(f *testing.F) {
 	domain := spiffeid.RequireTrustDomainFromString("us.example.org")
 	fuzzRecord(f, RecordTrustBundle, a.tell(1, epochStart, nil).parts[:1], func(r *record) (any, func() (*record, error), error) {
 		b, err := decodeBundle(r, domain)
-		if err == nil && (len(b.roots) == 0 || b.notAfter.IsZero()) {
+		if err == nil && (len(b.bundle.Authorities) == 0 || b.notAfter.IsZero()) {
 			panic("a bundle without roots or end")
 		}
 		// Its end is the peer's word, not always that of its roots.

@@ -2,6 +2,7 @@ package federation
 
 import (
 	"context"
+	"crypto"
 	"crypto/sha256"
 	"crypto/x509"
 	"errors"
@@ -41,6 +42,8 @@ type MemberConfig struct {
 type Own struct {
 	// Roots are the own trust domain's X.509 roots. Until there is one, nothing is published.
 	Roots []*x509.Certificate
+	// JWTKeys are the keys that sign its JWT-SVIDs, by key ID.
+	JWTKeys map[string]crypto.PublicKey
 	// Revoked are public keys (SHA-256 of the SubjectPublicKeyInfo) that must not be accepted any more; at most 1024.
 	Revoked  [][sha256.Size]byte
 	Gateways []Gateway

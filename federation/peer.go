@@ -313,7 +313,8 @@ func (p *peer) advance() error {
 	if found.sequence < p.bundleSequence || found.sequence == p.bundleSequence && p.bundleHash != (Hash{}) && bundle != p.bundleHash {
 		return refuse(BundleWentBack, "trust bundle %s with sequence %d, after %s with %d", bundle, found.sequence, p.bundleHash, p.bundleSequence)
 	}
-	c.bundle = trust.Bundle{Authorities: found.roots, Revoked: make(map[[32]byte]struct{}, len(c.said.revoked))}
+	c.bundle = found.bundle
+	c.bundle.Revoked = make(map[[32]byte]struct{}, len(c.said.revoked))
 	for _, key := range c.said.revoked {
 		c.bundle.Revoked[key] = struct{}{}
 	}

@@ -9,6 +9,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/isthmus-mesh/isthmus/trust"
 	"pgregory.net/rapid"
 )
 
@@ -280,7 +281,7 @@ func TestBundleGoesBack(t *testing.T) {
 	dir := t.TempDir()
 	p := newPeer(t, a, dir)
 	with := func(version int, at time.Time, sequence uint64) []*record {
-		bundle := a.sealed(encodeBundle(a.domain, a.roots, sequence))
+		bundle := a.sealed(encodeBundle(a.domain, trust.Bundle{Authorities: a.roots}, sequence))
 		d := a.tell(version, at, func(h *head) { h.refs[0].hash = bundle.hash })
 		d.parts[0] = bundle
 		return d.all()

@@ -2,6 +2,7 @@ package federation
 
 import (
 	"bytes"
+	"crypto"
 	"crypto/sha256"
 	"crypto/x509"
 	"errors"
@@ -29,7 +30,7 @@ const (
 
 // ownContent is what the own cluster tells, encoded as far as it doesn't depend on numbers. Immutable.
 type ownContent struct {
-	roots    []*x509.Certificate
+	bundle   trust.Bundle // without revocations
 	revoked  [][sha256.Size]byte
 	gateways *record // nil: none
 	shards   map[uint32]*record
@@ -37,14 +38,15 @@ type ownContent struct {
 
 // newOwnContent encodes own. With an error, the content is what could be encoded; nil when nothing may be told at all.
 func newOwnContent(domain spiffeid.TrustDomain, own Own) (*ownContent, error) {
-	if _, err := trust.MarshalBundle(domain, own.Roots, 1); err != nil {
+	bundle := trust.Bundle{Authorities: slices.Clone(own.Roots), JWTAuthorities: maps.Clone(own.JWTKeys)}
+	if _, err := trust.MarshalBundle(domain, bundle, 1, 0); err != nil {
 		return nil, err
 	}
 	if n := len(own.Revoked); n > maxRevokedKeys {
 		// A revocation that is left out lets somebody in.
 		return nil, refuse(TooLarge, "%d revoked keys; the limit is %d", n, maxRevokedKeys)
 	}
-	c := &ownContent{roots: slices.Clone(own.Roots), revoked: slices.Clone(own.Revoked)}
+	c := &ownContent{bundle: bundle, revoked: slices.Clone(own.Revoked)}
 	slices.SortFunc(c.revoked, func(a, b [sha256.Size]byte) int { return bytes.Compare(a[:], b[:]) })
 	c.revoked = slices.Compact(c.revoked)
 	var gatewaysErr, catalogErr error
@@ -58,8 +60,17 @@ func newOwnContent(domain spiffeid.TrustDomain, own Own) (*ownContent, error) {
 // equal reports whether both tell the same.
 func (c *ownContent) equal(o *ownContent) bool {
 	same := func(a, b *record) bool { return a == b || a != nil && b != nil && a.hash == b.hash }
-	return slices.EqualFunc(c.roots, o.roots, (*x509.Certificate).Equal) && slices.Equal(c.revoked, o.revoked) &&
+	return sameBundle(c.bundle, o.bundle) && slices.Equal(c.revoked, o.revoked) &&
 		same(c.gateways, o.gateways) && maps.EqualFunc(c.shards, o.shards, same)
+}
+
+// sameBundle reports whether both make the same document.
+func sameBundle(a, b trust.Bundle) bool {
+	return slices.EqualFunc(a.Authorities, b.Authorities, (*x509.Certificate).Equal) &&
+		maps.EqualFunc(a.JWTAuthorities, b.JWTAuthorities, func(a, b crypto.PublicKey) bool {
+			k, ok := a.(interface{ Equal(crypto.PublicKey) bool })
+			return ok && k.Equal(b)
+		})
 }
 
 // publisher numbers, signs and notes what the own cluster tells. It belongs to the owner loop.
@@ -157,7 +168,7 @@ func (p *publisher) publish(wall time.Time) ([]addressed, error) {
 // nextBundle makes the trust bundle. Its sequence grows whenever its bytes change, for whatever cause.
 func (p *publisher) nextBundle(saved *savedOwn) (*record, error) {
 	if saved.BundleSequence > 0 {
-		r, err := encodeBundle(p.cfg.Domain, p.content.roots, saved.BundleSequence)
+		r, err := encodeBundle(p.cfg.Domain, p.content.bundle, saved.BundleSequence)
 		if err != nil {
 			return nil, err
 		}
@@ -167,7 +178,7 @@ func (p *publisher) nextBundle(saved *savedOwn) (*record, error) {
 	}
 	// As the Head's own number, so that a publisher that lost its disk still moves forward.
 	saved.BundleSequence = max(saved.BundleSequence+1, saved.Seq)
-	r, err := encodeBundle(p.cfg.Domain, p.content.roots, saved.BundleSequence)
+	r, err := encodeBundle(p.cfg.Domain, p.content.bundle, saved.BundleSequence)
 	if err != nil {
 		return nil, err
 	}

@@ -1,7 +1,12 @@
 package federation
 
 import (
+	"crypto"
+	"crypto/ecdsa"
+	"crypto/elliptic"
+	"crypto/rand"
 	"crypto/x509"
+	"fmt"
 	"log/slog"
 	"slices"
 	"testing"
@@ -148,6 +153,39 @@ func TestPublisherHeard(t *testing.T) {
 	forged.signatures[0].bytes[0] ^= 1
 	if got := reasonOf(t, p.heard(forged, now, now)); got != BadSignature {
 		t.Errorf("%q", got)
+	}
+}
+
+// JWT keys go with the roots: peers have both under one sequence, which grows when either changes, and doesn't when neither does.
+func TestJWTKeysAreTold(t *testing.T) {
+	a := newAuthor(t, "eu")
+	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
+	if err != nil {
+		t.Fatal(err)
+	}
+	keys := map[string]crypto.PublicKey{}
+	for i := range 8 { // maps have no order, and the sequence must not hang on it
+		keys[fmt.Sprint(i)] = key.Public()
+	}
+	p, now := newTestPublisher(t, a, openTestKeys(t, t.TempDir()), t.TempDir()), epochStart
+	sequence := func(own Own) uint64 {
+		content, err := newOwnContent(a.domain, own)
+		if err != nil {
+			t.Fatal(err)
+		}
+		now = now.Add(time.Second)
+		p.set(content, now)
+		publishAt(t, p, now)
+		read, err := decodeBundle(p.bundle, a.domain)
+		if err != nil || len(read.bundle.JWTAuthorities) != len(own.JWTKeys) {
+			t.Fatalf("%d keys, want %d: %v", len(read.bundle.JWTAuthorities), len(own.JWTKeys), err)
+		}
+		return read.sequence
+	}
+	bare := sequence(Own{Roots: a.roots})
+	with := sequence(Own{Roots: a.roots, JWTKeys: keys})
+	if again := sequence(Own{Roots: a.roots, JWTKeys: keys}); with <= bare || again != with {
+		t.Errorf("sequences %d, %d, %d", bare, with, again)
 	}
 }
 

@@ -75,11 +75,13 @@ func (c AuthorityConfig) withDefaults() (AuthorityConfig, error) {
 // published (Roots), at three quarters it takes over and the old key is destroyed, and the old root is published until
 // its end.
 type Authority struct {
-	cfg   AuthorityConfig
-	state atomic.Pointer[authorityState]
+	cfg     AuthorityConfig
+	state   atomic.Pointer[authorityState]
+	jwt     jwtSigner
+	jwtKeys atomic.Pointer[jwtKeys]
 
 	mu      sync.Mutex    // one change at a time
-	changed chan struct{} // guarded by mu; closed when Roots changes
+	changed chan struct{} // guarded by mu; closed when Roots or JWTKeys change
 	failed  error         // guarded by mu; of the last step, nil when it went well
 	retryAt time.Time     // guarded by mu; after a failure
 }
@@ -123,6 +125,9 @@ func (a *Authority) open() error {
 		if state, err = a.create(); err != nil {
 			return err
 		}
+	}
+	if err := a.openJWT(); err != nil {
+		return err
 	}
 	a.state.Store(state)
 	if err := a.maintain(a.cfg.Now()); err != nil {
@@ -173,7 +178,7 @@ func (s *authorityState) roots() []*x509.Certificate {
 	return roots
 }
 
-// Changed returns a channel that is closed when Roots has changed. To miss nothing: take the channel first, then Roots.
+// Changed returns a channel that is closed when Roots or JWTKeys have changed. To miss nothing: take the channel first, then those.
 func (a *Authority) Changed() <-chan struct{} {
 	a.mu.Lock()
 	defer a.mu.Unlock()
@@ -254,7 +259,7 @@ func (a *Authority) Run(ctx context.Context) error {
 		}
 		pause := authorityNap
 		if err == nil {
-			pause = min(pause, max(0, a.state.Load().nextStep(a.cfg).Sub(now)))
+			pause = min(pause, max(0, a.nextStep().Sub(now)))
 		}
 		if !nap(ctx, pause, nil) {
 			return nil

@@ -69,7 +69,7 @@ func TestAuthorityFiles(t *testing.T) {
 			t.Errorf("%s: %v, %v; want 0600", e.Name(), info.Mode(), err)
 		}
 	}
-	if diff := cmp.Diff([]string{issuingFile, rootFile}, names); diff != "" {
+	if diff := cmp.Diff([]string{issuingFile, jwtFile, rootFile}, names); diff != "" {
 		t.Errorf("files (-want +got):\n%s", diff)
 	}
 }

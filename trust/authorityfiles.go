@@ -76,7 +76,7 @@ func (a *Authority) load() (*authorityState, error) {
 
 // refuseRemains: without a root there must be nothing else either, or a root was lost that somebody still trusts.
 func (a *Authority) refuseRemains() error {
-	for _, name := range []string{nextRootFile, previousRootFile, issuingFile} {
+	for _, name := range []string{nextRootFile, previousRootFile, issuingFile, jwtFile} {
 		if _, err := os.Lstat(a.path(name)); !errors.Is(err, fs.ErrNotExist) {
 			return fmt.Errorf("%s is there but %s is not: restore it from a backup, or empty the directory to start a new authority", a.path(name), rootFile)
 		}

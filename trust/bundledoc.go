@@ -31,25 +31,63 @@ const (
 	maxRefreshHint = 365 * 24 * time.Hour // seconds on the wire
 )
 
-// MarshalBundle returns roots as a SPIFFE bundle document (JWKS). Sequence grows with each change of roots.
-func MarshalBundle(td spiffeid.TrustDomain, roots []*x509.Certificate, sequence uint64) ([]byte, error) {
-	if err := checkBundle(td, roots, sequence); err != nil {
-		return nil, fmt.Errorf("trust: marshal bundle of %s: %w", td, err)
-	}
-	b := spiffebundle.FromX509Authorities(td, roots)
-	b.SetSequenceNumber(sequence)
-	data, err := b.Marshal()
+// MarshalBundle returns the authorities of a bundle, X.509's and JWT's, as a SPIFFE bundle document (JWKS). Sequence grows with each change of
+// them; refresh says how often readers should ask for it again, 0: nothing is said. The same gives the same bytes. What is revoked is not in
+// it: the standard has no word for that.
+func MarshalBundle(td spiffeid.TrustDomain, b Bundle, sequence uint64, refresh time.Duration) ([]byte, error) {
+	data, err := marshalBundle(td, b, sequence, refresh)
 	if err != nil {
 		return nil, fmt.Errorf("trust: marshal bundle of %s: %w", td, err)
-	}
-	if len(data) > MaxBundleSize {
-		return nil, fmt.Errorf("trust: marshal bundle of %s: %d bytes, at most %d", td, len(data), MaxBundleSize)
 	}
 	return data, nil
 }
 
+func marshalBundle(td spiffeid.TrustDomain, b Bundle, sequence uint64, refresh time.Duration) ([]byte, error) {
+	if err := checkBundle(td, b, sequence); err != nil {
+		return nil, err
+	}
+	if refresh < 0 || refresh > maxRefreshHint {
+		return nil, fmt.Errorf("refresh hint of %s, want 0 to %s", refresh, maxRefreshHint)
+	}
+	doc := spiffebundle.FromX509Authorities(td, b.Authorities)
+	doc.SetSequenceNumber(sequence)
+	if refresh > 0 {
+		doc.SetRefreshHint(refresh)
+	}
+	for id, key := range b.JWTAuthorities {
+		if err := doc.AddJWTAuthority(id, key); err != nil {
+			return nil, err
+		}
+	}
+	data, err := doc.Marshal()
+	if err != nil {
+		return nil, err
+	}
+	if data, err = sortJWTKeys(data, len(doc.X509Authorities())); err != nil {
+		return nil, err
+	}
+	if len(data) > MaxBundleSize {
+		return nil, fmt.Errorf("%d bytes, at most %d", len(data), MaxBundleSize)
+	}
+	return data, nil
+}
+
+// sortJWTKeys puts the JWT keys in order: go-spiffe writes them after those of X.509, in the random order of a map.
+func sortJWTKeys(data []byte, from int) ([]byte, error) {
+	var doc struct {
+		Keys     []json.RawMessage `json:"keys"`
+		Sequence *uint64           `json:"spiffe_sequence,omitempty"`
+		Hint     *int64            `json:"spiffe_refresh_hint,omitempty"`
+	}
+	if err := json.Unmarshal(data, &doc); err != nil {
+		return nil, err
+	}
+	slices.SortFunc(doc.Keys[min(from, len(doc.Keys)):], func(a, b json.RawMessage) int { return bytes.Compare(a, b) })
+	return json.Marshal(doc)
+}
+
 // ParseBundle reads a SPIFFE bundle document of td and its sequence (0 when it has none). Keys for other uses than
-// X.509-SVIDs are skipped, as the standard wants; what could be read in two ways is refused.
+// X.509-SVIDs and JWT-SVIDs are skipped, as the standard wants; what could be read in two ways is refused.
 func ParseBundle(td spiffeid.TrustDomain, data []byte) (Bundle, uint64, error) {
 	b, sequence, err := parseBundle(td, data)
 	if err != nil {
@@ -77,6 +115,24 @@ func parseBundle(td spiffeid.TrustDomain, data []byte) (Bundle, uint64, error) {
 	if n := len(outline.Keys); n > maxKeys {
 		return Bundle{}, 0, fmt.Errorf("%d keys, at most %d", n, maxKeys)
 	}
+	jwtKeys := 0
+	for i, raw := range outline.Keys {
+		// As lax in upper and lower case as encoding/json is: what it reads otherwise than go-spiffe's parser is refused below.
+		var key struct {
+			Use string `json:"use"`
+			D   *any   `json:"d"`
+			K   *any   `json:"k"`
+		}
+		if err := json.Unmarshal(raw, &key); err != nil {
+			return Bundle{}, 0, fmt.Errorf("key %d: %w", i+1, err)
+		}
+		if key.D != nil || key.K != nil {
+			return Bundle{}, 0, fmt.Errorf("key %d: it is a secret, which is none any more", i+1)
+		}
+		if key.Use == "jwt-svid" {
+			jwtKeys++
+		}
+	}
 	if h := outline.Hint; h != nil && (*h < 0 || *h > int64(maxRefreshHint/time.Second)) {
 		return Bundle{}, 0, fmt.Errorf("refresh hint of %d s, want 0 to %d", *h, int64(maxRefreshHint/time.Second))
 	}
@@ -88,14 +144,24 @@ func parseBundle(td spiffeid.TrustDomain, data []byte) (Bundle, uint64, error) {
 	if outline.Sequence != nil {
 		sequence = *outline.Sequence
 	}
-	roots := parsed.X509Authorities()
-	if err := checkBundle(td, roots, sequence); err != nil {
+	b := Bundle{Authorities: parsed.X509Authorities()}
+	if keys := parsed.JWTAuthorities(); len(keys) > 0 {
+		b.JWTAuthorities = keys
+	}
+	if n := len(b.JWTAuthorities); n != jwtKeys {
+		return Bundle{}, 0, fmt.Errorf("%d keys for JWT-SVIDs, %d key IDs", jwtKeys, n)
+	}
+	if err := checkBundle(td, b, sequence); err != nil {
 		return Bundle{}, 0, err
 	}
-	return Bundle{Authorities: roots}, sequence, nil
+	return b, sequence, nil
 }
 
-func checkBundle(td spiffeid.TrustDomain, roots []*x509.Certificate, sequence uint64) error {
+func checkBundle(td spiffeid.TrustDomain, b Bundle, sequence uint64) error {
+	if err := checkJWTKeys(b.JWTAuthorities); err != nil {
+		return err
+	}
+	roots := b.Authorities
 	switch n := len(roots); {
 	case td.IsZero():
 		return errors.New("no trust domain")

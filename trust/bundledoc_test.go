@@ -1,7 +1,10 @@
 package trust
 
 import (
+	"bytes"
+	"crypto"
 	"crypto/ecdsa"
+	"crypto/ed25519"
 	"crypto/elliptic"
 	"crypto/rand"
 	"crypto/rsa"
@@ -9,24 +12,37 @@ import (
 	"encoding/base64"
 	"encoding/json"
 	"fmt"
+	"maps"
 	"math/big"
 	"slices"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/spiffe/go-spiffe/v2/bundle/spiffebundle"
 )
 
 func TestBundleRoundTrip(t *testing.T) {
 	roots := []*x509.Certificate{rootOf(t, domainA).cert, rootOf(t, domainA).cert}
+	keys := map[string]crypto.PublicKey{}
+	for i := range MaxJWTAuthorities {
+		keys[fmt.Sprint("key ", i)] = newKey(t).Public()
+	}
 	for _, sequence := range []uint64{0, 1, maxSequence} {
-		data, err := MarshalBundle(domainA, roots, sequence)
+		data, err := MarshalBundle(domainA, Bundle{Authorities: roots, JWTAuthorities: keys}, sequence, time.Minute)
 		if err != nil {
 			t.Fatal(err)
 		}
 		b, got, err := ParseBundle(domainA, data)
 		if err != nil {
 			t.Fatal(err)
+		}
+		again, err := MarshalBundle(domainA, Bundle{Authorities: roots, JWTAuthorities: keys}, sequence, time.Minute)
+		if err != nil || !bytes.Equal(data, again) {
+			t.Errorf("not the same twice: %v", err)
+		}
+		if !maps.EqualFunc(b.JWTAuthorities, keys, sameKey) {
+			t.Errorf("JWT authorities %v", b.JWTAuthorities)
 		}
 		if got != sequence || !slices.EqualFunc(b.Authorities, roots, (*x509.Certificate).Equal) {
 			t.Errorf("sequence %d, %d authorities; want %d, %d", got, len(b.Authorities), sequence, len(roots))
@@ -37,6 +53,9 @@ func TestBundleRoundTrip(t *testing.T) {
 		}
 		if n, ok := theirs.SequenceNumber(); !ok || n != sequence || len(theirs.X509Authorities()) != 2 {
 			t.Errorf("go-spiffe reads sequence %d, %d authorities", n, len(theirs.X509Authorities()))
+		}
+		if hint, _ := theirs.RefreshHint(); hint != time.Minute || !maps.EqualFunc(theirs.JWTAuthorities(), keys, sameKey) {
+			t.Errorf("go-spiffe reads %d JWT authorities, a hint of %s", len(theirs.JWTAuthorities()), hint)
 		}
 	}
 }
@@ -53,7 +72,7 @@ func TestMarshalBundleRefuses(t *testing.T) {
 		"too many":           {roots: slices.Repeat([]*x509.Certificate{a.cert}, MaxAuthorities+1)},
 		"too large sequence": {roots: []*x509.Certificate{a.cert}, sequence: maxSequence + 1},
 	} {
-		if _, err := MarshalBundle(domainA, test.roots, test.sequence); err == nil {
+		if _, err := MarshalBundle(domainA, Bundle{Authorities: test.roots}, test.sequence, 0); err == nil {
 			t.Errorf("%s: marshalled", name)
 		}
 	}
@@ -93,6 +112,10 @@ func TestParseBundle(t *testing.T) {
 	point, _ := p384.PublicKey.Bytes()
 	jwt := fmt.Sprintf(`{"use":"jwt-svid","kid":"k","kty":"EC","crv":"P-384","x":%q,"y":%q}`,
 		base64.RawURLEncoding.EncodeToString(point[1:49]), base64.RawURLEncoding.EncodeToString(point[49:]))
+	ed25519Key, _, err := ed25519.GenerateKey(rand.Reader)
+	if err != nil {
+		t.Fatal(err)
+	}
 	many := func(n int) string {
 		var keys []string
 		for range n {
@@ -110,12 +133,21 @@ func TestParseBundle(t *testing.T) {
 		{name: "plain", doc: `{"keys":[` + key + `]}`, roots: 1},
 		{name: "with sequence and hint", doc: `{"spiffe_sequence":7,"spiffe_refresh_hint":300,"keys":[` + key + `]}`, sequence: 7, roots: 1},
 		{name: "with a JWT key", doc: `{"keys":[` + jwt + `,` + key + `]}`, roots: 1},
+		{name: "with two JWT keys", doc: `{"keys":[` + jwt + `,` + key + `,` + strings.Replace(jwt, `"k"`, `"l"`, 1) + `]}`, roots: 1},
 		{name: "with a key of unknown use", doc: `{"keys":[` + jwk("tomorrow", other.cert) + `,` + key + `]}`, roots: 1},
 		{name: "with an unknown member", doc: `{"later":{"a":[1,2]},"keys":[` + key + `]}`, roots: 1},
 		{name: "CA without a name", doc: `{"keys":[` + jwk("x509-svid", newRoot(t, unnamed).cert) + `]}`, roots: 1},
 		{name: "as many as may be", doc: `{"keys":[` + many(MaxAuthorities) + `]}`, roots: MaxAuthorities},
 		{name: "largest sequence", doc: `{"spiffe_sequence":9223372036854775807,"keys":[` + key + `]}`, sequence: maxSequence, roots: 1},
 
+		{name: "two JWT keys of one ID", doc: `{"keys":[` + jwt + `,` + key + `,` + jwt + `]}`, part: "2 keys for JWT-SVIDs, 1 key IDs"},
+		{name: "a JWT key without ID", doc: `{"keys":[` + strings.Replace(jwt, `"kid":"k",`, ``, 1) + `,` + key + `]}`, part: "key"},
+		{name: "a JWT key's use in another case", doc: `{"keys":[` + strings.Replace(jwt, `"use"`, `"Use"`, 1) + `,` + key + `]}`, part: "1 keys for JWT-SVIDs, 0 key IDs"},
+		{name: "a secret as JWT key", doc: `{"keys":[{"use":"jwt-svid","kid":"k","kty":"oct","k":"c2VjcmV0"},` + key + `]}`, part: "secret"},
+		{name: "a private JWT key", doc: `{"keys":[` + strings.Replace(jwt, `"x"`, `"d":"`+strings.Repeat("A", 64)+`","x"`, 1) + `,` + key + `]}`, part: "secret"},
+		{name: "a weak JWT key", doc: `{"keys":[{"use":"jwt-svid","kid":"k","kty":"RSA","e":"AQAB","n":"` + base64.RawURLEncoding.EncodeToString(weakKey.N.Bytes()) + `"},` + key + `]}`, part: "1024 bits"},
+		{name: "a JWT key for no JWT-SVID", doc: `{"keys":[{"use":"jwt-svid","kid":"k","kty":"OKP","crv":"Ed25519","x":"` + base64.RawURLEncoding.EncodeToString(ed25519Key) + `"},` + key + `]}`, part: "ed25519"},
+		{name: "too many JWT keys", doc: `{"keys":[` + jwtKeysOf(jwt, MaxJWTAuthorities+1) + key + `]}`, part: "17 JWT authorities"},
 		{name: "nothing", doc: ``, part: "EOF"},
 		{name: "null", doc: `null`, part: "no authorities"},
 		{name: "an array", doc: `[]`, part: "cannot unmarshal"},
@@ -174,6 +206,14 @@ func TestParseBundle(t *testing.T) {
 	}
 }
 
+func jwtKeysOf(jwt string, n int) string {
+	var s strings.Builder
+	for i := range n {
+		s.WriteString(strings.Replace(jwt, `"k"`, fmt.Sprintf(`"k%d"`, i), 1) + ",")
+	}
+	return s.String()
+}
+
 func manyNames() string {
 	var s strings.Builder
 	for i := range maxMembers {
@@ -192,6 +232,8 @@ func FuzzParseBundle(f *testing.F) {
 		`{"keys":[` + key + `],"KEYS":[]}`,
 		`{"keys":[` + key + `],"spiffe_sequence":18446744073709551615}`,
 		`{"keys":[{"use":"jwt-svid","kid":"k","kty":"oct","k":"AA"}]}`,
+		`{"keys":[{"use":"jwt-svid","kid":"k","kty":"EC"},` + strings.Replace(key, "x509-svid", "jwt-svid", 1) + `,` + key + `]}`,
+		`{"keys":[` + strings.Replace(strings.Replace(key, "x509-svid", "jwt-svid", 1), `"kty"`, `"kid":"k","kty"`, 1) + `,` + key + `]}`,
 		`{"keys":null}`, `[[[[[[[[[[[]]]]]]]]]]]`, `{"a":{"a":{"a":1,"A":2}}}`,
 	} {
 		f.Add([]byte(doc))
@@ -211,7 +253,10 @@ func FuzzParseBundle(f *testing.F) {
 		if err != nil || !slices.EqualFunc(theirs.X509Authorities(), b.Authorities, (*x509.Certificate).Equal) {
 			t.Fatalf("go-spiffe reads something else: %v", err)
 		}
-		again, err := MarshalBundle(domainA, b.Authorities, sequence)
+		if !maps.EqualFunc(theirs.JWTAuthorities(), b.JWTAuthorities, sameKey) {
+			t.Fatalf("go-spiffe reads other JWT authorities: %v", theirs.JWTAuthorities())
+		}
+		again, err := MarshalBundle(domainA, b, sequence, 0)
 		if err != nil {
 			t.Fatal(err)
 		}

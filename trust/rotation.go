@@ -3,6 +3,7 @@ package trust
 import (
 	"crypto/x509"
 	"errors"
+	"fmt"
 	"io/fs"
 	"os"
 	"slices"
@@ -20,7 +21,7 @@ const maxRounds = 4
 
 // maintain does what is due. A step that fails leaves what is there in use, and is tried again after stepRetry.
 func (a *Authority) maintain(now time.Time) error {
-	if s := a.state.Load(); s.issuing != nil && now.Before(s.nextStep(a.cfg)) {
+	if a.state.Load().issuing != nil && now.Before(a.nextStep()) {
 		return nil // as a rule, and without a lock
 	}
 	a.mu.Lock()
@@ -37,13 +38,24 @@ func (a *Authority) maintain(now time.Time) error {
 			break
 		}
 	}
-	a.retryAt = now.Add(stepRetry)
 	a.state.Store(s)
-	if a.changed != nil && !slices.EqualFunc(old.roots(), s.roots(), (*x509.Certificate).Equal) {
+	oldKeys := *a.jwtKeys.Load()
+	keys, err := a.jwt.step(oldKeys, now)
+	if err != nil {
+		a.failed = errors.Join(a.failed, fmt.Errorf("JWT keys: %w", err))
+	}
+	a.jwtKeys.Store(&keys)
+	a.retryAt = now.Add(stepRetry)
+	if a.changed != nil && (!slices.EqualFunc(old.roots(), s.roots(), (*x509.Certificate).Equal) || !sameKeys(oldKeys, keys)) {
 		close(a.changed)
 		a.changed = nil
 	}
 	return a.failed
+}
+
+// nextStep is when something is due; it may be past.
+func (a *Authority) nextStep() time.Time {
+	return earlier(a.state.Load().nextStep(a.cfg), a.jwt.due(*a.jwtKeys.Load()))
 }
 
 // round takes each step that is due, in order.
@@ -61,7 +73,7 @@ func (a *Authority) round(s *authorityState, now time.Time) (*authorityState, er
 	return s, errors.Join(errs...)
 }
 
-// nextStep is when something is due; it may be past.
+// nextStep is when something of the X.509 side is due; it may be past.
 func (s *authorityState) nextStep(cfg AuthorityConfig) time.Time {
 	at := s.issuingDue()
 	root := s.prepareDue(cfg)

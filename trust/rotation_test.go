@@ -274,7 +274,7 @@ func TestRootCalendar(t *testing.T) {
 		a := openAuthority(t, AuthorityConfig{Dir: t.TempDir()})
 		defer run(t, a.Run)()
 		root := func() string { return fmt.Sprintf("%x", a.Roots()[0].SerialNumber) }
-		start, last := time.Now(), root()
+		start, last, roots := time.Now(), root(), a.Roots()
 		var got []string
 		for range 100 * 24 {
 			changed := a.Changed()
@@ -282,6 +282,10 @@ func TestRootCalendar(t *testing.T) {
 			synctest.Wait()
 			select {
 			case <-changed:
+				if slices.EqualFunc(roots, a.Roots(), (*x509.Certificate).Equal) {
+					continue // a JWT key
+				}
+				roots = a.Roots()
 				day := time.Since(start).Hours() / 24
 				got = append(got, fmt.Sprintf("day %.0f: %d roots, another in use: %v", day, len(a.Roots()), root() != last))
 				last = root()
