@@ -206,9 +206,6 @@ func (d *domainTrust) verify(id spiffeid.ID, chain []*x509.Certificate, now time
 	if err != nil {
 		return time.Time{}, &VerifyError{Reason: d.chainReason(chain, now, err), ID: id, Err: err}
 	}
-	if d.bundle.RevokesID(id, chain[0].NotBefore) {
-		return time.Time{}, &VerifyError{Reason: Revoked, ID: id, Err: d.whyRevoked(id)}
-	}
 	var until time.Time
 	var refused *VerifyError
 	for _, path := range paths {
@@ -220,8 +217,11 @@ func (d *domainTrust) verify(id spiffeid.ID, chain []*x509.Certificate, now time
 			until = end
 		}
 	}
-	if until.IsZero() {
+	switch {
+	case until.IsZero():
 		return time.Time{}, refused
+	case d.bundle.RevokesID(id, chain[0].NotBefore): // last, so that the ID is proven
+		return time.Time{}, &VerifyError{Reason: Revoked, ID: id, Err: d.whyRevoked(id)}
 	}
 	return until, nil
 }
