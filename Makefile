@@ -56,7 +56,7 @@ fuzz: ## every fuzz target for FUZZTIME (10s)
 	.ci/fuzz $(FUZZTIME)
 
 bench: ## benchmarks: handshakes, choosing, the gateway pair, the sidecar pair
-	$(GO) test -run '^$$' -bench . -benchmem ./topology ./trust ./federation/... ./gateway ./sidecar/... ./internal/...
+	$(GO) test -run '^$$' -bench . -benchmem ./topology ./trust/... ./federation/... ./gateway ./sidecar/... ./internal/...
 
 kube-binaries: ## etcd and Kubernetes' API server from Go modules, for kube-test: about ten minutes, once
 	kind-tests/kubernetes/build
