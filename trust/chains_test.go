@@ -437,6 +437,7 @@ func TestVerifyAgainstOracle(t *testing.T) {
 				reason = reasonOf(t, err)
 			}
 			seen[reason]++
+			agrees(rt, w.trusted().Explain(w.chain, p.now), peer, reason)
 			switch {
 			case want.passes && (peer.ID.String() != want.id || !peer.NotAfter.Equal(want.until) || peer.Key != Fingerprint(w.chain[0])):
 				rt.Fatalf("verifier: %+v; oracle: %+v", peer, want)
@@ -460,6 +461,14 @@ func TestVerifyAgainstOracle(t *testing.T) {
 		}
 	}
 	t.Logf("%d chains: %v", total, seen)
+}
+
+// agrees: what is explained is what was decided.
+func agrees(rt *rapid.T, e Explanation, peer Peer, reason Reason) {
+	broken := slices.ContainsFunc(e.Steps, func(s Step) bool { return !s.OK })
+	if e.Reason != reason || e.Peer != peer || broken != (reason != 0) {
+		rt.Fatalf("explained as %q, %+v; verified as %q, %+v: %+v", e.Reason, e.Peer, reason, peer, e.Steps)
+	}
 }
 
 // passesGoSPIFFE: ours is the narrower gate. go-spiffe verifies as of the machine's clock, unless it is told; it can be told since 2.1.

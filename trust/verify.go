@@ -199,31 +199,40 @@ func rawURI(cert *x509.Certificate) (string, error) {
 
 // verify checks chain against this domain's roots and returns when the proof ends.
 func (d *domainTrust) verify(id spiffeid.ID, chain []*x509.Certificate, now time.Time) (time.Time, error) {
+	path, err := d.path(id, chain, now)
+	if err != nil {
+		return time.Time{}, err
+	}
+	return earliestEnd(path), nil
+}
+
+// path returns the way from chain's leaf to a root that holds longest.
+func (d *domainTrust) path(id spiffeid.ID, chain []*x509.Certificate, now time.Time) ([]*x509.Certificate, error) {
 	paths, err := chain[0].Verify(x509.VerifyOptions{
 		Roots: d.roots, Intermediates: certificatePool(chain[1:]), CurrentTime: now,
 		KeyUsages: []x509.ExtKeyUsage{x509.ExtKeyUsageClientAuth, x509.ExtKeyUsageServerAuth},
 	})
 	if err != nil {
-		return time.Time{}, &VerifyError{Reason: d.chainReason(chain, now, err), ID: id, Err: err}
+		return nil, &VerifyError{Reason: d.chainReason(chain, now, err), ID: id, Err: err}
 	}
-	var until time.Time
+	var best []*x509.Certificate
 	var refused *VerifyError
 	for _, path := range paths {
 		if err := d.acceptPath(id, path); err != nil {
 			refused = err
 			continue
 		}
-		if end := earliestEnd(path); end.After(until) { // the path that holds longest
-			until = end
+		if best == nil || earliestEnd(path).After(earliestEnd(best)) {
+			best = path
 		}
 	}
 	switch {
-	case until.IsZero():
-		return time.Time{}, refused
+	case best == nil:
+		return nil, refused
 	case d.bundle.RevokesID(id, chain[0].NotBefore): // last, so that the ID is proven
-		return time.Time{}, &VerifyError{Reason: Revoked, ID: id, Err: d.whyRevoked(id)}
+		return nil, &VerifyError{Reason: Revoked, ID: id, Err: d.whyRevoked(id)}
 	}
-	return until, nil
+	return best, nil
 }
 
 func (d *domainTrust) whyRevoked(id spiffeid.ID) error {
