@@ -178,6 +178,9 @@ func (b *Bundles) Get(td spiffeid.TrustDomain) (Bundle, bool) {
 	return d.bundle.clone(), true
 }
 
+// Empty tells whether no domain is known.
+func (b *Bundles) Empty() bool { return len(b.load()) == 0 }
+
 // All returns a copy of the set.
 func (b *Bundles) All() map[spiffeid.TrustDomain]Bundle {
 	set := b.load()

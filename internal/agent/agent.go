@@ -64,6 +64,7 @@ type Agent struct {
 	cfg     Config
 	problem live.Value[error] // why the last attempt to get an SVID failed; nil: it did not
 	roots   rootsFile         // owned by feed once Run runs
+	signing signing
 	spent   [sha256.Size]byte // of the join token that was accepted or refused last; owned by the renewal
 
 	mu     sync.Mutex
@@ -160,5 +161,6 @@ func (a *Agent) Run(ctx context.Context) error {
 		})
 	}
 	children.Wait()
+	a.signing.close()
 	return errors.Join(errs...)
 }

@@ -32,7 +32,7 @@ func (a *Agent) dialStream(ctx context.Context) (configstream.Conn, error) {
 }
 
 // dial makes a connection to control, as identity or as nobody (nil). Control, and nobody else, must be at the other end.
-func (a *Agent) dial(identity *trust.Identity) (*grpc.ClientConn, error) {
+func (a *Agent) dial(identity *trust.Identity, more ...grpc.DialOption) (*grpc.ClientConn, error) {
 	policy := trust.AllowControl(a.cfg.TrustDomain)
 	config := trust.ClientConfig(trust.TLS{
 		Identity:  identity,
@@ -41,7 +41,7 @@ func (a *Agent) dial(identity *trust.Identity) (*grpc.ClientConn, error) {
 		Protocols: []string{"h2"},
 		Now:       a.cfg.Now,
 	})
-	options := append(configstream.DialOptions(),
+	options := append(append(configstream.DialOptions(), more...),
 		grpc.WithTransportCredentials(guarded{credentials.NewTLS(config), a.Guard, policy}),
 		grpc.WithContextDialer(a.cfg.Dial),
 		grpc.WithConnectParams(grpc.ConnectParams{MinConnectTimeout: connectTimeout}),

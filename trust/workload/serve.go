@@ -100,8 +100,16 @@ type view struct {
 	lasts  time.Duration // how long it may be told if nothing changes: until an SVID ends
 }
 
+// need is what a caller must have for a call.
+type need bool
+
+const (
+	needsEntitlement need = false // an identity, be there an SVID for it now or not: who only verifies others needs none
+	needsSVID        need = true
+)
+
 // look returns what a caller may see now. changed is closed when that may be something else.
-func (s *Server) look(c Caller) (v view, changed [2]<-chan struct{}, err error) {
+func (s *Server) look(c Caller, n need) (v view, changed [2]<-chan struct{}, err error) {
 	changed[1] = s.cfg.Bundles.Changed() // before the look, so that a change during it is seen
 	v = view{caller: c, now: s.cfg.Now(), lasts: longestLook}
 	if err = c.check(); err != nil {
@@ -109,7 +117,13 @@ func (s *Server) look(c Caller) (v view, changed [2]<-chan struct{}, err error) 
 	}
 	ids, changedIDs, err := s.cfg.Source.Identities(c)
 	changed[0] = changedIDs
-	if err != nil {
+	switch {
+	case n == needsEntitlement && (err == nil && len(ids) > 0 || errors.Is(err, ErrNotYet)):
+		if s.cfg.Bundles.Empty() {
+			return v, changed, fmt.Errorf("%w, and nothing is known of any trust domain", ErrNotYet)
+		}
+		return v, changed, nil
+	case err != nil:
 		return v, changed, err
 	}
 	var unusable error
@@ -137,7 +151,7 @@ func (s *Server) look(c Caller) (v view, changed [2]<-chan struct{}, err error) 
 const longestLook = time.Minute
 
 // wait returns what a caller may see. For one that has an identity and no SVID, it waits a while.
-func (s *Server) wait(ctx context.Context) (view, [2]<-chan struct{}, error) {
+func (s *Server) wait(ctx context.Context, n need) (view, [2]<-chan struct{}, error) {
 	c, ok := callerOf(ctx)
 	if !ok {
 		return view{}, [2]<-chan struct{}{}, status.Error(codes.Internal, "the caller is not known")
@@ -145,7 +159,7 @@ func (s *Server) wait(ctx context.Context) (view, [2]<-chan struct{}, error) {
 	patience := time.NewTimer(s.cfg.Patience)
 	defer patience.Stop()
 	for {
-		v, changed, err := s.look(c)
+		v, changed, err := s.look(c, n)
 		if !errors.Is(err, ErrNotYet) {
 			return v, changed, s.refusal(ctx, c, err)
 		}
@@ -179,11 +193,11 @@ func (s *Server) refusal(ctx context.Context, c Caller, err error) error {
 }
 
 // follow sends what tell makes of each view, until the caller goes, loses its identity or falls behind.
-func follow[M proto.Message](s *Server, stream grpc.ServerStream, tell func(view) (M, error)) error {
+func follow[M proto.Message](s *Server, stream grpc.ServerStream, n need, tell func(view) (M, error)) error {
 	ctx := stream.Context()
 	var last M
 	for sent := false; ; sent = true {
-		v, changed, err := s.wait(ctx)
+		v, changed, err := s.wait(ctx, n)
 		if err != nil {
 			return err
 		}

@@ -1,5 +1,5 @@
-// Package workload serves the SPIFFE Workload API on a Unix socket: X.509-SVIDs with their keys, the trust bundles of all domains that are
-// trusted here, and every change of them, to processes of the same machine or Pod.
+// Package workload serves the SPIFFE Workload API on a Unix socket: X.509-SVIDs with their keys, JWT-SVIDs, the trust bundles of all domains
+// that are trusted here, and every change of them, to processes of the same machine or Pod. It verifies JWT-SVIDs ([VerifyJWT]).
 //
 // A caller shows nothing; the kernel says who it is ([Caller]), and a [Source] says which identities that is good for. isthmus-sidecar
 // serves its own workload's identity, isthmus-control those of the workloads of its machine.
@@ -67,6 +67,7 @@ type Server struct {
 
 	cfg     Config
 	doors   doors
+	tokens  *tokens
 	stop    chan struct{}  // closed when Serve ends
 	senders sync.WaitGroup // of messages that were given up
 }
@@ -88,5 +89,5 @@ func NewServer(cfg Config) (*Server, error) {
 	if cfg.SendTimeout <= 0 {
 		cfg.SendTimeout = 10 * time.Second
 	}
-	return &Server{cfg: cfg, stop: make(chan struct{})}, nil
+	return &Server{cfg: cfg, tokens: newTokens(cfg.Source, cfg.Bundles, cfg.Now), stop: make(chan struct{})}, nil
 }

@@ -15,7 +15,7 @@ import (
 
 // FetchX509SVID sends the caller's SVIDs with their keys and all bundles, now and at every change.
 func (s *Server) FetchX509SVID(_ *workloadv1.X509SVIDRequest, stream grpc.ServerStreamingServer[workloadv1.X509SVIDResponse]) error {
-	return follow(s, stream, func(v view) (*workloadv1.X509SVIDResponse, error) {
+	return follow(s, stream, needsSVID, func(v view) (*workloadv1.X509SVIDResponse, error) {
 		bundles := x509Bundles(s.cfg.Bundles.All())
 		out := &workloadv1.X509SVIDResponse{FederatedBundles: bundles}
 		for _, id := range v.ids {
@@ -37,7 +37,7 @@ func (s *Server) FetchX509SVID(_ *workloadv1.X509SVIDRequest, stream grpc.Server
 
 // FetchX509Bundles sends all bundles, now and at every change.
 func (s *Server) FetchX509Bundles(_ *workloadv1.X509BundlesRequest, stream grpc.ServerStreamingServer[workloadv1.X509BundlesResponse]) error {
-	return follow(s, stream, func(view) (*workloadv1.X509BundlesResponse, error) {
+	return follow(s, stream, needsEntitlement, func(view) (*workloadv1.X509BundlesResponse, error) {
 		return &workloadv1.X509BundlesResponse{Bundles: x509Bundles(s.cfg.Bundles.All())}, nil
 	})
 }
