@@ -9,6 +9,12 @@
 //	GET  /v1/proxies                []Proxy
 //	DELETE /v1/proxies/{gateway|node}/{name}       takes it out of the roster: it gets no further identity
 //	POST /v1/tokens                 TokenRequest → Token
+//	GET  /v1/trust                  Trust
+//	GET  /v1/trust/bundles/{trust domain}          BundleDocument
+//	POST /v1/trust/rotation         RotationRequest → Rotation
+//	POST /v1/trust/revocations      Revocation → Revocation
+//	DELETE /v1/trust/revocations?subject=S         undoes it
+//	POST /v1/trust/svids            SVIDRequest → SVID
 //
 // Errors are {"error": "..."} with a 4xx or 5xx status. A sidecar's admin listener serves GET /explain?to=NAME[&port=N] →
 // topology.Explanation.
@@ -96,6 +102,8 @@ type Proxy struct {
 	Connected bool      `json:"connected"`
 	Since     time.Time `json:"since"`
 	Services  []string  `json:"services,omitempty"` // that a sidecar subscribed to
+	// SVIDEnds is when the SVID ends that was issued to it last; zero: none was since control started.
+	SVIDEnds time.Time `json:"svid_ends,omitzero"`
 }
 
 // Service is a service of the own cluster.

@@ -144,6 +144,9 @@ func ask[T any](ctx context.Context, c *Client, method, path string, body any) (
 		}
 		return into, fmt.Errorf("control at %s: %w", c.where, &Error{resp.StatusCode, said.Error})
 	}
+	if resp.StatusCode == http.StatusNoContent {
+		return into, nil
+	}
 	if err := json.Unmarshal(answer, &into); err != nil {
 		return into, fmt.Errorf("control at %s: %s: %w", c.where, path, err)
 	}

@@ -52,6 +52,10 @@ type TrustedDomain struct {
 	// Acknowledged is the sequence of OUR bundle that this peer has in force everywhere; 0: it has not said.
 	Acknowledged uint64 `json:"acknowledged"`
 	Revoked      int    `json:"revoked"` // revoked keys and IDs of that domain in force here
+	// RevokedKeys are those keys, as key IDs, and RevokedIDs those IDs: what was issued up to then; zero: all. With the bundle document
+	// they are all that SVIDs of the domain are verified with.
+	RevokedKeys []string             `json:"revoked_keys,omitempty"`
+	RevokedIDs  map[string]time.Time `json:"revoked_ids,omitempty"`
 }
 
 // The phases of a rotation of the root. Each can be undone until the next.
@@ -120,6 +124,9 @@ type SVID struct {
 	SPIFFEID string   `json:"spiffe_id"`
 	Chain    [][]byte `json:"chain"`
 }
+
+// RevocationsPath is where revocations are made (POST), and undone (DELETE, with the subject in the query).
+const RevocationsPath = "/v1/trust/revocations"
 
 // BundleDocument is a SPIFFE bundle document: GET /v1/trust/bundles/{trust domain}.
 type BundleDocument = json.RawMessage
