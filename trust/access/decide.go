@@ -181,10 +181,10 @@ func claims(claims []Claim, u *EndUser) bool {
 
 func (v Value) matches(patterns []Pattern) bool {
 	switch v.Kind {
-	case Text:
+	case Text, Literal:
 		return len(patterns) == 0 || slices.ContainsFunc(patterns, func(p Pattern) bool { return p.matches(v.Text) })
 	case List:
-		return len(patterns) == 0 || slices.ContainsFunc(v.List, func(e Value) bool { return e.Kind == Text && e.matches(patterns) })
+		return len(patterns) == 0 || slices.ContainsFunc(v.List, func(e Value) bool { return (e.Kind == Text || e.Kind == Literal) && e.matches(patterns) })
 	case Object:
 		return len(patterns) == 0
 	default:

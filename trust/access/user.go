@@ -23,7 +23,8 @@ type EndUser struct {
 	Claims  map[string]Value
 }
 
-// Value is a claim: text (a string; a number or a boolean as JSON spells it), a list or an object. The zero value is null, and matches nothing.
+// Value is a claim: a string, a literal (a number or a boolean, in the Text that JSON has for it), a list or an object. The zero value is
+// null, and matches nothing.
 type Value struct {
 	Kind   ValueKind
 	Text   string
@@ -38,6 +39,7 @@ type ValueKind uint8
 const (
 	Null ValueKind = iota
 	Text
+	Literal
 	List
 	Object
 )
