@@ -140,25 +140,35 @@ func (g *global) sidecarAdmin(ctx context.Context, chatter io.Writer, workload s
 			if a.client.kube != nil {
 				return inPod(a.client.kube, p)
 			}
+			if a.client.cluster != "" {
+				if ask, err := g.inPlayground(workload); err == nil {
+					return ask, nil
+				}
+			}
 			return listener(p.Admin, nil), nil
 		}
 	}
 	if slices.ContainsFunc(targets, func(t target) bool { return t.cluster == cluster }) {
-		if address, err := g.playgroundAdmin(workload); err == nil {
+		if ask, err := g.inPlayground(workload); err == nil {
 			_, _ = fmt.Fprintf(chatter, "isthmus: the control of %s does not answer; asking the sidecar that the playground knows\n", cluster)
-			return listener(address, nil), nil
+			return ask, nil
 		}
 	}
 	return nil, noCluster(cluster, all)
 }
 
-func (g *global) playgroundAdmin(workload string) (string, error) {
+// inPlayground asks the sidecar of a workload of the playground, from where it is.
+func (g *global) inPlayground(workload string) (asker, error) {
 	p, err := g.open()
 	if err != nil {
-		return "", err
+		return nil, err
 	}
 	defer p.Close()
-	return p.AdminOf(workload)
+	address, err := p.AdminOf(workload)
+	if err != nil {
+		return nil, err
+	}
+	return listener(address, p.DialerOf(workload)), nil
 }
 
 // sidecarIn finds the sidecar of a workload, "web" or "shop/web".

@@ -43,7 +43,7 @@ Targets of break and heal:
 	flags.DurationVar(&p.patience, "patience", 60*time.Second, "how long one program may take to be ready")
 	c.AddCommand(
 		newPlaygroundRun(p), newPlaygroundUp(p), newPlaygroundStatus(p), newPlaygroundEnv(p), newPlaygroundBreak(p),
-		newPlaygroundHeal(p), newPlaygroundLogs(p), newPlaygroundDown(p), newPlaygroundWorkload(), newPlaygroundTraffic(),
+		newPlaygroundHeal(p), newPlaygroundLogs(p), newPlaygroundDown(p), newPlaygroundWAN(p), newPlaygroundWorkload(), newPlaygroundTraffic(), newPlaygroundRouter(p),
 	)
 	return c
 }

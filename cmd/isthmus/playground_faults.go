@@ -95,7 +95,7 @@ and "isthmus playground up" starts from them again.`,
 			case runtimeKind:
 				k := &kindPlayground{playground: p, say: func(line string) { _, _ = fmt.Fprintln(c.ErrOrStderr(), line) }}
 				return k.down(c)
-			case runtimeLocal:
+			case runtimeLocal, runtimeNetns:
 			default:
 				return usage{fmt.Errorf("--runtime %s: want %s or %s", runtime, runtimeLocal, runtimeKind)}
 			}

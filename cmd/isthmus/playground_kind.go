@@ -22,7 +22,8 @@ import (
 
 // What a cluster of a playground may be.
 const (
-	runtimeLocal = "local"
+	runtimeLocal = string(lab.Local)
+	runtimeNetns = string(lab.Netns)
 	runtimeKind  = "kind"
 )
 

@@ -14,7 +14,7 @@ import (
 
 func newPlaygroundUp(p *playground) *cobra.Command {
 	clusters := 3
-	var env []string
+	var env, links []string
 	var runtime string
 	k := &kindPlayground{playground: p}
 	c := &cobra.Command{
@@ -23,9 +23,12 @@ func newPlaygroundUp(p *playground) *cobra.Command {
 		Long: `up starts the clusters and returns when calls go through; they live on until "isthmus playground down". Where a playground is up
 already it starts what is dead, and says when there is nothing to do.
 
+With --runtime netns each program has an address of its own, and between the clusters lies a WAN that can be made as bad as one likes,
+also while it runs ("isthmus playground wan"). That needs root, and Linux.
+
 With --runtime kind the clusters are real Kubernetes clusters, kind's, in Docker: the mesh is installed in each, they are linked, and a shop
 with traffic is opened, in namespace shop with sidecars and in namespace outside without.`,
-		Example: example("isthmus playground up", "isthmus playground up --clusters 5 --dir /tmp/five", "isthmus playground up --runtime kind"),
+		Example: example("isthmus playground up", "isthmus playground up --clusters 5 --dir /tmp/five", "isthmus playground up --runtime netns --wan eu-us=80ms,1%", "isthmus playground up --runtime kind"),
 		Args:    noArgs,
 		RunE: func(c *cobra.Command, _ []string) error {
 			for _, kv := range env {
@@ -40,9 +43,12 @@ with traffic is opened, in namespace shop with sidecars and in namespace outside
 					clusters = 2
 				}
 				return k.up(c, clusters)
-			case runtimeLocal:
+			case runtimeLocal, runtimeNetns:
 			default:
-				return usage{fmt.Errorf("--runtime %s: want %s or %s", runtime, runtimeLocal, runtimeKind)}
+				return usage{fmt.Errorf("--runtime %s: want %s, %s or %s", runtime, runtimeLocal, runtimeNetns, runtimeKind)}
+			}
+			if len(links) > 0 && runtime != runtimeNetns {
+				return usage{fmt.Errorf("--wan is for --runtime %s: with %s, nothing lies between the clusters", runtimeNetns, runtime)}
 			}
 			dir, _, err := p.folder()
 			if err != nil {
@@ -60,6 +66,12 @@ with traffic is opened, in namespace shop with sidecars and in namespace outside
 			}
 			opts := p.options()
 			opts.Env = env
+			if c.Flags().Changed("runtime") {
+				opts.Runtime = lab.Runtime(runtime)
+			}
+			if opts.Links, err = directions(links, spec); err != nil {
+				return err
+			}
 			opts.Progress = func(line string) { _, _ = fmt.Fprintln(c.ErrOrStderr(), line) }
 			begun := time.Now()
 			pg, started, err := lab.Up(c.Context(), dir, spec, opts)
@@ -82,7 +94,8 @@ with traffic is opened, in namespace shop with sidecars and in namespace outside
 			return p.whatNext(c.OutOrStdout(), pg)
 		},
 	}
-	c.Flags().StringVar(&runtime, "runtime", runtimeLocal, "what a cluster is: local (processes of this machine) or kind (Kubernetes in Docker)")
+	c.Flags().StringVar(&runtime, "runtime", runtimeLocal, "what a cluster is: local (processes of this machine), netns (those in network namespaces, a WAN between; root, Linux) or kind (Kubernetes in Docker)")
+	c.Flags().StringArrayVar(&links, "wan", nil, "with netns: what lies between two clusters, `CLUSTER-CLUSTER=LINK` such as eu-us=80ms,1%; may be given several times (isthmus playground wan --help)")
 	c.Flags().IntVar(&clusters, "clusters", 3, "how many clusters: eu, us, ap, c4, …; 2 of kind, unless it is said")
 	k.flags(c)
 	c.Flags().StringArrayVar(&env, "env", nil, "`KEY=VALUE` for the environment of every program; may be given several times")

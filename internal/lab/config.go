@@ -125,5 +125,5 @@ func (p *Playground) command(u unit) (command, error) {
 			"--http", p.state.address(u, "http"), "--tcp", p.state.address(u, "tcp"),
 		}
 	}
-	return c, nil
+	return p.state.placed(u, c)
 }

@@ -36,8 +36,13 @@ func (p *Playground) Heal(ctx context.Context, targets ...string) ([]string, err
 	if err = errors.Join(p.busyPorts(units)...); err != nil {
 		return nil, err
 	}
+	if err = p.ensureNetwork(ctx); err != nil {
+		return nil, err
+	}
 	defer p.releaseClaims()
-	p.claims = reclaim(p.state.portNumbers())
+	if p.state.Network == nil {
+		p.claims = reclaim(p.state.portNumbers())
+	}
 	return p.raise(ctx, units)
 }
 
@@ -61,7 +66,7 @@ func (p *Playground) Down(ctx context.Context, grace time.Duration, removeDir bo
 	for _, c := range p.state.Spec.Clusters {
 		errs = append(errs, os.RemoveAll(filepath.Join(p.dir, c.Name)))
 	}
-	errs = append(errs, os.RemoveAll(p.state.Sockets), remove(statePath(p.dir)), remove(lockPath(p.dir)))
+	errs = append(errs, os.RemoveAll(p.state.Sockets), remove(filepath.Join(p.dir, wanLog)), remove(statePath(p.dir)), remove(lockPath(p.dir)))
 	if removeDir {
 		// Not RemoveAll: what somebody else put there is theirs.
 		if err := os.Remove(p.dir); err != nil && !errors.Is(err, fs.ErrNotExist) {
@@ -85,7 +90,7 @@ func (p *Playground) endAll(ctx context.Context, grace time.Duration) error {
 	}
 	defer unlock()
 	_, err = p.halt(units, func(r running) error { return r.stop(ctx, grace) })
-	return err
+	return errors.Join(err, p.removeNetwork(ctx))
 }
 
 func remove(path string) error {

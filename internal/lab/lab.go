@@ -7,8 +7,8 @@
 // started them (unless Options.DieWithParent says otherwise). One lock file keeps two callers from changing a playground
 // at once. A Playground is not safe for concurrent use by several goroutines.
 //
-// The runtime here is `local`: each program is a process of this machine on 127.0.0.1; nothing is installed and no port
-// is fixed.
+// With the runtime Local each program is a process of this machine on 127.0.0.1; nothing is installed and no port is fixed. With Netns each is
+// in a network namespace, with an address of its own, and between clusters lies a WAN (internal/wan). That needs root, and Linux.
 package lab
 
 import (
@@ -37,6 +37,10 @@ type Options struct {
 	Binaries Binaries
 	// Env is added to the environment of every program that is started ("KEY=value"). Kept for restarts.
 	Env []string
+	// Runtime is what a new playground runs on: Local unless it says otherwise.
+	Runtime Runtime
+	// Links are what lies between the clusters of a new one, with Netns.
+	Links []Direction
 	// Patience is how long one program may take to be ready. Default 60 s.
 	Patience time.Duration
 	// DieWithParent lets the kernel kill what this process started when this process dies (Linux only).
@@ -137,11 +141,16 @@ func (p *Playground) up(ctx context.Context, spec Spec) ([]string, error) {
 		}
 	case err != nil:
 		return nil, err
+	case p.opts.Runtime != "" && p.opts.Runtime != p.state.runtime():
+		return nil, fmt.Errorf("playground %s: its runtime is %s, not %s; take it down first (isthmus playground down)", p.dir, p.state.runtime(), p.opts.Runtime)
 	case len(p.state.Spec.Clusters) != len(spec.Clusters):
 		return nil, fmt.Errorf("playground %s: it has %d clusters, not %d; take it down first (isthmus playground down)",
 			p.dir, len(p.state.Spec.Clusters), len(spec.Clusters))
 	}
 	defer p.releaseClaims()
+	if err = p.ensureNetwork(ctx); err != nil {
+		return nil, err
+	}
 	if err = p.prepare(); err != nil {
 		return nil, err
 	}
@@ -157,7 +166,7 @@ func (p *Playground) up(ctx context.Context, spec Spec) ([]string, error) {
 
 // begin writes down what the playground will be, before anything else of it is made: what is written down can be taken down.
 func (p *Playground) begin(spec Spec) (err error) {
-	if p.state, err = newState(p.dir, spec, p.opts.Env); err == nil {
+	if p.state, err = newState(p.dir, spec, p.opts); err == nil {
 		err = p.state.save(p.dir)
 	}
 	if err != nil {

@@ -24,7 +24,7 @@ metadata:
   labels: {app: {{.Workload.App}}}
 spec:
   serviceAccount: {{.Workload.App}}
-  address: 127.0.0.1
+  address: {{.Host}}
   ports:
   - {name: http, port: {{.HTTP}}}
   - {name: tcp, port: {{.TCP}}}
@@ -77,12 +77,13 @@ spec:
 func (p *Playground) sampleManifests(c Cluster) error {
 	exports := map[service]bool{}
 	for _, w := range c.Workloads {
-		app := unit{cluster: c.Name, name: w.Name + "-app", program: App}
-		sidecar := unit{cluster: c.Name, name: w.Name + "-sidecar", program: Sidecar}
+		app := unit{cluster: c.Name, name: w.Name + "-app", program: App, workload: w}
+		sidecar := unit{cluster: c.Name, name: w.Name + "-sidecar", program: Sidecar, workload: w}
 		err := p.render(c, w.Name+".yaml", workloadManifest, struct {
 			Workload           Workload
+			Host               string
 			HTTP, TCP, Inbound int
-		}{w, p.state.port(app, "http"), p.state.port(app, "tcp"), p.state.port(sidecar, "inbound")})
+		}{w, p.state.hostOf(app), p.state.port(app, "http"), p.state.port(app, "tcp"), p.state.port(sidecar, "inbound")})
 		if err != nil {
 			return err
 		}

@@ -34,6 +34,7 @@ type mesh struct {
 	held     map[string]net.Conn
 	servers  []*httptest.Server
 	watcher  *watcher
+	isNet    bool
 }
 
 func newMesh(binaries, dir string) *mesh {
@@ -56,6 +57,9 @@ func (m *mesh) close() {
 	}
 	if m.pg != nil {
 		_, _ = m.pg.Stop(m.ctx, time.Second)
+		if m.isNet {
+			_ = m.pg.Down(m.ctx, time.Second, false) // namespaces outlive their programs
+		}
 		m.pg.Close()
 	}
 	m.cancel()
@@ -71,6 +75,7 @@ var commands = map[string]func(ts *testscript.TestScript, neg bool, args []strin
 	"traffic":    command((*mesh).traffic),
 	"expect":     command((*mesh).expect),
 	"watch":      command((*mesh).watch),
+	"wan":        command((*mesh).wan),
 	"eventually": command((*mesh).eventually),
 	"never":      command((*mesh).never),
 	"call":       command((*mesh).call),
@@ -104,7 +109,9 @@ func (m *mesh) meshCommand(ts *testscript.TestScript, args []string) (err error)
 	verb, targets := args[0], args[1:]
 	switch verb {
 	case "up":
-		return m.up(ctx, ts, targets)
+		return m.up(ctx, ts, targets, lab.Options{})
+	case "net":
+		return m.net(ctx, ts, targets)
 	case "break":
 		done, err = m.pg.Break(ctx, targets...)
 	case "stop":
@@ -121,7 +128,44 @@ func (m *mesh) meshCommand(ts *testscript.TestScript, args []string) (err error)
 	return err
 }
 
-func (m *mesh) up(ctx context.Context, ts *testscript.TestScript, args []string) error {
+// net is up, in network namespaces: "mesh net eu us ap -- eu-us=80ms,1%".
+func (m *mesh) net(ctx context.Context, ts *testscript.TestScript, args []string) error {
+	var links []lab.Direction
+	i := slices.Index(args, "--")
+	if i < 0 {
+		i = len(args)
+	} else {
+		for _, a := range args[i+1:] {
+			d, err := lab.ParseDirections(a, args[:i])
+			if err != nil {
+				return err
+			}
+			links = append(links, d...)
+		}
+	}
+	m.isNet = true
+	return m.up(ctx, ts, args[:i], lab.Options{Runtime: lab.Netns, Links: links})
+}
+
+// wan changes what lies between clusters.
+func (m *mesh) wan(_ *testscript.TestScript, args []string) error {
+	var links []lab.Direction
+	var names []string
+	for _, c := range m.pg.Spec().Clusters {
+		names = append(names, c.Name)
+	}
+	for _, a := range args {
+		d, err := lab.ParseDirections(a, names)
+		if err != nil {
+			return err
+		}
+		links = append(links, d...)
+	}
+	_, err := m.pg.SetDirections(m.ctx, links)
+	return err
+}
+
+func (m *mesh) up(ctx context.Context, ts *testscript.TestScript, args []string, opts lab.Options) error {
 	var clusters, env []string
 	for _, a := range args {
 		if strings.Contains(a, "=") {
@@ -141,9 +185,8 @@ func (m *mesh) up(ctx context.Context, ts *testscript.TestScript, args []string)
 	}
 	begun := time.Now()
 	var started []string
-	m.pg, started, err = lab.Up(ctx, m.dir, spec, lab.Options{
-		Binaries: lab.BinariesIn(m.binaries), Env: env, Patience: patience, DieWithParent: true,
-	})
+	opts.Binaries, opts.Env, opts.Patience, opts.DieWithParent = lab.BinariesIn(m.binaries), env, patience, true
+	m.pg, started, err = lab.Up(ctx, m.dir, spec, opts)
 	ts.Logf("%d processes in %s", len(started), time.Since(begun).Round(time.Millisecond))
 	return err
 }

@@ -2,7 +2,6 @@ package lab
 
 import (
 	"errors"
-	"fmt"
 	"math/rand/v2"
 	"net"
 	"strconv"
@@ -108,4 +107,6 @@ func portFree(port int) bool {
 	return true
 }
 
-func loopback(port int) string { return fmt.Sprintf("127.0.0.1:%d", port) }
+const loopbackHost = "127.0.0.1"
+
+func loopback(port int) string { return net.JoinHostPort(loopbackHost, strconv.Itoa(port)) }

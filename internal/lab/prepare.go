@@ -52,6 +52,12 @@ func (p *Playground) preparePorts() error {
 			wanted = append(wanted, portKey(u, purpose))
 		}
 	}
+	if p.state.Network != nil {
+		for i, key := range wanted {
+			p.state.Ports[key] = firstFixedPort + i
+		}
+		return nil
+	}
 	if len(p.state.Ports) > 0 {
 		if busy := p.busyPorts(units); len(busy) > 0 {
 			return errors.Join(busy...)
@@ -78,6 +84,9 @@ func (p *Playground) preparePorts() error {
 // busyPorts returns an error for each port of a dead program that somebody else has.
 func (p *Playground) busyPorts(units []unit) []error {
 	var busy []error
+	if p.state.Network != nil {
+		return nil // nobody else is there
+	}
 	for _, u := range units {
 		if p.alive(u) {
 			continue

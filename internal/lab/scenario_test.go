@@ -14,11 +14,14 @@ import (
 	"github.com/rogpeppe/go-internal/testscript"
 
 	"github.com/isthmus-mesh/isthmus/internal/lab"
+	"github.com/isthmus-mesh/isthmus/internal/netns"
 )
 
 // The scenarios of testdata/scenarios say what a mesh does, on real programs, in words that don't say how clusters run:
 //
 //	mesh up CLUSTER... [KEY=VALUE...]   clusters from here on; the pairs go into the programs' environment
+//	mesh net CLUSTER... [-- LINK...]    the same in network namespaces, with a WAN between ("eu-us=80ms,1%"); under the condition [net]
+//	wan LINK...                         the WAN made otherwise: "eu-us=down" both ways, "eu>us=down" one
 //	mesh break|stop TARGET...           SIGKILL; SIGTERM
 //	mesh heal [TARGET...]               starts what is dead
 //	manifest put CLUSTER FILE [NAME]    a manifest into a cluster, $variables replaced
@@ -97,8 +100,15 @@ var build = sync.OnceValues(func() (dir string, err error) {
 })
 
 func condition(name string) (bool, error) {
-	if name == "capture" {
+	switch name {
+	case "capture":
 		return canCapture(), nil
+	case "net":
+		err := netns.Available()
+		if err != nil && os.Getenv("CI") != "" {
+			return false, err
+		}
+		return err == nil, nil
 	}
 	return false, fmt.Errorf("no condition %q", name)
 }

@@ -146,7 +146,7 @@ func (p *Playground) usable(ctx context.Context, c Cluster, w word) error {
 		}
 		for _, i := range w.imports {
 			to := i.Name + "." + i.Namespace
-			x, err := explain(ctx, p.state.address(u, "admin"), to)
+			x, err := explain(ctx, p.state.near(u), p.state.address(u, "admin"), to)
 			if err != nil {
 				return fmt.Errorf("%s: %w", u.id(), err)
 			}
@@ -169,13 +169,13 @@ func (p *Playground) usable(ctx context.Context, c Cluster, w word) error {
 // maxExplanation bounds what is read of a sidecar's answer.
 const maxExplanation = 16 << 20
 
-func explain(ctx context.Context, address, to string) (topology.Explanation, error) {
+func explain(ctx context.Context, client *http.Client, address, to string) (topology.Explanation, error) {
 	var x topology.Explanation
 	req, err := http.NewRequestWithContext(ctx, http.MethodGet, "http://"+address+"/explain?to="+url.QueryEscape(to), http.NoBody)
 	if err != nil {
 		return x, err
 	}
-	resp, err := plainHTTP.Do(req)
+	resp, err := client.Do(req)
 	if err != nil {
 		return x, err
 	}

@@ -12,6 +12,8 @@ import (
 	"path/filepath"
 	"syscall"
 	"time"
+
+	"github.com/isthmus-mesh/isthmus/internal/netns"
 )
 
 // stateVersion changes when an older playground.json can't be read any more.
@@ -22,13 +24,16 @@ const maxStateBytes = 4 << 20
 
 // state is playground.json: what the playground is made of and what was started. Guarded by the lock file when it is changed.
 type state struct {
-	Version int                `json:"version"`
-	Spec    Spec               `json:"spec"`
-	Env     []string           `json:"env,omitempty"`
-	Sockets string             `json:"sockets"` // folder of the admin sockets
-	Ports   map[string]int     `json:"ports"`   // by "<cluster>/<process>/<purpose>"
-	Running map[string]running `json:"running"` // by "<cluster>/<process>"; what was started and not stopped by us
-	Written map[string]string  `json:"written"` // by "<cluster>/<file>": SHA-256 of the manifest as we left it
+	Version int      `json:"version"`
+	Spec    Spec     `json:"spec"`
+	Env     []string `json:"env,omitempty"`
+	Sockets string   `json:"sockets"` // folder of the admin sockets
+	// Network is where the programs are; none: they share the machine's loopback.
+	Network *netns.Network     `json:"network,omitempty"`
+	Links   []Direction        `json:"links,omitempty"` // of the WAN, as they were set last
+	Ports   map[string]int     `json:"ports"`           // by "<cluster>/<process>/<purpose>"
+	Running map[string]running `json:"running"`         // by "<cluster>/<process>"; what was started and not stopped by us
+	Written map[string]string  `json:"written"`         // by "<cluster>/<file>": SHA-256 of the manifest as we left it
 }
 
 // running is a process that was started. Pid alone would not do: it may be somebody else's by now.
@@ -68,8 +73,11 @@ func loadState(dir string) (state, error) {
 	return st, nil
 }
 
-func newState(dir string, spec Spec, env []string) (state, error) {
-	st := state{Version: stateVersion, Spec: spec, Env: env, Ports: map[string]int{}, Running: map[string]running{}, Written: map[string]string{}}
+func newState(dir string, spec Spec, opts Options) (state, error) {
+	st := state{Version: stateVersion, Spec: spec, Env: opts.Env, Ports: map[string]int{}, Running: map[string]running{}, Written: map[string]string{}}
+	if opts.Runtime == Netns {
+		st.Network, st.Links = networkOf(dir, spec), opts.Links
+	}
 	sockets, err := socketDir(dir, spec)
 	st.Sockets = sockets
 	return st, err
@@ -81,7 +89,7 @@ const maxSocketPath = 103
 // socketDir returns where the admin sockets go: into the playground, or, when that is too deep for a Unix socket, into a
 // folder of the system's temporary one, named after the playground.
 func socketDir(dir string, spec Spec) (string, error) {
-	longest := 0
+	longest := len(wanSocket)
 	for _, c := range spec.Clusters {
 		longest = max(longest, len(socketName(c.Name)))
 	}
@@ -163,5 +171,4 @@ func (st state) all() []unit {
 
 func portKey(u unit, purpose string) string { return u.id() + "/" + purpose }
 
-func (st state) port(u unit, purpose string) int       { return st.Ports[portKey(u, purpose)] }
-func (st state) address(u unit, purpose string) string { return loopback(st.port(u, purpose)) }
+func (st state) port(u unit, purpose string) int { return st.Ports[portKey(u, purpose)] }

@@ -3,6 +3,7 @@ package lab
 import (
 	"context"
 	"fmt"
+	"net"
 	"slices"
 	"sync"
 	"time"
@@ -37,7 +38,8 @@ type ProcessStatus struct {
 	Program Program        `json:"program"`
 	Running bool           `json:"running"`
 	Pid     int            `json:"pid,omitempty"` // while it runs
-	Ports   map[string]int `json:"ports"`         // on 127.0.0.1, by purpose
+	Host    string         `json:"host"`          // its address
+	Ports   map[string]int `json:"ports"`         // on it, by purpose
 	Log     string         `json:"log"`
 	Ready   bool           `json:"ready"`
 	Missing string         `json:"missing,omitempty"` // what it says it waits for
@@ -101,7 +103,7 @@ func (p *Playground) clusterStatus(ctx context.Context, c Cluster) ClusterStatus
 }
 
 func (p *Playground) processStatus(ctx context.Context, u unit) ProcessStatus {
-	ps := ProcessStatus{Name: u.name, Program: u.program, Ports: map[string]int{}, Log: p.logFile(u), Running: p.alive(u)}
+	ps := ProcessStatus{Name: u.name, Program: u.program, Host: p.state.hostOf(u), Ports: map[string]int{}, Log: p.logFile(u), Running: p.alive(u)}
 	for _, purpose := range u.program.ports() {
 		ps.Ports[purpose] = p.state.port(u, purpose)
 	}
@@ -111,7 +113,7 @@ func (p *Playground) processStatus(ctx context.Context, u unit) ProcessStatus {
 	ps.Pid = p.state.Running[u.id()].Pid
 	ctx, cancel := context.WithTimeout(ctx, 2*time.Second)
 	defer cancel()
-	if err := ready(ctx, p.readyURL(u)); err != nil {
+	if err := ready(ctx, p.state.near(u), p.readyURL(u)); err != nil {
 		ps.Missing = err.Error()
 	} else {
 		ps.Ready = true
@@ -180,6 +182,15 @@ func (p *Playground) LogsOf(targets ...string) (names, files []string, err error
 		files = append(files, p.logFile(u))
 	}
 	return names, files, nil
+}
+
+// DialerOf returns how connections are made from where a workload is; nil: from this machine itself.
+func (p *Playground) DialerOf(workload string) func(ctx context.Context, network, address string) (net.Conn, error) {
+	u, err := p.state.sidecarOf(workload)
+	if err != nil || p.state.Network == nil {
+		return nil
+	}
+	return p.state.dialer(u)
 }
 
 // AdminOf returns the address of the admin listener of a workload's sidecar.

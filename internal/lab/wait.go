@@ -80,7 +80,7 @@ func (p *Playground) waitReady(ctx context.Context, u unit) error {
 		if !p.alive(u) {
 			return errDied
 		}
-		return ready(ctx, url)
+		return ready(ctx, p.state.near(u), url)
 	}))
 }
 
@@ -95,12 +95,12 @@ func (p *Playground) alive(u unit) bool {
 var plainHTTP = &http.Client{Transport: &http.Transport{DisableKeepAlives: true}}
 
 // ready asks a readiness address once. Its error says what is missing.
-func ready(ctx context.Context, url string) error {
+func ready(ctx context.Context, client *http.Client, url string) error {
 	req, err := http.NewRequestWithContext(ctx, http.MethodGet, url, http.NoBody)
 	if err != nil {
 		return err
 	}
-	resp, err := plainHTTP.Do(req)
+	resp, err := client.Do(req)
 	if err != nil {
 		return err
 	}

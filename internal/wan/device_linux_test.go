@@ -14,7 +14,7 @@ import (
 // TestKernels: two kernels' stacks reach each other through the router, as fast and as badly as it says.
 func TestKernels(t *testing.T) {
 	if os.Getuid() != 0 {
-		skip(t, "network namespaces need root: sudo go test ./internal/lab/wan")
+		skip(t, "network namespaces need root: sudo go test ./internal/wan")
 	}
 	if _, err := exec.LookPath("ip"); err != nil {
 		skip(t, "the command ip is missing: apt-get install iproute2")

@@ -276,11 +276,16 @@ func TestParseLink(t *testing.T) {
 		"queue=64k,down": {Queue: 64 << 10, Down: true},
 		"dup=100%,0s":    {Duplicate: 1},
 		"reorder=2%":     {Reorder: 0.02},
+		"perfect":        {},
 		"1gbit,queue=7":  {Rate: 1e9, Queue: 7},
 		"1s~1s,500kbit":  {Delay: time.Second, Jitter: time.Second, Rate: 500_000},
 	} {
-		if got, err := ParseLink(words); got != want || err != nil {
+		got, err := ParseLink(words)
+		if got != want || err != nil {
 			t.Errorf("%q is %+v, %v", words, got, err)
+		}
+		if back, err := ParseLink(got.String()); back != want || err != nil {
+			t.Errorf("%q came back as %+v, %v", got, back, err)
 		}
 	}
 	for _, words := range []string{
@@ -312,6 +317,11 @@ func FuzzParseLink(f *testing.F) {
 		l, err := ParseLink(words)
 		if err == nil && (l.Delay < 0 || l.Jitter < 0 || l.Rate < 0 || l.queue() <= 0 || !(l.Loss >= 0 && l.Loss <= 1)) {
 			t.Fatalf("%q is %+v", words, l)
+		}
+		if err == nil {
+			if _, err := ParseLink(l.String()); err != nil {
+				t.Fatalf("%q is written %q, and that is none: %v", words, l, err)
+			}
 		}
 	})
 }

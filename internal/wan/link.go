@@ -25,8 +25,13 @@ type Link struct {
 //	80ms~5ms        and Jitter       dup=1%         Duplicate
 //	20mbit          Rate             reorder=2%     Reorder
 //	queue=64k       Queue, in bytes  down           Down
+//
+// "perfect" is the zero Link.
 func ParseLink(s string) (Link, error) {
 	var l Link
+	if strings.TrimSpace(s) == perfect {
+		return l, nil
+	}
 	seen := make(map[string]bool)
 	for part := range strings.SplitSeq(s, ",") {
 		part = strings.TrimSpace(part)
@@ -118,4 +123,54 @@ func (l Link) queue() int {
 	}
 	const least = 64 << 10
 	return int(max(l.Rate/8/10, least))
+}
+
+// String is what ParseLink reads; "perfect" for the zero Link, which it reads too.
+func (l Link) String() string {
+	var parts []string
+	if l.Delay > 0 || l.Jitter > 0 {
+		part := l.Delay.String()
+		if l.Jitter > 0 {
+			part += "~" + l.Jitter.String()
+		}
+		parts = append(parts, part)
+	}
+	for _, c := range []struct {
+		name   string
+		chance float64
+	}{{"", l.Loss}, {"dup=", l.Duplicate}, {"reorder=", l.Reorder}} {
+		if c.chance > 0 {
+			parts = append(parts, c.name+strconv.FormatFloat(c.chance*100, 'g', 6, 64)+"%")
+		}
+	}
+	if l.Rate > 0 {
+		parts = append(parts, scaled(l.Rate, []unit{{1e9, "gbit"}, {1e6, "mbit"}, {1e3, "kbit"}, {1, "bit"}}))
+	}
+	if l.Queue > 0 {
+		parts = append(parts, "queue="+scaled(int64(l.Queue), []unit{{1 << 20, "m"}, {1 << 10, "k"}, {1, ""}}))
+	}
+	if l.Down {
+		parts = append(parts, "down")
+	}
+	if len(parts) == 0 {
+		return perfect
+	}
+	return strings.Join(parts, ",")
+}
+
+const perfect = "perfect"
+
+type unit struct {
+	size int64
+	name string
+}
+
+// scaled writes n in the largest unit that leaves no rest.
+func scaled(n int64, units []unit) string {
+	for _, u := range units {
+		if n%u.size == 0 {
+			return strconv.FormatInt(n/u.size, 10) + u.name
+		}
+	}
+	return strconv.FormatInt(n, 10) // the last unit is 1
 }
