@@ -11,6 +11,7 @@ import (
 	"github.com/spiffe/go-spiffe/v2/spiffeid"
 
 	"github.com/isthmus-mesh/isthmus/topology"
+	"github.com/isthmus-mesh/isthmus/trust/access"
 )
 
 // fullSpec has something in every field.
@@ -53,7 +54,25 @@ func fullSpec(t *testing.T) topology.SnapshotSpec {
 		Clusters: []*topology.Cluster{{Name: cluster(t, "us"), Domain: td, Region: "r", Link: topology.LinkUp, RTT: time.Millisecond, Gateways: []topology.Gateway{gateway}, Pods: []netip.Prefix{netip.MustParsePrefix("10.2.0.0/16")}}},
 		Gateways: []topology.Gateway{gateway},
 		Exports:  []*topology.Export{{Name: n, Ports: []uint16{80}, Audience: []topology.ClusterName{cluster(t, "us")}, Endpoints: []topology.Endpoint{endpoint()}, Hosts: []netip.Addr{addr.Addr()}}},
-		Inbounds: []*topology.Inbound{{Name: n, Exported: true, Audience: []topology.ClusterName{cluster(t, "us")}, Ports: []topology.InboundPort{{Number: 80, Protocol: topology.HTTP, Targets: []netip.AddrPort{addr}}}}},
+		Inbounds: []*topology.Inbound{{Access: [][]access.Policy{{fullPolicy()}}, Name: n, Exported: true, Audience: []topology.ClusterName{cluster(t, "us")}, Ports: []topology.InboundPort{{Number: 80, Protocol: topology.HTTP, Targets: []netip.AddrPort{addr}}}}},
+	}
+}
+
+func fullPolicy() access.Policy {
+	patterns := []access.Pattern{{Text: "a", Kind: access.Prefix}}
+	return access.Policy{
+		Name: "p",
+		Rules: []access.Rule{{
+			Name: "r", From: []access.Source{{
+				Principals: patterns, Domains: []spiffeid.TrustDomain{spiffeid.RequireTrustDomainFromString("eu")},
+				Namespaces: []string{"ns"}, ServiceAccounts: []string{"sa"},
+			}},
+			To: []access.Operation{{
+				Methods: []string{"GET"}, Paths: patterns, Ports: []uint16{80}, Headers: []access.Header{{Name: "X", Values: patterns}},
+			}},
+			Users: []access.User{{Issuer: "i", Claims: []access.Claim{{Path: []string{"c"}, Values: patterns}}}},
+		}},
+		Issuers: []access.Issuer{{Name: "i", Issuer: "iss", Audiences: []string{"aud"}, JWKS: "{}", JWKSFile: "f", JWKSURL: "u", Header: "H"}},
 	}
 }
 
@@ -74,6 +93,7 @@ func TestDiffSeesEveryField(t *testing.T) {
 		reflect.TypeFor[map[string]uint32]():    reflect.ValueOf(map[string]uint32{"eu": 2}),
 		reflect.TypeFor[topology.Protocol]():    reflect.ValueOf(topology.GRPC),
 		reflect.TypeFor[topology.LinkState]():   reflect.ValueOf(topology.LinkDown),
+		reflect.TypeFor[access.Kind]():          reflect.ValueOf(access.Suffix),
 	}
 	for n := 0; ; n++ {
 		spec := fullSpec(t)

@@ -6,6 +6,8 @@ import (
 	"time"
 
 	"github.com/spiffe/go-spiffe/v2/spiffeid"
+
+	"github.com/isthmus-mesh/isthmus/trust/access"
 )
 
 // Locality is where something runs. An empty field is unknown, and not the same as anything.
@@ -168,6 +170,8 @@ type Inbound struct {
 	Ports    []InboundPort
 	Exported bool          // workloads of other clusters may call it
 	Audience []ClusterName // of which clusters; empty = of every peer
+	// Access says which of the callers that may reach it may ask for what: each set must let a request through; none: all may.
+	Access [][]access.Policy
 }
 
 // InboundPort says where one service port's traffic goes: to the application, in plain.

@@ -15,11 +15,13 @@ import (
 	"github.com/google/go-cmp/cmp"
 	"github.com/google/go-cmp/cmp/cmpopts"
 	"github.com/spiffe/go-spiffe/v2/spiffeid"
+	"google.golang.org/protobuf/encoding/protowire"
 	"google.golang.org/protobuf/proto"
 	"pgregory.net/rapid"
 
 	configv1 "github.com/isthmus-mesh/isthmus/api/config/v1"
 	"github.com/isthmus-mesh/isthmus/topology"
+	"github.com/isthmus-mesh/isthmus/trust/access"
 )
 
 var equal = []cmp.Option{
@@ -211,15 +213,53 @@ func TestMalformedResourcesAreRefused(t *testing.T) {
 		"JWT key without ID": {Key: "bundle/us.example", Body: &configv1.Resource_Bundle{Bundle: &configv1.Bundle{
 			TrustDomain: "us.example", JwtAuthorities: []*configv1.JWTAuthority{{PublicKey: publicKey(t, authorities()[0].PublicKey)}},
 		}}},
-		"gateway's address": {Key: "gateway/a", Body: &configv1.Resource_Gateway{Gateway: &configv1.Gateway{Id: "a", SpiffeId: "spiffe://us.example/isthmus/gateway/a", Address: "nowhere"}}},
-		"gateway's name":    {Key: "gateway/a/b", Body: &configv1.Resource_Gateway{Gateway: &configv1.Gateway{Id: "a/b", SpiffeId: "spiffe://us.example/isthmus/gateway/a"}}},
-		"self of nobody":    EncodeSelf("sidecar/shop", topology.Self{Cluster: cluster(t, "eu"), Domain: spiffeid.RequireTrustDomainFromString("eu.example")}),
-		"inbound of nobody": EncodeInbound("gateway/..", &topology.Inbound{Name: service(t, "a.b", 1).Name}),
+		"gateway's address":                         {Key: "gateway/a", Body: &configv1.Resource_Gateway{Gateway: &configv1.Gateway{Id: "a", SpiffeId: "spiffe://us.example/isthmus/gateway/a", Address: "nowhere"}}},
+		"gateway's name":                            {Key: "gateway/a/b", Body: &configv1.Resource_Gateway{Gateway: &configv1.Gateway{Id: "a/b", SpiffeId: "spiffe://us.example/isthmus/gateway/a"}}},
+		"self of nobody":                            EncodeSelf("sidecar/shop", topology.Self{Cluster: cluster(t, "eu"), Domain: spiffeid.RequireTrustDomainFromString("eu.example")}),
+		"inbound of nobody":                         EncodeInbound("gateway/..", &topology.Inbound{Name: service(t, "a.b", 1).Name}),
+		"access policy with a pattern of no kind":   withAccess(t, func(p *configv1.AccessPolicy) { p.Rules[0].To[0].Paths[0].Kind = "regex" }),
+		"access policy with a port that is none":    withAccess(t, func(p *configv1.AccessPolicy) { p.Rules[0].To[0].Ports[0] = 0 }),
+		"access policy with a domain that is none":  withAccess(t, func(p *configv1.AccessPolicy) { p.Rules[0].From[0].TrustDomains[0] = "A" }),
+		"access policy with a claim without a name": withAccess(t, func(p *configv1.AccessPolicy) { p.Rules[0].Users[0].Claims[0].Path = nil }),
+		"access policy with a file elsewhere":       withAccess(t, func(p *configv1.AccessPolicy) { p.Issuers[0].JwksFile = "../keys" }),
+		"access policy with a header twofold":       withAccess(t, func(p *configv1.AccessPolicy) { p.Rules[0].To[0].Headers[0].Absent = true }),
+		"access policy with too many rules":         withAccess(t, func(p *configv1.AccessPolicy) { p.Rules = make([]*configv1.AccessRule, maxAccessRules+1) }),
+		"access policy with too long a pattern": withAccess(t, func(p *configv1.AccessPolicy) {
+			p.Rules[0].To[0].Paths[0].Text = strings.Repeat("a", maxPatternText+1)
+		}),
+		// What a newer control says beside what is known here would be lost, and with it a condition.
+		"access policy of a newer version": withAccess(t, func(p *configv1.AccessPolicy) {
+			p.Rules[0].To[0].ProtoReflect().SetUnknown(protowire.AppendVarint(protowire.AppendTag(nil, 999, protowire.VarintType), 1))
+		}),
 	} {
 		if _, err := decode(r); !errors.Is(err, errMalformed) {
 			t.Errorf("%s: error %v, want %v", name, err, errMalformed)
 		}
 	}
+}
+
+func anAccessPolicy() access.Policy {
+	return access.Policy{
+		Name:    "shop/p",
+		Issuers: []access.Issuer{{Name: "corp", Issuer: "https://login.example", Audiences: []string{"shop"}, JWKSFile: "keys.json"}},
+		Rules: []access.Rule{{
+			Name:  "r",
+			From:  []access.Source{{Domains: []spiffeid.TrustDomain{spiffeid.RequireTrustDomainFromString("eu.example")}, Namespaces: []string{"shop"}}},
+			To:    []access.Operation{{Methods: []string{"GET"}, Paths: []access.Pattern{{Text: "/a/", Kind: access.Prefix}}, Ports: []uint16{80}, Headers: []access.Header{{Name: "X-A", Values: []access.Pattern{{Text: "b"}}}}}},
+			Users: []access.User{{Issuer: "corp", Claims: []access.Claim{{Path: []string{"groups"}, Values: []access.Pattern{{Text: "pay"}}}}}},
+		}},
+	}
+}
+
+// withAccess is the resource of a service with one access policy, changed.
+func withAccess(t *testing.T, change func(*configv1.AccessPolicy)) *configv1.Resource {
+	t.Helper()
+	r := EncodeInbound("sidecar/shop/a", &topology.Inbound{Name: service(t, "a.shop", 1).Name, Access: [][]access.Policy{{anAccessPolicy()}}})
+	if _, err := decode(r); err != nil {
+		t.Fatal(err)
+	}
+	change(r.GetInbound().GetAccess()[0].GetPolicies()[0])
+	return r
 }
 
 func TestReceiverOf(t *testing.T) {
@@ -268,6 +308,7 @@ func FuzzDecode(f *testing.F) {
 	seed(EncodeCluster(&topology.Cluster{Name: self.Cluster, Domain: self.Domain, Gateways: []topology.Gateway{gateway}}))
 	seed(EncodeExport(&topology.Export{Name: s.Name, Ports: []uint16{80}}))
 	seed(EncodeInbound("node/n", &topology.Inbound{Name: s.Name, Ports: []topology.InboundPort{{Number: 80, Protocol: topology.GRPC}}}))
+	seed(EncodeInbound("node/n", &topology.Inbound{Name: s.Name, Access: [][]access.Policy{{anAccessPolicy()}, {{Name: "shop/q", Audit: true}}}}))
 	seed(EncodeBundle(self.Domain, BundleData{Revoked: map[[32]byte]struct{}{{1}: {}}}))
 	seed(EncodeBundle(self.Domain, BundleData{
 		JWTAuthorities: map[string]crypto.PublicKey{"key": authorities()[0].PublicKey},

@@ -345,7 +345,8 @@ func decodeInbound(b *configv1.Inbound) (*topology.Inbound, error) {
 		}
 		in.Ports = append(in.Ports, p)
 	}
-	return in, nil
+	in.Access, err = decodeAccess(b.GetAccess())
+	return in, err
 }
 
 func decodeDomain(s string) (spiffeid.TrustDomain, error) {

@@ -155,6 +155,9 @@ func EncodeInbound(receiver string, in *topology.Inbound) *configv1.Resource {
 			Port: uint32(p.Number), Protocol: string(p.Protocol), Targets: texts(p.Targets),
 		})
 	}
+	for _, set := range in.Access {
+		body.Access = append(body.Access, EncodeAccess(set))
+	}
 	return &configv1.Resource{
 		Key:  kindInbound + "/" + receiver + "/" + in.Name.String(),
 		Body: &configv1.Resource_Inbound{Inbound: body},

@@ -17,6 +17,7 @@ import (
 	"pgregory.net/rapid"
 
 	"github.com/isthmus-mesh/isthmus/topology"
+	"github.com/isthmus-mesh/isthmus/trust/access"
 )
 
 // Generators of the topology's values, in every form that may travel.
@@ -202,6 +203,9 @@ func genInbound(t *rapid.T) *topology.Inbound {
 			Targets: rapid.SliceOfN(rapid.Custom(genAddrPort), 0, 3).Draw(t, "targets"),
 		})
 	}
+	for range rapid.IntRange(0, 2).Draw(t, "sets") {
+		in.Access = append(in.Access, genAccess(t))
+	}
 	return in
 }
 
@@ -282,4 +286,86 @@ func cluster(tb testing.TB, name string) topology.ClusterName {
 		tb.Fatal(err)
 	}
 	return c
+}
+
+func genPatterns(t *rapid.T) []access.Pattern {
+	var out []access.Pattern
+	for range rapid.IntRange(0, 2).Draw(t, "patterns") {
+		out = append(out, access.Pattern{
+			Text: genText.Draw(t, "pattern"), Kind: rapid.SampledFrom([]access.Kind{access.Exact, access.Prefix, access.Suffix}).Draw(t, "kind"),
+		})
+	}
+	return out
+}
+
+func genTexts(t *rapid.T) []string {
+	var out []string
+	for range rapid.IntRange(0, 2).Draw(t, "texts") {
+		out = append(out, genText.Draw(t, "text"))
+	}
+	return out
+}
+
+func genSources(t *rapid.T) []access.Source {
+	var out []access.Source
+	for range rapid.IntRange(0, 2).Draw(t, "sources") {
+		s := access.Source{
+			Principals: genPatterns(t), Namespaces: genTexts(t), ServiceAccounts: genTexts(t), Nobody: rapid.Bool().Draw(t, "nobody"),
+		}
+		for range rapid.IntRange(0, 2).Draw(t, "domains") {
+			s.Domains = append(s.Domains, genDomain(t))
+		}
+		out = append(out, s)
+	}
+	return out
+}
+
+func genOperations(t *rapid.T) []access.Operation {
+	var out []access.Operation
+	for range rapid.IntRange(0, 2).Draw(t, "operations") {
+		o := access.Operation{Methods: genTexts(t), Paths: genPatterns(t)}
+		for range rapid.IntRange(0, 2).Draw(t, "ports") {
+			o.Ports = append(o.Ports, genPort.Draw(t, "port"))
+		}
+		for range rapid.IntRange(0, 2).Draw(t, "headers") {
+			h := access.Header{Name: genLabel.Draw(t, "header"), Absent: rapid.Bool().Draw(t, "absent")}
+			if !h.Absent {
+				h.Values = genPatterns(t)
+			}
+			o.Headers = append(o.Headers, h)
+		}
+		out = append(out, o)
+	}
+	return out
+}
+
+func genIssuers(t *rapid.T) []access.Issuer {
+	var out []access.Issuer
+	for range rapid.IntRange(0, 2).Draw(t, "issuers") {
+		out = append(out, access.Issuer{
+			Name: genText.Draw(t, "name"), Issuer: genText.Draw(t, "issuer"), Audiences: genTexts(t), JWKS: genText.Draw(t, "jwks"),
+			JWKSFile: genLabel.Draw(t, "file"), JWKSURL: genText.Draw(t, "url"), Header: genText.Draw(t, "header"),
+		})
+	}
+	return out
+}
+
+func genAccess(t *rapid.T) []access.Policy {
+	var out []access.Policy
+	for range rapid.IntRange(0, 2).Draw(t, "policies") {
+		p := access.Policy{Name: genText.Draw(t, "name"), Audit: rapid.Bool().Draw(t, "audit"), Issuers: genIssuers(t)}
+		for range rapid.IntRange(0, 2).Draw(t, "rules") {
+			r := access.Rule{Name: genText.Draw(t, "rule"), Deny: rapid.Bool().Draw(t, "deny"), From: genSources(t), To: genOperations(t)}
+			for range rapid.IntRange(0, 2).Draw(t, "users") {
+				u := access.User{Issuer: genText.Draw(t, "issuer")}
+				for range rapid.IntRange(0, 2).Draw(t, "claims") {
+					u.Claims = append(u.Claims, access.Claim{Path: append(genTexts(t), "x"), Values: genPatterns(t)})
+				}
+				r.Users = append(r.Users, u)
+			}
+			p.Rules = append(p.Rules, r)
+		}
+		out = append(out, p)
+	}
+	return out
 }
