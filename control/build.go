@@ -37,20 +37,22 @@ type inputs struct {
 
 // world is all that follows from inputs. Immutable.
 type world struct {
-	in        inputs
-	resources []*configv1.Resource
-	own       federation.Own
-	peers     []ClusterPeer          // that are in force
-	usable    []*federation.View     // of peers whose word counts, ordered by cluster
-	silent    []topology.ClusterName // peers that have not spoken, ordered
-	addresses allocation
-	hosts     hostAllocation
-	pods      map[topology.ClusterName][]netip.Prefix // of peers: addresses that are nobody's but their pods'
-	services  map[topology.ServiceName]*resolved
-	callable  []*topology.Service // as callers see them, ordered by name
-	exports   []ExportStatus      // without Condition.Since
-	imports   []ImportStatus      // likewise
-	problems  []Problem           // of objects that don't fit together
+	in           inputs
+	resources    []*configv1.Resource
+	own          federation.Own
+	peers        []ClusterPeer          // that are in force
+	usable       []*federation.View     // of peers whose word counts, ordered by cluster
+	silent       []topology.ClusterName // peers that have not spoken, ordered
+	addresses    allocation
+	hosts        hostAllocation
+	pods         map[topology.ClusterName][]netip.Prefix // of peers: addresses that are nobody's but their pods'
+	services     map[topology.ServiceName]*resolved
+	callable     []*topology.Service // as callers see them, ordered by name
+	exports      []ExportStatus      // without Condition.Since
+	imports      []ImportStatus      // likewise
+	policing     *policing
+	policyStatus []PolicyStatus // likewise
+	problems     []Problem      // of objects that don't fit together
 }
 
 // build computes a world. It is pure: the same inputs give the same world, whatever came before.
@@ -64,6 +66,8 @@ func build(in inputs) *world {
 		r := resolver.resolve(&in.objects.Services[i])
 		w.services[r.service.ID] = r
 	}
+	w.policing = newPolicing(w)
+	w.policyStatus = w.policing.policyStatus()
 	valid := w.ownRecords()
 	for name, r := range w.services {
 		w.reportStranded(r, valid[name] != nil)
@@ -252,7 +256,9 @@ func (w *world) assemble(valid map[topology.ServiceName]*ServiceExport, exports 
 		}
 		for _, receiver := range slices.Sorted(maps.Keys(r.inbounds)) {
 			served.Ports = r.inbounds[receiver]
-			add(configstream.EncodeInbound(receiver, &served))
+			inbound := configstream.EncodeInbound(receiver, &served)
+			w.policing.guard(inbound, receiver, r)
+			add(inbound)
 		}
 		if e != nil {
 			add(configstream.EncodeExport(&topology.Export{Name: name, Ports: numbers(r.ports), Audience: e.Audience, Endpoints: r.endpoints, Hosts: r.hosts()}))

@@ -147,6 +147,10 @@ func addManifest(tb testing.TB, o *control.Objects, f txtar.File) {
 			o.Peers = append(o.Peers, *p.Peer)
 		case p.Policy != nil:
 			o.Policies = append(o.Policies, *p.Policy)
+		case p.Access != nil:
+			o.Access = append(o.Access, *p.Access)
+		case p.Quota != nil:
+			o.Quotas = append(o.Quotas, *p.Quota)
 		}
 	}
 }
@@ -162,6 +166,8 @@ func order(o *control.Objects) {
 	slices.SortFunc(o.Exports, func(a, b control.ServiceExport) int { return by(a.Meta, b.Meta) })
 	slices.SortFunc(o.Peers, func(a, b control.ClusterPeer) int { return by(a.Meta, b.Meta) })
 	slices.SortFunc(o.Policies, func(a, b control.FailoverPolicy) int { return by(a.Meta, b.Meta) })
+	slices.SortFunc(o.Access, func(a, b control.AccessPolicy) int { return by(a.Meta, b.Meta) })
+	slices.SortFunc(o.Quotas, func(a, b control.QuotaPolicy) int { return by(a.Meta, b.Meta) })
 }
 
 // shuffle changes the order that a Registry does not promise anything about: inside of objects.
@@ -170,6 +176,8 @@ func shuffle(o *control.Objects, r *rand.Rand) {
 	mix(o.Slices, r)
 	mix(o.Workloads, r)
 	mix(o.Exports, r)
+	mix(o.Access, r)
+	mix(o.Quotas, r)
 	order(o)
 	for i := range o.Slices {
 		mix(o.Slices[i].Endpoints, r)
@@ -220,6 +228,11 @@ func describeWorld(t *testing.T, b control.Built) string {
 		}
 		for _, c := range i.Conditions {
 			fmt.Fprintf(&out, "import %s %s=%s/%s %q\n", i.Service(), c.Type, c.Status, c.Reason, c.Message)
+		}
+	}
+	for _, p := range b.Policies {
+		for _, c := range p.Conditions {
+			fmt.Fprintf(&out, "policy %s of %d %s=%s/%s %q\n", p.Object(), p.Copies, c.Type, c.Status, c.Reason, c.Message)
 		}
 	}
 	for _, p := range b.Problems {

@@ -209,6 +209,13 @@ func stampStatus(next, last *Status, now time.Time) {
 	for _, p := range last.Peers {
 		peers[p.Peer.Name] = p.Conditions
 	}
+	policies := make(map[string][]Condition, len(last.Policies))
+	for i := range last.Policies {
+		policies[last.Policies[i].Object()] = last.Policies[i].Conditions
+	}
+	for i := range next.Policies {
+		stampConditions(next.Policies[i].Conditions, policies[next.Policies[i].Object()], now)
+	}
 	for _, p := range next.Peers {
 		stampConditions(p.Conditions, peers[p.Peer.Name], now)
 	}

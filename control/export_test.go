@@ -44,6 +44,7 @@ type Built struct {
 	Exports   []ExportStatus
 	Imports   []ImportStatus
 	Silent    []topology.ClusterName
+	Policies  []PolicyStatus
 	Problems  []Problem
 	Addresses map[topology.ServiceName]netip.Addr
 	Hosts     int // copies of headless services that something stands for
@@ -70,7 +71,7 @@ func Build(s Scene) (Built, error) {
 		in.links[c] = linkWord{state: l.State, rtt: rtt}
 	}
 	w := build(in)
-	return Built{w.resources, w.own, w.exports, w.imports, w.silent, w.problems, w.addresses, len(w.hosts)}, nil
+	return Built{w.resources, w.own, w.exports, w.imports, w.silent, w.policyStatus, w.problems, w.addresses, len(w.hosts)}, nil
 }
 
 func sortedKeys(m map[string]netip.AddrPort) []string { return slices.Sorted(maps.Keys(m)) }

@@ -8,6 +8,7 @@ import (
 
 	"github.com/isthmus-mesh/isthmus/federation"
 	"github.com/isthmus-mesh/isthmus/topology"
+	"github.com/isthmus-mesh/isthmus/trust/access"
 )
 
 // AudienceAnnotation on a ServiceExport names the clusters that may call the service, separated by commas.
@@ -86,6 +87,7 @@ type SliceEndpoint struct {
 	Ready    bool
 	Zone     string
 	Hostname string
+	Pod      string // that it is, by its name; empty: not known
 }
 
 // Workload is a running copy of an application (isthmus.dev/v1alpha1).
@@ -162,3 +164,64 @@ type PolicyTarget struct {
 	Kind    string
 	Service topology.ServiceName
 }
+
+// AccessPolicy says who may call the workloads that it selects (isthmus.dev/v1alpha1).
+type AccessPolicy struct {
+	Meta
+
+	Generation int64 // as of a ServiceExport
+	Selects    Selection
+	Audit      bool
+	Issuers    []access.Issuer
+	Rules      []AccessRule
+	// Closed: what is declared is not understood, and no earlier version of it is known. It has no rules, so it refuses everything.
+	Closed bool
+}
+
+// AccessRule allows or denies; as access.Rule.
+type AccessRule struct {
+	Name  string
+	Deny  bool
+	From  []Caller
+	To    []access.Operation
+	Users []access.User
+}
+
+// Caller is who calls. Clusters and Domains are one list, in two spellings.
+type Caller struct {
+	access.Source
+
+	Clusters []string // of peers; or topology.Same
+}
+
+// QuotaPolicy bounds how many requests the workloads that it selects take (isthmus.dev/v1alpha1).
+type QuotaPolicy struct {
+	Meta
+
+	Generation int64 // as of a ServiceExport
+	Selects    Selection
+	Audit      bool
+	Issuers    []access.Issuer
+	Limits     []QuotaLimit
+}
+
+// QuotaLimit is one bound.
+type QuotaLimit struct {
+	Name     string
+	Per      string // "caller", "end-user" or "service"
+	Requests uint32
+	Window   time.Duration
+	Burst    uint32
+	Shared   bool
+	From     []Caller
+	To       []access.Operation
+}
+
+// Selection says which workloads of its own namespace a policy is for: those with the labels, those behind the Services, or all.
+type Selection struct {
+	Labels   map[string]string
+	Services []topology.ServiceName
+}
+
+// IsAll reports whether all workloads of the namespace are meant.
+func (s Selection) IsAll() bool { return len(s.Labels) == 0 && len(s.Services) == 0 }

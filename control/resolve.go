@@ -21,6 +21,8 @@ type resolved struct {
 	// endpoints are how callers reach the copies, by ID: each sidecar, and each node proxy for all copies without one.
 	endpoints []topology.Endpoint
 	inbounds  map[string][]topology.InboundPort // by receiver, as in the keys of the config stream
+	workloads []*Workload                       // that it selects and that have one of its ports
+	plains    []plain                           // copies without a sidecar
 	servers   []spiffeid.ID                     // who may answer, ordered
 	capacity  []federation.ZoneCapacity         // ready copies by zone
 	// named are the ready copies of a headless Service, ordered by address, and targets where they listen, by the Service's ports.
@@ -48,10 +50,12 @@ type node struct {
 
 // plain is a copy without a sidecar.
 type plain struct {
-	ready   bool
-	zone    string
-	labels  map[string]string
-	targets map[uint16]netip.AddrPort // by service port
+	workload *Workload // nil: it is of an EndpointSlice
+	pod      string    // of that slice, by its name; empty: not known
+	ready    bool
+	zone     string
+	labels   map[string]string
+	targets  map[uint16]netip.AddrPort // by service port
 }
 
 // resolver finds the copies of Services.
@@ -113,12 +117,13 @@ func (r *resolver) resolve(s *Service) *resolved {
 			continue
 		}
 		out.copies++
+		out.workloads = append(out.workloads, w)
 		for _, t := range targets {
 			known[t] = struct{}{}
 		}
 		r.name(out, w.Ready, federation.Endpoint{Hostname: w.hostname(s), Addresses: []netip.Addr{w.Address}, Zone: cmp.Or(w.Zone, r.self.Zone)})
 		if w.Inbound == 0 {
-			plains = append(plains, plain{ready: w.Ready || s.PublishNotReady, zone: cmp.Or(w.Zone, r.self.Zone), labels: w.Labels, targets: targets})
+			plains = append(plains, plain{workload: w, ready: w.Ready || s.PublishNotReady, zone: cmp.Or(w.Zone, r.self.Zone), labels: w.Labels, targets: targets})
 			continue
 		}
 		r.sidecar(out, w, targets)
@@ -135,6 +140,7 @@ func (r *resolver) resolve(s *Service) *resolved {
 			plains = append(plains, p)
 		}
 	}
+	out.plains = plains
 	if len(r.nodes) == 0 {
 		out.stranded = len(plains)
 	} else {
@@ -224,7 +230,7 @@ func (r *resolver) sliceCopies(s *Service, slice *EndpointSlice, known map[netip
 	var out []plain
 	for _, e := range slice.Endpoints {
 		p := plain{
-			ready: e.Ready, zone: cmp.Or(e.Zone, r.self.Zone),
+			pod: e.Pod, ready: e.Ready, zone: cmp.Or(e.Zone, r.self.Zone),
 			targets: make(map[uint16]netip.AddrPort, len(slice.Ports)),
 		}
 		for _, port := range s.Ports {

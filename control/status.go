@@ -13,6 +13,7 @@ type Status struct {
 	Exports  []ExportStatus // ordered by service
 	Imports  []ImportStatus // ordered by service
 	Peers    []PeerStatus   // ordered by name
+	Policies []PolicyStatus // AccessPolicies, then QuotaPolicies; each ordered by namespace and name
 	Problems []Problem
 	// Silent are the peers that have not spoken since the start, ordered. That an import which one of them offered is not among
 	// Imports says nothing yet: nothing is deleted until its owner has spoken.
@@ -29,6 +30,19 @@ type ExportStatus struct {
 type PeerStatus struct {
 	Peer       ClusterPeer
 	Conditions []Condition // Ready
+}
+
+// PolicyStatus is the status of an AccessPolicy or a QuotaPolicy.
+type PolicyStatus struct {
+	Kind, Namespace, Name string
+	Generation            int64
+	Copies                int         // of applications that it is for
+	Conditions            []Condition // Accepted
+}
+
+// Object returns "Kind namespace/name".
+func (s *PolicyStatus) Object() string {
+	return Meta{Kind: s.Kind, Namespace: s.Namespace, Name: s.Name}.Object()
 }
 
 // ImportStatus is a ServiceImport, whole: only control writes imports.
@@ -82,6 +96,8 @@ const (
 	conditionValid = "Valid"
 	conditionReady = "Ready"
 
+	conditionAccepted = "Accepted" // of a policy
+
 	reasonValid              = "Valid"
 	reasonNoService          = "NoService"
 	reasonInvalidServiceType = "InvalidServiceType"
@@ -91,6 +107,11 @@ const (
 	reasonFailed             = "Failed"
 	reasonIPFamily           = "IPFamilyNotSupported"
 	reasonNotInForce         = "NotInForce" // of a ClusterPeer
+
+	reasonAccepted     = "Accepted"
+	reasonNoWorkloads  = "NoWorkloads"
+	reasonInvalid      = "Invalid"
+	reasonUnknownNames = "UnknownNames"
 )
 
 // family returns the IP family of an address, as Kubernetes spells it.

@@ -111,6 +111,10 @@ func describe(o *control.Objects) string {
 		return "nothing yet"
 	}
 	var b strings.Builder
+	for i := range o.Access {
+		p := &o.Access[i]
+		fmt.Fprintf(&b, "%s %v closed=%v rules=%d\n", p.Object(), p.Selects.Labels, p.Closed, len(p.Rules))
+	}
 	for i := range o.Services {
 		fmt.Fprintf(&b, "%s %d\n", o.Services[i].Object(), o.Services[i].Ports[0].Number)
 	}
@@ -201,6 +205,36 @@ func TestBadManifestKeepsItsLastGoodVersion(t *testing.T) {
 	write(t, x.dir, "a.yaml", "{")
 	x = follow(t, x.dir, x.state)
 	x.wait("Workload shop/b 10.0.0.4\nproblem a.yaml:1: did not find expected node content\n")
+}
+
+// TestBadPolicyGuards: an AccessPolicy that is not understood refuses everything, unless a good version of its file is known.
+func TestBadPolicyGuards(t *testing.T) {
+	policy := func(rule string) string {
+		return "apiVersion: isthmus.dev/v1alpha1\nkind: AccessPolicy\nmetadata: {namespace: shop, name: p}\nspec:\n  selector: {matchLabels: {app: a}}\n  rules: [{name: " + rule + "}]\n---\n"
+	}
+	const problem = "problem p.yaml:6: AccessPolicy shop/p: spec.rules[0].name: \"No_\": a lowercase RFC 1123 label must consist of lower case alphanumeric characters or '-', and must start and end with an alphanumeric character\n"
+	x := start(t, nil)
+	put := func(content string) { // as a whole, as editors do: half of a file is another file
+		x.write(".p.yaml.new", content)
+		if err := os.Rename(filepath.Join(x.dir, ".p.yaml.new"), filepath.Join(x.dir, "p.yaml")); err != nil {
+			t.Fatal(err)
+		}
+	}
+	put(policy("No_") + workload("a", "10.0.0.1"))
+	x.wait("AccessPolicy shop/p map[app:a] closed=true rules=0\n" + problem)
+	put(policy("any") + workload("a", "10.0.0.1"))
+	x.wait("AccessPolicy shop/p map[app:a] closed=false rules=1\nWorkload shop/a 10.0.0.1\n")
+	put(policy("No_") + workload("a", "10.0.0.2"))
+	x.wait("AccessPolicy shop/p map[app:a] closed=false rules=1\nWorkload shop/a 10.0.0.1\n" + problem)
+	x.stop()
+	x = follow(t, x.dir, x.state)
+	x.wait("AccessPolicy shop/p map[app:a] closed=false rules=1\nWorkload shop/a 10.0.0.1\n" + problem)
+	x.stop()
+	// Nothing is known any more of what was in force.
+	x = follow(t, x.dir, t.TempDir())
+	x.wait("AccessPolicy shop/p map[app:a] closed=true rules=0\n" + problem)
+	x.remove("p.yaml")
+	x.wait("")
 }
 
 func TestUnknownKindIsSkippedAlone(t *testing.T) {

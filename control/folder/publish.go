@@ -114,6 +114,10 @@ func (f *Folder) snapshot(objects map[string]manifest.Object, problems []control
 			out.Peers = append(out.Peers, *o.Peer)
 		case o.Policy != nil:
 			out.Policies = append(out.Policies, *o.Policy)
+		case o.Access != nil:
+			out.Access = append(out.Access, *o.Access)
+		case o.Quota != nil:
+			out.Quotas = append(out.Quotas, *o.Quota)
 		}
 	}
 	if err := f.store.retain(exports); err != nil {

@@ -36,6 +36,7 @@ type file struct {
 	loaded bool      // read is set
 
 	objects  []manifest.Object // in force: of the version read, or of the last good one
+	good     bool              // objects are those of a good version; else the AccessPolicies of a bad one (manifest.File.Guards)
 	problems []control.Problem // of the version read
 }
 
@@ -206,11 +207,11 @@ func (w *walk) load(name, path string, known *file) {
 	known.read, known.unread = known.seen, time.Time{}
 	parsed := manifest.Parse(filepath.ToSlash(name), data)
 	if len(parsed.Problems) == 0 {
-		known.objects, known.problems, known.loaded = parsed.Objects, parsed.Skipped, true
+		known.objects, known.problems, known.loaded, known.good = parsed.Objects, parsed.Skipped, true, true
 		w.folder.keep(name, data)
 		return
 	}
-	w.fallBack(name, known, append(parsed.Problems, parsed.Skipped...))
+	w.fallBack(name, known, append(parsed.Problems, parsed.Skipped...), parsed.Guards)
 }
 
 // unreadable is a file that is there and can't be read: a Problem, and the last good version stays.
@@ -222,15 +223,19 @@ func (w *walk) unreadable(name string, known *file, err error) {
 	}
 	known.read = known.seen
 	w.changed = true
-	w.fallBack(name, known, []control.Problem{problem})
+	w.fallBack(name, known, []control.Problem{problem}, known.objects)
 }
 
-// fallBack leaves the last good version in force: of this run, or of an earlier one.
-func (w *walk) fallBack(name string, known *file, problems []control.Problem) {
+// fallBack leaves the last good version in force: of this run, or of an earlier one. Where there is none, guards are.
+func (w *walk) fallBack(name string, known *file, problems []control.Problem, guards []manifest.Object) {
 	if !known.loaded {
 		if data, ok := w.folder.store.good(name); ok {
-			known.objects = manifest.Parse(filepath.ToSlash(name), data).Objects
+			last := manifest.Parse(filepath.ToSlash(name), data)
+			known.objects, known.good = last.Objects, len(last.Problems) == 0
 		}
+	}
+	if !known.good {
+		known.objects = guards
 	}
 	known.problems, known.loaded = problems, true
 }

@@ -48,6 +48,8 @@ var kinds = []kind{
 	{&meshv1alpha1.Workload{}, toReader},
 	{&meshv1alpha1.ClusterPeer{}, toReader},
 	{&meshv1alpha1.FailoverPolicy{}, toReader},
+	{&meshv1alpha1.AccessPolicy{}, toReader | toWriter},
+	{&meshv1alpha1.QuotaPolicy{}, toReader | toWriter},
 }
 
 // metadataOf is a core kind of which only the metadata is of interest.
@@ -97,6 +99,8 @@ func newMapper() meta.RESTMapper {
 		{meshv1alpha1.GroupVersion, "Workload", "workloads", meta.RESTScopeNamespace},
 		{meshv1alpha1.GroupVersion, "ClusterPeer", "clusterpeers", meta.RESTScopeRoot},
 		{meshv1alpha1.GroupVersion, "FailoverPolicy", "failoverpolicies", meta.RESTScopeNamespace},
+		{meshv1alpha1.GroupVersion, accessKind, "accesspolicies", meta.RESTScopeNamespace},
+		{meshv1alpha1.GroupVersion, quotaKind, "quotapolicies", meta.RESTScopeNamespace},
 	} {
 		m.AddSpecific(r.gv.WithKind(r.kind), r.gv.WithResource(r.plural), r.gv.WithResource(strings.ToLower(r.kind)), r.scope)
 	}

@@ -16,7 +16,11 @@ import (
 // good version is known. Immutable.
 type memory map[object]conversion
 
-const peerKind = "ClusterPeer"
+const (
+	peerKind   = "ClusterPeer"
+	accessKind = "AccessPolicy"
+	quotaKind  = "QuotaPolicy"
+)
 
 // object names an object.
 type object struct{ kind, namespace, name string }
@@ -26,6 +30,7 @@ type conversion struct {
 	uid      types.UID
 	version  string // resourceVersion
 	good     bool   // value is set: of this version, or of an earlier one of the same object
+	closed   bool   // value stands in for one of which no good version is known (manifest.Closed)
 	value    manifest.Object
 	targets  []string          // of a good EndpointSlice: the Pod that each endpoint is, or ""
 	problems []control.Problem // of this version
@@ -44,6 +49,9 @@ func convert(now *reading, last memory) (*control.Objects, memory) {
 	each(c, mcsv1beta1.ServiceExportKindName, present(now.exports), func(v conversion) { c.out.Exports = append(c.out.Exports, *v.value.Export) })
 	each(c, peerKind, present(now.peers), func(v conversion) { c.out.Peers = append(c.out.Peers, *v.value.Peer) })
 	each(c, "FailoverPolicy", present(now.policies), func(v conversion) { c.out.Policies = append(c.out.Policies, *v.value.Policy) })
+	// What refuses does so until it is gone.
+	each(c, accessKind, now.access, func(v conversion) { c.out.Access = append(c.out.Access, *v.value.Access) })
+	each(c, quotaKind, now.quotas, func(v conversion) { c.out.Quotas = append(c.out.Quotas, *v.value.Quota) })
 	each(c, "Workload", present(now.workloads), func(v conversion) {
 		w := v.value.Workload
 		if meshed[w.ID()] {
@@ -62,6 +70,8 @@ func convert(now *reading, last memory) (*control.Objects, memory) {
 	byName(c.out.Exports, func(o *control.ServiceExport) *control.Meta { return &o.Meta })
 	byName(c.out.Peers, func(o *control.ClusterPeer) *control.Meta { return &o.Meta })
 	byName(c.out.Policies, func(o *control.FailoverPolicy) *control.Meta { return &o.Meta })
+	byName(c.out.Access, func(o *control.AccessPolicy) *control.Meta { return &o.Meta })
+	byName(c.out.Quotas, func(o *control.QuotaPolicy) *control.Meta { return &o.Meta })
 	return c.out, c.next
 }
 
@@ -96,7 +106,10 @@ func (c *converter) one(kind string, in metav1.Object) conversion {
 		value, problems := manifest.Convert(in)
 		v.version, v.problems = in.GetResourceVersion(), problems
 		if len(problems) == 0 {
-			v.good, v.value, v.targets = true, value, targetsOf(in)
+			v.good, v.closed, v.value, v.targets = true, false, value, targetsOf(in)
+		} else if !v.good || v.closed {
+			v.value, v.closed = manifest.Closed(in)
+			v.good = v.closed
 		}
 	}
 	c.next[key] = v

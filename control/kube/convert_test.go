@@ -193,6 +193,53 @@ func TestWithdrawnCountsAtOnce(t *testing.T) {
 	}
 }
 
+// TestClosedPolicy: an AccessPolicy that is not understood refuses everything, where no good version of it is known: whoever starts control
+// anew while the API server holds a bad one must not open what a good one had closed.
+func TestClosedPolicy(t *testing.T) {
+	good := meshv1alpha1.AccessPolicy{ObjectMeta: metaOf("p"), Spec: meshv1alpha1.AccessPolicySpec{
+		Selector: &meshv1alpha1.PolicySelector{MatchLabels: map[string]string{"app": "web"}}, Rules: []meshv1alpha1.AccessRule{{Name: "any"}},
+	}}
+	bad := good
+	bad.ResourceVersion = "2"
+	bad.Spec.Rules = []meshv1alpha1.AccessRule{{Name: "r", To: []meshv1alpha1.AccessOperation{{Paths: []string{"/a//b"}}}}}
+	type remembered = map[object]conversion
+	read := func(p meshv1alpha1.AccessPolicy, last remembered) (control.AccessPolicy, []control.Problem, remembered) {
+		t.Helper()
+		out, next := convert(&reading{access: []meshv1alpha1.AccessPolicy{p}}, last)
+		if len(out.Access) != 1 {
+			t.Fatalf("%+v", out)
+		}
+		return out.Access[0], out.Problems, next
+	}
+	p, problems, last := read(good, nil)
+	if p.Closed || len(problems) != 0 || len(p.Rules) != 1 {
+		t.Fatalf("%+v, %v", p, problems)
+	}
+	if p, problems, _ = read(bad, last); p.Closed || len(problems) != 1 || len(p.Rules) != 1 {
+		t.Errorf("with a good version known: %+v, %v", p, problems)
+	}
+	p, problems, last = read(bad, nil)
+	if !p.Closed || p.Audit || len(p.Rules) != 0 || p.Selects.Labels["app"] != "web" || len(problems) != 1 {
+		t.Errorf("without: %+v, %v", p, problems)
+	}
+	worse := bad
+	worse.ResourceVersion, worse.Spec.Selector = "3", &meshv1alpha1.PolicySelector{}
+	if p, _, last = read(worse, last); !p.Closed || !p.Selects.IsAll() {
+		t.Errorf("what it is for is not understood: %+v", p)
+	}
+	again := good
+	again.ResourceVersion = "4"
+	again.ObjectMeta = deleted(again.ObjectMeta) // in force until it is gone
+	if p, problems, _ = read(again, last); p.Closed || len(problems) != 0 || len(p.Rules) != 1 {
+		t.Errorf("put right: %+v, %v", p, problems)
+	}
+	audit := bad
+	audit.Spec.Mode = "Audit"
+	if out, _ := convert(&reading{access: []meshv1alpha1.AccessPolicy{audit}}, nil); len(out.Access) != 0 || len(out.Problems) != 1 {
+		t.Errorf("one that refuses nothing: %+v", out)
+	}
+}
+
 func TestWorkloadUnderThePodsName(t *testing.T) {
 	w := meshv1alpha1.Workload{ObjectMeta: metaOf("web-0"), Spec: meshv1alpha1.WorkloadSpec{Address: "10.9.9.9"}}
 	other := meshv1alpha1.Workload{ObjectMeta: metaOf("vm-0"), Spec: meshv1alpha1.WorkloadSpec{Address: "10.9.9.8"}}

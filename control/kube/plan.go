@@ -4,6 +4,7 @@ import (
 	"cmp"
 	"fmt"
 	"maps"
+	"math"
 	"slices"
 	"strings"
 
@@ -29,6 +30,7 @@ const (
 	putImportStatus verb = "update status" // of an import
 	applyExport     verb = "apply status"  // of an export
 	applyPeer       verb = "apply state"   // of a ClusterPeer, likewise
+	applyPolicy     verb = "apply outcome" // of an AccessPolicy or a QuotaPolicy, likewise
 )
 
 // write is one request that is due. Exactly one of the objects is set.
@@ -42,6 +44,8 @@ type write struct {
 	export *mcsv1beta1.ServiceExport
 	// peer likewise.
 	peer *meshv1alpha1.ClusterPeer
+	// policy is likewise; its kind is set.
+	policy *policy
 	// news are those of its conditions that are told of by Events.
 	news []metav1.Condition
 }
@@ -53,6 +57,8 @@ func (w *write) target() object {
 		return object{mcsv1beta1.ServiceExportKindName, w.export.Namespace, w.export.Name}
 	case w.peer != nil:
 		return object{peerKind, "", w.peer.Name}
+	case w.policy != nil:
+		return object{w.policy.kind, w.policy.Namespace, w.policy.Name}
 	case w.slice != nil:
 		return object{sliceKind, w.slice.Namespace, w.slice.Name}
 	}
@@ -66,6 +72,8 @@ func (w *write) base() string {
 		return w.export.ResourceVersion
 	case w.peer != nil:
 		return w.peer.ResourceVersion
+	case w.policy != nil:
+		return w.policy.ResourceVersion
 	}
 	return w.whole().GetResourceVersion()
 }
@@ -87,6 +95,7 @@ func (o object) String() string {
 type written struct {
 	exports    []mcsv1beta1.ServiceExport
 	peers      []meshv1alpha1.ClusterPeer
+	policies   []policy // AccessPolicies and QuotaPolicies
 	imports    []mcsv1beta1.ServiceImport
 	slices     []discoveryv1.EndpointSlice // of imports, ours and others'
 	namespaces map[string]bool             // that are there and not being deleted
@@ -95,7 +104,7 @@ type written struct {
 // plan returns the writes that make what is there what it should be, ordered by kind, namespace and name, and what can't be made so. It is
 // pure.
 func plan(want *control.Status, now *written) (due []write, problems []control.Problem) {
-	due = append(exportWrites(want, now), peerWrites(want, now)...)
+	due = slices.Concat(exportWrites(want, now), peerWrites(want, now), policyWrites(want, now))
 	there := make(map[topology.ServiceName]*mcsv1beta1.ServiceImport, len(now.imports))
 	for i := range now.imports {
 		if name, err := topology.NewServiceName(now.imports[i].Namespace, now.imports[i].Name); err == nil {
@@ -249,6 +258,45 @@ func peerWrites(want *control.Status, now *written) []write {
 
 // maxMessage bounds the message of a condition (metav1.Condition), in bytes.
 const maxMessage = 32_768
+
+// policy is an AccessPolicy or a QuotaPolicy, as far as its status goes.
+type policy struct {
+	kind string
+	*metav1.ObjectMeta
+	status meshv1alpha1.PolicyStatus
+}
+
+// policyWrites compares what is said of policies with what shall be.
+func policyWrites(want *control.Status, now *written) []write {
+	there := make(map[object]*policy, len(now.policies))
+	for i := range now.policies {
+		p := &now.policies[i]
+		there[object{p.kind, p.Namespace, p.Name}] = p
+	}
+	var due []write
+	for i := range want.Policies {
+		p := &want.Policies[i]
+		have := there[object{p.Kind, p.Namespace, p.Name}]
+		if have == nil {
+			continue
+		}
+		ours := manifest.Conditions(p.Conditions)
+		copies := int32(min(p.Copies, math.MaxInt32)) //nolint:gosec // G115: bounded here
+		conditions := merged(have.status.Conditions, ours, p.Generation)
+		if equality.Semantic.DeepEqual(have.status.Conditions, conditions) && have.status.Workloads == copies {
+			continue
+		}
+		conditions = slices.DeleteFunc(conditions, func(c metav1.Condition) bool {
+			return !slices.ContainsFunc(ours, func(o metav1.Condition) bool { return o.Type == c.Type })
+		})
+		due = append(due, write{verb: applyPolicy, policy: &policy{
+			kind:       p.Kind,
+			ObjectMeta: &metav1.ObjectMeta{Namespace: p.Namespace, Name: p.Name, UID: have.UID, ResourceVersion: have.ResourceVersion},
+			status:     meshv1alpha1.PolicyStatus{Conditions: conditions, Workloads: copies},
+		}})
+	}
+	return due
+}
 
 // merged puts the conditions that are wanted in the place of those of the same type, and leaves the others. A condition whose status is
 // as before keeps its time of transition: control knows it only since its own start.

@@ -41,6 +41,15 @@ func (w *writer) do(ctx context.Context, due *write) error {
 			return err
 		}
 		return w.writes.Status().Apply(ctx, client.ApplyConfigurationFromUnstructured(object), owner, client.ForceOwnership)
+	case applyPolicy:
+		object, err := conditionsOf(meshv1alpha1.GroupVersion.WithKind(due.policy.kind), due.policy, due.policy.status.Conditions)
+		if err != nil {
+			return err
+		}
+		if err := unstructured.SetNestedField(object.Object, int64(due.policy.status.Workloads), "status", "workloads"); err != nil {
+			return err
+		}
+		return w.writes.Status().Apply(ctx, client.ApplyConfigurationFromUnstructured(object), owner, client.ForceOwnership)
 	}
 	return fmt.Errorf("no way to %s", due.verb)
 }

@@ -90,6 +90,7 @@ func (c *copies) slices() []control.EndpointSlice {
 			picked := s != nil && len(s.Selector) > 0 && c.meshed[slice.Namespace+"/"+pod]
 			again := pod != "" && !c.isFirst(slice.Service, e) && c.first[copyOf{slice.Service, pod}]
 			if !picked && !again {
+				e.Pod = pod
 				slice.Endpoints = append(slice.Endpoints, e)
 			}
 		}

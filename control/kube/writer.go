@@ -132,16 +132,26 @@ func (w *writer) read(ctx context.Context) (*written, error) {
 	var (
 		exports    mcsv1beta1.ServiceExportList
 		peers      meshv1alpha1.ClusterPeerList
+		access     meshv1alpha1.AccessPolicyList
+		quotas     meshv1alpha1.QuotaPolicyList
 		imports    mcsv1beta1.ServiceImportList
 		endpoints  discoveryv1.EndpointSliceList
 		namespaces = metadataListOf("Namespace")
 	)
-	for _, list := range []client.ObjectList{&exports, &peers, &imports, &endpoints, namespaces} {
+	for _, list := range []client.ObjectList{&exports, &peers, &access, &quotas, &imports, &endpoints, namespaces} {
 		if err := w.reads.List(ctx, list, client.UnsafeDisableDeepCopy); err != nil {
 			return nil, err
 		}
 	}
 	out := &written{exports: exports.Items, peers: peers.Items, imports: imports.Items, slices: slices.DeleteFunc(endpoints.Items, isElsewhere), namespaces: make(map[string]bool, len(namespaces.Items))}
+	for i := range access.Items {
+		p := &access.Items[i]
+		out.policies = append(out.policies, policy{accessKind, &p.ObjectMeta, p.Status})
+	}
+	for i := range quotas.Items {
+		p := &quotas.Items[i]
+		out.policies = append(out.policies, policy{quotaKind, &p.ObjectMeta, p.Status})
+	}
 	for i := range namespaces.Items {
 		out.namespaces[namespaces.Items[i].Name] = namespaces.Items[i].DeletionTimestamp == nil
 	}

@@ -36,6 +36,8 @@ type Object struct {
 	Export   *control.ServiceExport
 	Peer     *control.ClusterPeer
 	Policy   *control.FailoverPolicy
+	Access   *control.AccessPolicy
+	Quota    *control.QuotaPolicy
 }
 
 // Meta returns the object's metadata.
@@ -51,6 +53,10 @@ func (o Object) Meta() *control.Meta {
 		return &o.Export.Meta
 	case o.Peer != nil:
 		return &o.Peer.Meta
+	case o.Access != nil:
+		return &o.Access.Meta
+	case o.Quota != nil:
+		return &o.Quota.Meta
 	default:
 		return &o.Policy.Meta
 	}
@@ -61,6 +67,9 @@ type File struct {
 	Objects []Object
 	// Problems make the file as a whole unfit: its last good version should stay in force.
 	Problems []control.Problem
+	// Guards are the AccessPolicies of an unfit file, those that are not understood among them, as ones that refuse everything. They must
+	// be in force where no good version of the file is known: what was to be guarded must not stand open for a slip of the pen.
+	Guards []Object
 	// Skipped are objects of kinds that control has no use for. The others of the file count.
 	Skipped []control.Problem
 }
@@ -77,6 +86,11 @@ func Parse(file string, data []byte) File {
 	}
 	f.duplicates()
 	if len(f.Problems) > 0 {
+		for _, o := range f.Objects {
+			if o.Access != nil {
+				f.Guards = append(f.Guards, o)
+			}
+		}
 		f.Objects = nil
 	}
 	f.Problems, f.Skipped = firstOf(file, f.Problems), firstOf(file, f.Skipped)
@@ -97,6 +111,8 @@ func firstOf(file string, problems []control.Problem) []control.Problem {
 // header is what tells one kind from another. Everything else is decoded once the kind is known.
 type header struct {
 	apiVersion, kind, namespace, name string
+
+	spec bool // it has one
 }
 
 func readHeader(d *strictyaml.Document) (header, error) {
@@ -112,6 +128,7 @@ func readHeader(d *strictyaml.Document) (header, error) {
 	if meta, ok := all["metadata"].(map[string]any); ok {
 		h.namespace, h.name = text(meta, "namespace"), text(meta, "name")
 	}
+	_, h.spec = all["spec"]
 	switch {
 	case h.apiVersion == "":
 		return h, d.Errorf("apiVersion", "is missing: every object names its apiVersion and kind")
@@ -139,6 +156,9 @@ func (f *File) document(d *strictyaml.Document, listAllowed bool) {
 	if !ok {
 		if why := mistaken(h); why != "" {
 			f.Problems = append(f.Problems, problems(d.File, h.object(), d.Errorf("kind", "%s", why))...)
+			if distance(h.kind, accessKind) <= maxTypos {
+				f.Guards = append(f.Guards, closedDocument(&checker{doc: d, header: h})...)
+			}
 			return
 		}
 		f.Skipped = append(f.Skipped, problems(d.File, h.object(), d.Errorf("kind", "%s", unknownKind(h)))...)
@@ -148,6 +168,9 @@ func (f *File) document(d *strictyaml.Document, listAllowed bool) {
 	object, err := decode(c)
 	if err = errors.Join(err, errors.Join(c.errs...)); err != nil {
 		f.Problems = append(f.Problems, problems(d.File, c.object(), err)...)
+		if h.kind == accessKind {
+			f.Guards = append(f.Guards, closedDocument(c)...)
+		}
 		return
 	}
 	f.Objects = append(f.Objects, object)
@@ -203,11 +226,13 @@ var kinds = map[string]func(*checker) (Object, error){
 	meshv1alpha1.GroupVersion.String() + " Workload":       decoded(workload),
 	meshv1alpha1.GroupVersion.String() + " ClusterPeer":    decoded(clusterPeer),
 	meshv1alpha1.GroupVersion.String() + " FailoverPolicy": decoded(failoverPolicy),
+	meshv1alpha1.GroupVersion.String() + " AccessPolicy":   decoded(accessPolicy),
+	meshv1alpha1.GroupVersion.String() + " QuotaPolicy":    decoded(quotaPolicy),
 }
 
 // decoded joins strict decoding into the kind's Go type and its conversion.
 func decoded[T corev1.Service | discoveryv1.EndpointSlice | mcsv1beta1.ServiceExport | mcsv1alpha1.ServiceExport |
-	meshv1alpha1.Workload | meshv1alpha1.ClusterPeer | meshv1alpha1.FailoverPolicy](convert func(*checker, *T) Object,
+	meshv1alpha1.Workload | meshv1alpha1.ClusterPeer | meshv1alpha1.FailoverPolicy | meshv1alpha1.AccessPolicy | meshv1alpha1.QuotaPolicy](convert func(*checker, *T) Object,
 ) func(*checker) (Object, error) {
 	return func(c *checker) (Object, error) {
 		var in T

@@ -62,6 +62,9 @@ func describe(t *testing.T, out *strings.Builder, name string, f manifest.File) 
 	for _, p := range f.Skipped {
 		fmt.Fprintf(out, "skipped %s\n", p)
 	}
+	for _, o := range f.Guards {
+		fmt.Fprintf(out, "guard %s %s closed=%v %+v\n", o.Meta().Source, o.Meta().Object(), o.Access.Closed, o.Access.Selects)
+	}
 	for _, o := range f.Objects {
 		data, err := json.Marshal(objectOf(o))
 		if err != nil {
@@ -83,6 +86,10 @@ func objectOf(o manifest.Object) any {
 		return o.Export
 	case o.Peer != nil:
 		return o.Peer
+	case o.Access != nil:
+		return o.Access
+	case o.Quota != nil:
+		return o.Quota
 	default:
 		return o.Policy
 	}

@@ -37,6 +37,10 @@ func Convert(in metav1.Object) (Object, []control.Problem) {
 		out = clusterPeer(is(meshv1alpha1.GroupVersion.String(), "ClusterPeer"), in)
 	case *meshv1alpha1.FailoverPolicy:
 		out = failoverPolicy(is(meshv1alpha1.GroupVersion.String(), "FailoverPolicy"), in)
+	case *meshv1alpha1.AccessPolicy:
+		out = accessPolicy(is(meshv1alpha1.GroupVersion.String(), accessKind), in)
+	case *meshv1alpha1.QuotaPolicy:
+		out = quotaPolicy(is(meshv1alpha1.GroupVersion.String(), "QuotaPolicy"), in)
 	default:
 		c.addf("", "%T is not used here", in)
 	}
@@ -44,4 +48,20 @@ func Convert(in metav1.Object) (Object, []control.Problem) {
 		return Object{}, control.SortProblems(problems("", c.object(), errors.Join(c.errs...)))
 	}
 	return out, nil
+}
+
+// Closed returns what must be in force for an object that Convert refuses and of which no good version is known: of an AccessPolicy, one
+// that refuses everything to what it selects. ok is false where nothing must.
+func Closed(in metav1.Object) (o Object, ok bool) {
+	p, is := in.(*meshv1alpha1.AccessPolicy)
+	if !is {
+		return Object{}, false
+	}
+	c := &checker{header: header{namespace: in.GetNamespace(), name: in.GetName(), kind: accessKind}}
+	out := closed(c, &p.Spec)
+	if len(out) == 0 {
+		return Object{}, false
+	}
+	out[0].Access.Generation = p.Generation
+	return out[0], true
 }

@@ -20,8 +20,10 @@ var GroupVersion = schema.GroupVersion{Group: "isthmus.dev", Version: "v1alpha1"
 // AddToScheme makes the kinds known to a scheme.
 func AddToScheme(s *runtime.Scheme) error {
 	s.AddKnownTypes(GroupVersion,
+		&AccessPolicy{}, &AccessPolicyList{},
 		&ClusterPeer{}, &ClusterPeerList{},
 		&FailoverPolicy{}, &FailoverPolicyList{},
+		&QuotaPolicy{}, &QuotaPolicyList{},
 		&Workload{}, &WorkloadList{},
 	)
 	metav1.AddToGroupVersion(s, GroupVersion)
