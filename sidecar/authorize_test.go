@@ -29,12 +29,12 @@ func TestExporterDecides(t *testing.T) {
 		{"peer, outside of the audience", &topology.Inbound{Name: checkout, Exported: true, Audience: []topology.ClusterName{cluster("ap")}}, peer, errNotExported},
 		{"no peer's domain", &topology.Inbound{Name: checkout, Exported: true}, stranger, errNoPeer},
 	} {
-		in := &Inbound{snapshots: live.NewValue(topology.NewSnapshot(topology.SnapshotSpec{
+		k := &keeper{snapshots: live.NewValue(topology.NewSnapshot(topology.SnapshotSpec{
 			Self:     topology.Self{Cluster: cluster("eu"), Domain: eu},
 			Clusters: []*topology.Cluster{{Name: cluster("us"), Domain: us}},
 			Inbounds: []*topology.Inbound{c.inbound},
 		}))}
-		if err := in.authorize(c.caller, checkout, 80); !errors.Is(err, c.want) || (err == nil) != (c.want == nil) {
+		if err := k.present().authorize(c.caller, checkout); !errors.Is(err, c.want) || (err == nil) != (c.want == nil) {
 			t.Errorf("%s: got %v, want %v", c.name, err, c.want)
 		}
 	}

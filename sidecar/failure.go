@@ -32,6 +32,7 @@ const (
 	CodeAppBroke    Code = "IST2103" // the called application broke off
 	CodeNotAllowed  Code = "IST2104" // the caller may not
 	CodeOverloaded  Code = "IST2105" // the called workload's sidecar carries as much as it may
+	CodeNoUser      Code = "IST2106" // an end user's token is missing, or no good
 )
 
 var errEnding = errors.New("this sidecar is ending")
@@ -64,6 +65,8 @@ type Failure struct {
 	Code   Code
 	Text   string // for people: what, where, why, what to do
 	Err    error  // may be nil
+	// Challenge says by what scheme to authenticate, of a 401 (RFC 9110, section 11.6.1).
+	Challenge string
 }
 
 // Error returns the text.
@@ -76,14 +79,17 @@ func fail(status int, code Code, format string, args ...any) *Failure {
 	return &Failure{Status: status, Code: code, Text: fmt.Sprintf(format, args...)}
 }
 
-// write answers r with f: as plain text, or, when r is a gRPC call, as the status UNAVAILABLE or PERMISSION_DENIED with the text.
+// write answers r with f: as plain text, or, when r is a gRPC call, as the status UNAVAILABLE, PERMISSION_DENIED or UNAUTHENTICATED with the text.
 func (f *Failure) write(w http.ResponseWriter, r *http.Request) {
 	h := w.Header()
 	h.Set(headerError, string(f.Code))
 	if strings.HasPrefix(r.Header.Get("Content-Type"), "application/grpc") {
 		status := "14"
-		if f.Status == http.StatusForbidden {
+		switch f.Status {
+		case http.StatusForbidden:
 			status = "7"
+		case http.StatusUnauthorized:
+			status = "16"
 		}
 		h.Set("Content-Type", "application/grpc")
 		h.Set("Grpc-Status", status)
@@ -99,6 +105,9 @@ func (f *Failure) writePlain(w http.ResponseWriter) {
 	h := w.Header()
 	h.Set(headerError, string(f.Code))
 	h.Set("Cache-Control", "no-store")
+	if f.Challenge != "" {
+		h.Set("Www-Authenticate", f.Challenge)
+	}
 	if f.Status == http.StatusServiceUnavailable {
 		h.Set("Retry-After", "1")
 	}

@@ -109,7 +109,7 @@ func TestOnlyThatCopy(t *testing.T) {
 	w := newWorld(t)
 	_, here := serveApp(t, answering("eu"))
 	near := w.server(eu, "checkout", topology.HTTP, here)
-	if p := near.Sidecar.inbound.port(checkout, 80, netip.MustParseAddr("192.0.2.9")); p != nil {
+	if p := near.Sidecar.inbound.keeper.present().port(checkout, 80, netip.MustParseAddr("192.0.2.9")); p != nil {
 		t.Errorf("served: %+v", p)
 	}
 	if _, err := near.Sidecar.inbound.route(preamble.ServerName(checkout, 80, here.Addr())); err != nil {

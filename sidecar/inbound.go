@@ -26,6 +26,7 @@ import (
 	"github.com/isthmus-mesh/isthmus/sidecar/session"
 	"github.com/isthmus-mesh/isthmus/topology"
 	"github.com/isthmus-mesh/isthmus/trust"
+	"github.com/isthmus-mesh/isthmus/trust/access"
 )
 
 const (
@@ -40,6 +41,8 @@ type Inbound struct {
 	bundles      *trust.Bundles
 	guard        *trust.Guard
 	snapshots    *live.Value[*topology.Snapshot]
+	keeper       *keeper
+	refusals     *refusals
 	apps         *apps
 	metrics      *metrics
 	tracer       trace.Tracer
@@ -60,6 +63,8 @@ type Inbound struct {
 
 // init makes what is made of the other fields.
 func (in *Inbound) init() {
+	in.keeper = &keeper{snapshots: in.snapshots, log: in.log}
+	in.refusals = &refusals{log: in.log, now: in.now}
 	// Who may open a session at all. What it may call is asked of authorize, for each request.
 	in.policy = onlyCallers
 	config := func(protocols ...string) *tls.Config {
@@ -113,22 +118,23 @@ var (
 	errFull        = errors.New("too many sessions are open")
 )
 
-// authorize says whether a caller may call a service that is served here; an error refuses it. Those of the own trust domain may;
-// others where the service is exported to their cluster. The gateway has asked the same of the service that the stream was opened
-// for, but the name inside of the session is the caller's to choose. This is the place of AccessPolicy.
-func (in *Inbound) authorize(caller spiffeid.ID, service topology.ServiceName, _ uint16) error {
-	s := in.snapshots.Load()
-	if s == nil {
+// authorize says whether a caller may call a service that is served here at all; an error refuses it. Those of the own trust domain may;
+// others where the service is exported to their cluster, and those of no cluster where a policy names them. The gateway has asked the same
+// of the service that the stream was opened for, but the name inside of the session is the caller's to choose.
+func (g *guards) authorize(caller spiffeid.ID, service topology.ServiceName) error {
+	if g == nil {
 		return errNotServed
 	}
-	if caller.TrustDomain() == s.Self().Domain {
+	if caller.TrustDomain() == g.of.Self().Domain {
 		return nil
 	}
-	cluster := clusterOf(s, caller.TrustDomain())
-	served := s.Inbound(service)
+	cluster := g.clusters[caller.TrustDomain()]
+	served := g.of.Inbound(service)
 	switch {
-	case cluster.IsZero():
+	case cluster.IsZero() && g.guard(service) == nil:
 		return errNoPeer
+	case cluster.IsZero():
+		return nil // its policies decide, and only what they allow by name
 	case served == nil || !served.Exported || len(served.Audience) > 0 && !slices.Contains(served.Audience, cluster):
 		return errNotExported
 	default:
@@ -136,14 +142,28 @@ func (in *Inbound) authorize(caller spiffeid.ID, service topology.ServiceName, _
 	}
 }
 
-// clusterOf returns the peer of that trust domain; zero when there is none.
-func clusterOf(s *topology.Snapshot, domain spiffeid.TrustDomain) topology.ClusterName {
-	for _, c := range s.Clusters() {
-		if c.Domain == domain {
-			return c.Name
-		}
+// open says whether a session may be: whether there is anything that its caller may ask for on it. What it asks for is decided again.
+func (g *guards) open(a *arrival) error {
+	if err := g.authorize(a.peer.ID, a.service); err != nil {
+		return err
 	}
-	return topology.ClusterName{}
+	guard := g.guard(a.service)
+	if guard == nil {
+		return nil
+	}
+	to := g.port(a.service, a.port, a.host)
+	if to == nil {
+		return errNotServed
+	}
+	peer := g.isPeer(a.peer.ID)
+	switch {
+	case guard.err != nil:
+		return errNoRules
+	case a.opaque && !guard.decide(&access.Request{Caller: a.peer.ID}, to, peer).Allowed, !a.opaque && !guard.admits(a.peer.ID, to, peer):
+		return errRefused
+	default:
+		return nil
+	}
 }
 
 // arrival is what the handshake of an inner session settled.
@@ -152,6 +172,7 @@ type arrival struct {
 	service topology.ServiceName
 	port    uint16
 	host    netip.Addr // the one copy of a headless service that it is for; invalid: any
+	opaque  bool       // it carries bytes that nobody reads
 	caller  *guest
 	// admitted: it could call its service at some time. From then on it is closed when it no longer may.
 	admitted atomic.Bool
@@ -169,7 +190,7 @@ func arrivalOf(c *tls.Conn) (*arrival, error) {
 	if err != nil {
 		return nil, err
 	}
-	return &arrival{peer: peer, service: service, port: port, host: host}, nil
+	return &arrival{peer: peer, service: service, port: port, host: host, opaque: state.NegotiatedProtocol == session.TCP}, nil
 }
 
 var errNotServed = errors.New("not served here")
@@ -180,19 +201,18 @@ func (in *Inbound) route(serverName string) (*topology.InboundPort, error) {
 	if err != nil {
 		return nil, err
 	}
-	if p := in.port(service, port, host); p != nil {
+	if p := in.keeper.present().port(service, port, host); p != nil {
 		return p, nil
 	}
 	return nil, fmt.Errorf("%s port %d: %w", service, port, errNotServed)
 }
 
 // port returns where a service port's traffic goes; of one copy, where a host is named. Nil when it is not served here.
-func (in *Inbound) port(service topology.ServiceName, number uint16, host netip.Addr) *topology.InboundPort {
-	snapshot := in.snapshots.Load()
-	if snapshot == nil {
+func (g *guards) port(service topology.ServiceName, number uint16, host netip.Addr) *topology.InboundPort {
+	if g == nil {
 		return nil
 	}
-	served := snapshot.Inbound(service)
+	served := g.of.Inbound(service)
 	if served == nil {
 		return nil
 	}
@@ -288,7 +308,7 @@ func (in *Inbound) lasting(a *arrival) trust.Policy {
 		if err := in.policy(p); err != nil {
 			return err
 		}
-		if err := in.admit(a); err != nil && a.admitted.Load() {
+		if err := in.admit(in.keeper.present(), a); err != nil && a.admitted.Load() {
 			return err
 		}
 		return nil
@@ -296,10 +316,10 @@ func (in *Inbound) lasting(a *arrival) trust.Policy {
 }
 
 // admit says whether a session may call its service now, and remembers that it once could.
-func (in *Inbound) admit(a *arrival) error {
-	err := in.authorize(a.peer.ID, a.service, a.port)
+func (in *Inbound) admit(g *guards, a *arrival) error {
+	err := g.open(a)
 	if err == nil && !a.admitted.Swap(true) {
-		err = in.authorize(a.peer.ID, a.service, a.port) // it may have lost that before the guard could know of it
+		err = in.keeper.present().open(a) // it may have lost that before the guard could know of it
 	}
 	return err
 }
@@ -308,6 +328,7 @@ func (in *Inbound) admit(a *arrival) error {
 func (in *Inbound) recheck(ctx context.Context) {
 	for {
 		changed := in.snapshots.Changed()
+		in.keeper.present() // compiles what is new, so that no request has to wait for it
 		in.guard.Recheck()
 		select {
 		case <-changed:

@@ -16,8 +16,8 @@ const (
 // maxCallers bounds the values of source_workload: past it, a caller is "other".
 const maxCallers = 256
 
-// metrics are what a sidecar counts. Labels are bounded: by the services in use, the clusters of the mesh, the answer codes, and
-// maxCallers.
+// metrics are what a sidecar counts. Labels are bounded: by the services in use, the clusters of the mesh, the answer codes,
+// maxCallers and maxPolicyLabels.
 type metrics struct {
 	requests    *prometheus.CounterVec
 	duration    *prometheus.HistogramVec
@@ -29,9 +29,11 @@ type metrics struct {
 	connections *prometheus.GaugeVec
 	bytes       *prometheus.CounterVec
 	passed      prometheus.Counter
+	decisions   *prometheus.CounterVec
 
 	mu      sync.RWMutex
-	callers map[string]struct{} // guarded by mu
+	callers map[string]struct{}    // guarded by mu
+	rules   map[[2]string]struct{} // guarded by mu: policy and rule
 }
 
 func newMetrics(registry prometheus.Registerer) (*metrics, error) {
@@ -61,9 +63,12 @@ func newMetrics(registry prometheus.Registerer) (*metrics, error) {
 		passed: prometheus.NewCounter(prometheus.CounterOpts{
 			Name: "isthmus_passed_connections_total", Help: "Captured connections that were passed on as they are, because no service of the mesh has their address.",
 		}),
+		decisions: counter("isthmus_sidecar_policy_decisions_total", "Requests and opaque connections that access policies spoke of. decision: allow, deny, audit-deny (policies in audit mode would have refused it).",
+			"policy", "rule", "decision"),
 		callers: make(map[string]struct{}),
+		rules:   make(map[[2]string]struct{}),
 	}
-	for _, c := range []prometheus.Collector{m.requests, m.duration, m.retries, m.overBudget, m.ejections, m.sessions, m.dials, m.connections, m.bytes, m.passed} {
+	for _, c := range []prometheus.Collector{m.requests, m.duration, m.retries, m.overBudget, m.ejections, m.sessions, m.dials, m.connections, m.bytes, m.passed, m.decisions} {
 		if err := registry.Register(c); err != nil {
 			return nil, err
 		}
@@ -92,3 +97,24 @@ func (m *metrics) caller(workload string) string {
 func portLabel(port uint16) string { return strconv.Itoa(int(port)) }
 
 func codeLabel(status int) string { return strconv.Itoa(status) }
+
+// maxPolicyLabels is how many pairs of policy and rule are told apart. Policies come and go, and their counters stay.
+const maxPolicyLabels = 2_000
+
+// policyDecision counts a decision.
+func (m *metrics) policyDecision(policy, rule, decision string) {
+	key := [2]string{policy, rule}
+	m.mu.RLock()
+	_, ok := m.rules[key]
+	m.mu.RUnlock()
+	if !ok {
+		m.mu.Lock()
+		if len(m.rules) >= maxPolicyLabels {
+			policy, rule = "other", "other"
+		} else {
+			m.rules[key] = struct{}{}
+		}
+		m.mu.Unlock()
+	}
+	m.decisions.WithLabelValues(policy, rule, decision).Inc()
+}

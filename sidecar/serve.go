@@ -16,16 +16,19 @@ import (
 
 	"github.com/isthmus-mesh/isthmus/topology"
 	"github.com/isthmus-mesh/isthmus/trust"
+	"github.com/isthmus-mesh/isthmus/trust/access"
 )
 
 // visit is one request to the own application, and what came of it. It belongs to the goroutine that serves the request.
 type visit struct {
 	*arrival
-	to      *topology.InboundPort
-	started time.Time
-	span    trace.Span
-	status  int // 0: none was written, or it broke off
-	failure *Failure
+	guards   *guards // what was served when it came
+	to       *topology.InboundPort
+	decision access.Decision // of the policies; the zero one: they were not asked
+	started  time.Time
+	span     trace.Span
+	status   int // 0: none was written, or it broke off
+	failure  *Failure
 }
 
 type visitKey struct{}
@@ -46,7 +49,8 @@ func (in *Inbound) serve(w http.ResponseWriter, r *http.Request) {
 	}
 	defer done()
 	ctx := in.propagator.Extract(r.Context(), propagation.HeaderCarrier(r.Header))
-	v := &visit{arrival: a, started: in.now(), to: in.port(a.service, a.port, a.host)}
+	g := in.keeper.present()
+	v := &visit{arrival: a, started: in.now(), guards: g, to: g.port(a.service, a.port, a.host)}
 	ctx, v.span = in.tracer.Start(ctx, r.Method+" "+a.service.String(), trace.WithSpanKind(trace.SpanKindServer))
 	r = r.WithContext(context.WithValue(ctx, visitKey{}, v))
 	whole := false
@@ -85,8 +89,14 @@ func (in *Inbound) check(r *http.Request, v *visit) *Failure {
 	if f := checkHead(r); f != nil {
 		return f
 	}
-	if err := in.admit(v.arrival); err != nil {
+	err := in.admit(v.guards, v.arrival)
+	if err != nil && !errors.Is(err, errRefused) && !errors.Is(err, errNoRules) {
 		return &Failure{Status: http.StatusForbidden, Code: CodeNotAllowed, Err: err, Text: v.peer.ID.String() + " may not call " + v.service.String() + ": " + err.Error()}
+	}
+	v.decision = in.verdictOf(r, v)
+	in.decided(r.Context(), v.arrival, &v.decision)
+	if err != nil || !v.decision.Allowed {
+		return refusal(v, v.decision)
 	}
 	return nil
 }
@@ -164,6 +174,9 @@ func (in *Inbound) end(r *http.Request, v *visit) {
 			attribute.String("isthmus.peer", v.peer.ID.String()),
 			attribute.String("isthmus.source.cluster", cluster),
 		)
+		for _, a := range policyAttrs(&v.decision) {
+			v.span.SetAttributes(attribute.String("isthmus."+a.Key, a.Value.String()))
+		}
 		if v.failure != nil {
 			v.span.SetAttributes(attribute.String("error.type", string(code)))
 			v.span.SetStatus(codes.Error, v.failure.Text)
@@ -183,6 +196,7 @@ func (in *Inbound) end(r *http.Request, v *visit) {
 		slog.Duration("duration", took),
 		slog.String("trace_id", v.span.SpanContext().TraceID().String()),
 	}
+	attrs = append(attrs, policyAttrs(&v.decision)...)
 	if v.failure != nil {
 		attrs = append(attrs, slog.String("code", string(code)), slog.String("error", v.failure.Text))
 		if v.failure.Err != nil { // addresses stay here: the caller may be of another cluster
@@ -203,15 +217,11 @@ func (in *Inbound) self() topology.Self {
 // it; "namespace/serviceaccount", or the path of another kind of identity.
 func (in *Inbound) callerOf(id spiffeid.ID) (cluster, workload string) {
 	cluster = id.TrustDomain().Name()
-	if s := in.snapshots.Load(); s != nil {
-		if s.Self().Domain == id.TrustDomain() {
-			cluster = s.Self().Cluster.String()
-		} else {
-			for _, c := range s.Clusters() {
-				if c.Domain == id.TrustDomain() {
-					cluster = c.Name.String()
-				}
-			}
+	if g := in.keeper.present(); g != nil {
+		if g.of.Self().Domain == id.TrustDomain() {
+			cluster = g.of.Self().Cluster.String()
+		} else if c, ok := g.clusters[id.TrustDomain()]; ok {
+			cluster = c.String()
 		}
 	}
 	workload = id.Path()

@@ -8,6 +8,7 @@ import (
 
 	"github.com/isthmus-mesh/isthmus/internal/relay"
 	"github.com/isthmus-mesh/isthmus/sidecar/conn"
+	"github.com/isthmus-mesh/isthmus/trust/access"
 )
 
 // opaque is an inner session of opaque bytes, on the called workload's side.
@@ -49,11 +50,16 @@ func (in *Inbound) tunnel(ctx context.Context, c *tls.Conn, raw net.Conn, a *arr
 
 // openApp opens the connection to the application and says so. On failure far is closed.
 func (in *Inbound) openApp(ctx context.Context, a *arrival, far *opaque) (net.Conn, error) {
-	to := in.port(a.service, a.port, a.host)
+	g := in.keeper.present()
+	to := g.port(a.service, a.port, a.host)
 	err := errNotServed
 	var near net.Conn
 	if to != nil && !to.Protocol.IsHTTP() {
-		if err = in.admit(a); err == nil {
+		if guard := g.guard(a.service); guard != nil {
+			d := guard.decide(&access.Request{Caller: a.peer.ID}, to, g.isPeer(a.peer.ID))
+			in.decided(ctx, a, &d)
+		}
+		if err = in.admit(g, a); err == nil {
 			near, err = in.apps.open(ctx, to.Targets)
 		}
 	}

@@ -116,11 +116,16 @@ var entries = []Entry{
 	{
 		"IST2104", "The caller may not",
 		"The called side knows who calls, and does not allow it.",
-		"See who may: the ServiceExport's audience, and whether the caller's cluster is a peer of the called one.",
+		"See who may: the ServiceExport's audience, whether the caller's cluster is a peer of the called one, and the AccessPolicies of the called workload: its sidecar's log names the rule that refused.",
 	},
 	{
 		"IST2105", "The called sidecar carries as much as it may",
 		"The sidecar of the called workload has 10,000 requests in flight and took no more; the application saw nothing of this one. The caller's sidecar tries another copy by itself.",
 		"Run more copies, or find out why requests take so long: isthmus_request_duration_seconds of the called sidecar.",
+	},
+	{
+		"IST2106", "An end user's token is missing, or no good",
+		"An AccessPolicy of the called workload lets the request through only on behalf of an end user, and it has no token, or one that is expired, of another issuer or audience, or not signed by its keys.",
+		"Send a valid token, by default as Authorization: Bearer; WWW-Authenticate of the answer says which of the two it is. The called sidecar's log says why a token is no good.",
 	},
 }

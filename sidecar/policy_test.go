@@ -1,0 +1,292 @@
+package sidecar
+
+import (
+	"fmt"
+	"io"
+	"log/slog"
+	"net"
+	"net/http"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"testing"
+
+	"github.com/spiffe/go-spiffe/v2/spiffeid"
+
+	"github.com/isthmus-mesh/isthmus/internal/live"
+	"github.com/isthmus-mesh/isthmus/topology"
+	"github.com/isthmus-mesh/isthmus/trust"
+	"github.com/isthmus-mesh/isthmus/trust/access"
+)
+
+// police puts policies in force for what a server serves.
+func (s *side) police(sets ...[]access.Policy) {
+	last := s.snapshots.Load()
+	spec := topology.SnapshotSpec{Self: last.Self(), Clusters: last.Clusters()}
+	for _, in := range last.Inbounds() {
+		policed := *in
+		policed.Access = sets
+		spec.Inbounds = append(spec.Inbounds, &policed)
+	}
+	s.snapshots.Store(topology.NewSnapshot(spec))
+}
+
+// allow is a rule for callers of a domain with that service account.
+func allow(name string, td spiffeid.TrustDomain, account string) access.Rule {
+	return access.Rule{Name: name, From: []access.Source{{Domains: []spiffeid.TrustDomain{td}, Namespaces: []string{"shop"}, ServiceAccounts: []string{account}}}}
+}
+
+func exact(texts ...string) []access.Pattern {
+	var out []access.Pattern
+	for _, t := range texts {
+		out = append(out, access.Pattern{Text: t})
+	}
+	return out
+}
+
+// TestPolicyDecides: a caller that no rule lets in gets 403 and no more; the operator's log, metrics and trace name policy, rule and reason.
+func TestPolicyDecides(t *testing.T) {
+	w := newWorld(t)
+	var reached atomic.Int64
+	_, here := serveApp(t, func(w http.ResponseWriter, _ *http.Request) { reached.Add(1); _, _ = io.WriteString(w, "eu") })
+	near := w.server(eu, "checkout", topology.HTTP, here)
+	c := w.caller(view{endpoints: []topology.Endpoint{near.endpoint("checkout-0")}}, nil)
+	cart := allow("cart", eu, "web")
+	cart.To = []access.Operation{{Methods: []string{"GET"}, Paths: []access.Pattern{{Text: "/cart/", Kind: access.Prefix}}}}
+	near.police([]access.Policy{
+		{Name: "shop/checkout", Rules: []access.Rule{cart, {Name: "no-debug", Deny: true, To: []access.Operation{{Headers: []access.Header{{Name: "X-Debug"}}}}}}},
+		{Name: "shop/watch", Audit: true, Rules: []access.Rule{allow("admins", eu, "admin")}},
+	})
+	client := c.client()
+	ask := func(path string, header ...string) (heard, string) {
+		t.Helper()
+		req, err := http.NewRequestWithContext(t.Context(), http.MethodGet, strings.TrimSuffix(checkoutURL, "/")+path, nil)
+		if err != nil {
+			t.Fatal(err)
+		}
+		for i := 0; i < len(header); i += 2 {
+			req.Header.Add(header[i], header[i+1])
+		}
+		return do(t, client, req)
+	}
+	if resp, body := ask("/cart/1"); resp.StatusCode != http.StatusOK || body != "eu" {
+		t.Fatalf("what a rule allows: %d %q", resp.StatusCode, body)
+	}
+	for _, refused := range []struct {
+		path, rule, reason string
+		header             []string
+	}{
+		{"/admin", "", "no_rule_allows", nil},
+		{"/cart/%2e%2e/admin", "cart", "ambiguous_path", nil},
+		{"/cart/1", "no-debug", "denied_by_rule", []string{"x-debug", "1"}},
+	} {
+		before := reached.Load()
+		resp, body := ask(refused.path, refused.header...)
+		if resp.StatusCode != http.StatusForbidden || resp.Header.Get(headerError) != string(CodeNotAllowed) {
+			t.Errorf("%s: %s %q %q", refused.path, resp.Status, resp.Header.Get(headerError), body)
+		}
+		for _, secret := range []string{"shop/checkout", "shop/watch", "cart", "no-debug", refused.reason} {
+			if strings.Contains(body+fmt.Sprint(resp.Header), secret) {
+				t.Errorf("%s: the caller hears of %q: %q %v", refused.path, secret, body, resp.Header)
+			}
+		}
+		if reached.Load() != before {
+			t.Errorf("%s reached the application", refused.path)
+		}
+		waitFor(t, "the log names "+refused.reason, func() bool {
+			return strings.Contains(near.logs.String(), fmt.Sprintf("policy=shop/checkout rule=%s reason=%s", strings.ReplaceAll(fmt.Sprintf("%q", refused.rule), `"`+refused.rule+`"`, orQuotes(refused.rule)), refused.reason))
+		})
+	}
+	if n := near.counter("isthmus_sidecar_policy_decisions_total", "policy=shop/checkout", "rule=no-debug", "decision=deny"); n != 1 {
+		t.Errorf("%v refusals by no-debug", n)
+	}
+	if n := near.counter("isthmus_sidecar_policy_decisions_total", "policy=shop/checkout", "rule=cart", "decision=allow"); n != 1 {
+		t.Errorf("%v let through by cart", n)
+	}
+	if n := near.counter("isthmus_sidecar_policy_decisions_total", "policy=shop/watch", "decision=audit-deny"); n != 4 {
+		t.Errorf("%v would have been refused by shop/watch, want all 4", n)
+	}
+	found := false
+	for _, s := range near.spans.Ended() {
+		for _, a := range s.Attributes() {
+			found = found || a.Key == "isthmus.rule" && a.Value.AsString() == "no-debug"
+		}
+	}
+	if !found {
+		t.Error("no span names the rule")
+	}
+	// One that Connection names does not reach the application, so it is not there for a policy either.
+	if resp, _ := ask("/cart/1", "X-Debug", "1", "Connection", "X-Debug"); resp.StatusCode != http.StatusOK {
+		t.Errorf("a header that ends at the sidecar counted: %s", resp.Status)
+	}
+}
+
+func orQuotes(s string) string {
+	if s == "" {
+		return `""`
+	}
+	return s
+}
+
+// TestPolicyOfOpaqueBytes: the session is all there is to decide about.
+func TestPolicyOfOpaqueBytes(t *testing.T) {
+	w := newWorld(t)
+	ln := listenTCP(t)
+	t.Cleanup(func() { _ = ln.Close() })
+	go func() {
+		for {
+			c, err := ln.Accept()
+			if err != nil {
+				return
+			}
+			go func() { _, _ = io.Copy(c, c); _ = c.Close() }()
+		}
+	}()
+	near := w.server(eu, "checkout", topology.TCP, addrOf(ln))
+	direct := listenTCP(t)
+	w.caller(view{protocol: topology.TCP, endpoints: []topology.Endpoint{near.endpoint("checkout-0")}}, func(c *Config) {
+		c.Listeners = []LocalListener{{Service: checkout, Port: 80, Listener: direct}}
+	})
+	echo := func() (net.Conn, error) {
+		c, err := net.Dial("tcp", direct.Addr().String())
+		if err != nil {
+			return nil, err
+		}
+		t.Cleanup(func() { _ = c.Close() })
+		if _, err = io.WriteString(c, "x"); err == nil {
+			_, err = io.ReadFull(c, make([]byte, 1))
+		}
+		return c, err
+	}
+	near.police([]access.Policy{{Name: "shop/p", Rules: []access.Rule{allow("web", eu, "web")}}})
+	open, err := echo()
+	if err != nil {
+		t.Fatalf("an allowed connection: %v", err)
+	}
+	// A rule that needs to see requests never lets bytes through; and what is open ends.
+	get := allow("web", eu, "web")
+	get.To = []access.Operation{{Methods: []string{"GET"}}}
+	near.police([]access.Policy{{Name: "shop/p", Rules: []access.Rule{get}}})
+	if _, err := open.Read(make([]byte, 1)); err == nil {
+		t.Error("an open connection outlived what allowed it")
+	}
+	if _, err := echo(); err == nil {
+		t.Error("a rule about methods let bytes through")
+	}
+	if n := near.counter("isthmus_sidecar_policy_decisions_total", "policy=shop/p", "decision=deny"); n == 0 {
+		t.Error("the refusal is not counted")
+	}
+}
+
+// TestPolicyReload: at any time either the old policies decide or the new ones, never neither, while requests run.
+func TestPolicyReload(t *testing.T) {
+	w := newWorld(t)
+	_, here := serveApp(t, answering("eu"))
+	near := w.server(eu, "checkout", topology.HTTP, here)
+	c := w.caller(view{endpoints: []topology.Endpoint{near.endpoint("checkout-0")}}, nil)
+	// Both refuse /secret, each by its own rule, and both allow the rest.
+	version := func(n int) []access.Policy {
+		return []access.Policy{{Name: fmt.Sprintf("shop/v%d", n), Rules: []access.Rule{
+			allow("web", eu, "web"),
+			{Name: "secret", Deny: true, To: []access.Operation{{Paths: exact("/secret")}}},
+		}}}
+	}
+	near.police(version(0))
+	var wg sync.WaitGroup
+	stop := make(chan struct{})
+	var asked atomic.Int64
+	for range 4 {
+		client := c.client()
+		wg.Go(func() {
+			for {
+				select {
+				case <-stop:
+					return
+				default:
+				}
+				if resp, body := get(t, client, checkoutURL+"secret"); resp.StatusCode != http.StatusForbidden {
+					t.Errorf("/secret: %s %q", resp.Status, body)
+					return
+				}
+				if resp, body := get(t, client, checkoutURL+"cart"); resp.StatusCode != http.StatusOK {
+					t.Errorf("/cart: %s %q", resp.Status, body)
+					return
+				}
+				asked.Add(1)
+			}
+		})
+	}
+	for n := 1; n <= 100 || asked.Load() < 200 && !t.Failed(); n++ {
+		near.police(version(n))
+	}
+	close(stop)
+	wg.Wait()
+}
+
+// TestPolicyThatCantBeUsed: what can't be judged is refused.
+func TestPolicyThatCantBeUsed(t *testing.T) {
+	w := newWorld(t)
+	_, here := serveApp(t, answering("eu"))
+	near := w.server(eu, "checkout", topology.HTTP, here)
+	c := w.caller(view{endpoints: []topology.Endpoint{near.endpoint("checkout-0")}}, nil)
+	near.police([]access.Policy{{Name: "shop/p", Rules: []access.Rule{{Name: "r", To: []access.Operation{{Paths: exact("//")}}}}}})
+	if resp, body := get(t, c.client(), checkoutURL); resp.StatusCode != http.StatusForbidden {
+		t.Errorf("%s %q", resp.Status, body)
+	}
+	waitFor(t, "the log says why", func() bool { return strings.Contains(near.logs.String(), "access policies can't be used") })
+}
+
+// TestForeignDomain: a caller of a trust domain that is no peer's gets what a rule allows it by name, and what everybody may it may not.
+func TestForeignDomain(t *testing.T) {
+	foreign := spiffeid.RequireTrustDomainFromString("elsewhere.test")
+	stranger := must(trust.WorkloadID(foreign, "shop", "web"))
+	for _, c := range []struct {
+		name string
+		sets [][]access.Policy
+		want bool
+	}{
+		{"no policy", nil, false},
+		{"everybody", [][]access.Policy{{{Name: "p", Rules: []access.Rule{{Name: "all"}}}}}, false},
+		{"audit", [][]access.Policy{{{Name: "p", Audit: true, Rules: []access.Rule{allow("named", foreign, "web")}}}}, false},
+		{"by name", [][]access.Policy{{{Name: "p", Rules: []access.Rule{allow("named", foreign, "web")}}}}, true},
+		{"by name, in one of two sets", [][]access.Policy{{{Name: "p", Rules: []access.Rule{allow("named", foreign, "web")}}}, {}}, false},
+		{"another", [][]access.Policy{{{Name: "p", Rules: []access.Rule{allow("named", foreign, "admin")}}}}, false},
+		{"by name, and denied", [][]access.Policy{{{Name: "p", Rules: []access.Rule{allow("named", foreign, "web"), {Name: "none", Deny: true}}}}}, false},
+	} {
+		k := &keeper{log: discard, snapshots: live.NewValue(topology.NewSnapshot(topology.SnapshotSpec{
+			Self:     topology.Self{Cluster: cluster("eu"), Domain: eu},
+			Inbounds: []*topology.Inbound{{Name: checkout, Exported: true, Access: c.sets, Ports: []topology.InboundPort{{Number: 80, Protocol: topology.HTTP}}}},
+		}))}
+		err := k.present().open(&arrival{peer: trust.Peer{ID: stranger}, service: checkout, port: 80})
+		if (err == nil) != c.want {
+			t.Errorf("%s: %v, want it let in: %v", c.name, err, c.want)
+		}
+	}
+}
+
+// TestCompiledOnce: what has not changed is not compiled anew, and services with the same policies share what is.
+func TestCompiledOnce(t *testing.T) {
+	other := must(topology.NewServiceName("shop", "other"))
+	policies := func(name string) [][]access.Policy {
+		return [][]access.Policy{{{Name: name, Rules: []access.Rule{allow("web", eu, "web")}}}}
+	}
+	snapshot := func(in ...*topology.Inbound) *topology.Snapshot {
+		return topology.NewSnapshot(topology.SnapshotSpec{Self: topology.Self{Cluster: cluster("eu"), Domain: eu}, Inbounds: in})
+	}
+	value := live.NewValue(snapshot(&topology.Inbound{Name: checkout, Access: policies("a")}, &topology.Inbound{Name: other, Access: policies("a")}))
+	k := &keeper{log: discard, snapshots: value}
+	first := k.present()
+	if first.guard(checkout).rules != first.guard(other).rules {
+		t.Error("the same policies were compiled twice")
+	}
+	value.Store(snapshot(&topology.Inbound{Name: checkout, Access: policies("a"), Exported: true}, &topology.Inbound{Name: other, Access: policies("b")}))
+	second := k.present()
+	if second.guard(checkout).rules != first.guard(checkout).rules {
+		t.Error("a change of something else had policies compiled anew")
+	}
+	if second.guard(other).rules == first.guard(other).rules {
+		t.Error("a change of policies had no effect")
+	}
+}
+
+var discard = slog.New(slog.DiscardHandler)
