@@ -307,3 +307,46 @@ func span(d time.Duration) string {
 		return fmt.Sprintf("%dd", int(d.Hours()/24))
 	}
 }
+
+// ExplainID says whether an SVID of an ID that its authority issued now would pass, as far as that can be said without it: whether the trust
+// domain is known, has a root that is valid, and the ID is not revoked.
+func (b *Bundles) ExplainID(id spiffeid.ID, now time.Time) Explanation {
+	set := b.load()
+	e := explainer{now: now, known: set, d: set[id.TrustDomain()]}
+	e.ID = id
+	refuse := func(reason Reason, name StepName, format string, args ...any) Explanation {
+		e.Reason = reason
+		e.step(name, false, format, args...)
+		return e.Explanation
+	}
+	if id.Path() == "" {
+		return refuse(BadSVID, StepID, "%s has no path: it names a trust domain, not a member", id)
+	}
+	e.step(StepID, true, "%s", id)
+	switch {
+	case e.d == nil:
+		return refuse(UnknownDomain, StepBundle, "no bundle of %s; there is one of %s", id.TrustDomain(), e.domains())
+	case len(e.d.bundle.Authorities) == 0:
+		return refuse(BadChain, StepBundle, "%s has no root here", id.TrustDomain())
+	}
+	e.step(StepBundle, true, "%s has %s", id.TrustDomain(), e.rootNames())
+	var last time.Time
+	for _, root := range e.d.bundle.Authorities {
+		if _, revoked := e.d.bundle.Revoked[Fingerprint(root)]; !revoked && !now.Before(root.NotBefore) && root.NotAfter.After(last) {
+			last = root.NotAfter
+		}
+	}
+	if now.After(last) {
+		return refuse(Expired, StepTime, "none of its roots is valid now, and not revoked")
+	}
+	e.step(StepTime, true, "its last root ends at %s, in %s", moment(last), span(last.Sub(now)))
+	if e.d.bundle.RevokesID(id, now) {
+		return refuse(Revoked, StepRevoked, "%v", e.d.whyRevoked(id))
+	}
+	text := "the ID is not"
+	if until, ok := e.d.bundle.RevokedIDs[id]; ok {
+		text = fmt.Sprintf("what was issued up to %s is; what is issued now is not", moment(until))
+	}
+	e.step(StepRevoked, true, "%s", text)
+	return e.Explanation
+}

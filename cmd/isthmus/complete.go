@@ -22,8 +22,12 @@ const completionTimeout = 2 * time.Second
 // completeFlags offers values for the flags that several verbs have.
 func completeFlags(c *cobra.Command, g *global) {
 	local := c.LocalFlags()
-	if local.Lookup("output") != nil {
-		_ = c.RegisterFlagCompletionFunc("output", cobra.FixedCompletions(output.Formats, cobra.ShellCompDirectiveNoFileComp)) // it is there
+	if f := local.Lookup("output"); f != nil {
+		formats := output.Formats
+		if _, ok := f.Value.(*bundleFormat); ok {
+			formats = bundleFormats
+		}
+		_ = c.RegisterFlagCompletionFunc("output", cobra.FixedCompletions(formats, cobra.ShellCompDirectiveNoFileComp)) // it is there
 	}
 	if local.Lookup("cluster") != nil {
 		_ = c.RegisterFlagCompletionFunc("cluster", g.completeClusters)

@@ -49,7 +49,7 @@ func (f Format) IsTable() bool { return f == TableFormat || f == WideFormat || f
 
 // Table is rows under a heading.
 type Table struct {
-	Columns []string
+	Columns []string // none: the rows stand alone
 	Wide    []string // further columns, only in WideFormat
 	Rows    [][]string
 	Empty   string // printed instead of a heading without rows
@@ -89,7 +89,10 @@ func (t Table) write(w io.Writer, wide bool) error {
 	}
 	tw := tabwriter.NewWriter(w, 0, 0, 3, ' ', 0)
 	line := func(cells []string) {
-		cells = slices.Clone(cells[:min(len(cells), len(columns))])
+		cells = slices.Clone(cells)
+		if len(columns) > 0 {
+			cells = cells[:min(len(cells), len(columns))]
+		}
 		for i, c := range cells {
 			if cells[i] = clean(c); cells[i] == "" {
 				cells[i] = "-"
