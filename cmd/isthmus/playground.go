@@ -42,7 +42,7 @@ Targets of break and heal:
 	flags.StringVar(&p.dir, "dir", "", "`folder` of the playground")
 	flags.DurationVar(&p.patience, "patience", 60*time.Second, "how long one program may take to be ready")
 	c.AddCommand(
-		newPlaygroundRun(p), newPlaygroundUp(p), newPlaygroundStatus(p), newPlaygroundEnv(p), newPlaygroundBreak(p),
+		newPlaygroundRun(p), newPlaygroundChaos(p), newPlaygroundUp(p), newPlaygroundStatus(p), newPlaygroundEnv(p), newPlaygroundBreak(p),
 		newPlaygroundHeal(p), newPlaygroundLogs(p), newPlaygroundDown(p), newPlaygroundWAN(p), newPlaygroundWorkload(), newPlaygroundTraffic(), newPlaygroundRouter(p),
 	)
 	return c

@@ -29,6 +29,9 @@ func newPlaygroundWorkload() *cobra.Command {
 				return fmt.Errorf("workload: %w", err)
 			}
 			cfg.Log = slog.New(slog.NewTextHandler(c.ErrOrStderr(), nil))
+			if cfg.Requests { // for programs to read
+				cfg.Log = slog.New(slog.NewJSONHandler(c.ErrOrStderr(), nil))
+			}
 			cfg.Log.InfoContext(c.Context(), "serving", "cluster", cfg.Cluster, "workload", cfg.Workload, "http", httpAddress, "tcp", tcpAddress)
 			return sample.Run(c.Context(), cfg)
 		},
@@ -37,6 +40,7 @@ func newPlaygroundWorkload() *cobra.Command {
 	flags.StringVar(&cfg.Cluster, "cluster", "", "which cluster it says it is in")
 	flags.StringVar(&cfg.Workload, "workload", "", "which workload it says it is")
 	flags.StringVar(&httpAddress, "http", "127.0.0.1:0", "where it speaks HTTP")
+	flags.BoolVar(&cfg.Requests, "requests", false, "log each request, as JSON")
 	flags.StringVar(&tcpAddress, "tcp", "127.0.0.1:0", "where it echoes bytes")
 	return c
 }

@@ -66,6 +66,10 @@ advertise:
 const logConfig = `log: {level: info, format: text}
 `
 
+// ledgerLogConfig has sidecars note each request, for programs to read (internal/ledger).
+const ledgerLogConfig = `log: {level: info, format: json, requests: info}
+`
+
 func configTemplate(text string) *template.Template {
 	// A Go string literal of printable text is a YAML double-quoted scalar too.
 	return template.Must(template.New("config").Funcs(template.FuncMap{"quote": strconv.Quote}).Parse(text + logConfig))
@@ -109,7 +113,11 @@ func (p *Playground) config(u unit) ([]byte, error) {
 	if err != nil {
 		return nil, fmt.Errorf("%s: configuration: %w", u.id(), err)
 	}
-	return b.Bytes(), nil
+	config := b.Bytes()
+	if p.state.Ledger && (u.program == Sidecar || u.program == Node) {
+		config = append(bytes.TrimSuffix(config, []byte(logConfig)), ledgerLogConfig...)
+	}
+	return config, nil
 }
 
 // command returns how a program is started.
@@ -123,6 +131,9 @@ func (p *Playground) command(u unit) (command, error) {
 		c.args = []string{
 			"playground", "workload", "--cluster", u.cluster, "--workload", u.workload.Name,
 			"--http", p.state.address(u, "http"), "--tcp", p.state.address(u, "tcp"),
+		}
+		if p.state.Ledger {
+			c.args = append(c.args, "--requests")
 		}
 	}
 	return p.state.placed(u, c)

@@ -41,6 +41,8 @@ type Options struct {
 	Runtime Runtime
 	// Links are what lies between the clusters of a new one, with Netns.
 	Links []Direction
+	// Ledger has the sidecars and applications of a new one log each request, for Ledger to read.
+	Ledger bool
 	// Patience is how long one program may take to be ready. Default 60 s.
 	Patience time.Duration
 	// DieWithParent lets the kernel kill what this process started when this process dies (Linux only).

@@ -30,10 +30,11 @@ type state struct {
 	Sockets string   `json:"sockets"` // folder of the admin sockets
 	// Network is where the programs are; none: they share the machine's loopback.
 	Network *netns.Network     `json:"network,omitempty"`
-	Links   []Direction        `json:"links,omitempty"` // of the WAN, as they were set last
-	Ports   map[string]int     `json:"ports"`           // by "<cluster>/<process>/<purpose>"
-	Running map[string]running `json:"running"`         // by "<cluster>/<process>"; what was started and not stopped by us
-	Written map[string]string  `json:"written"`         // by "<cluster>/<file>": SHA-256 of the manifest as we left it
+	Ledger  bool               `json:"ledger,omitempty"` // each request is logged
+	Links   []Direction        `json:"links,omitempty"`  // of the WAN, as they were set last
+	Ports   map[string]int     `json:"ports"`            // by "<cluster>/<process>/<purpose>"
+	Running map[string]running `json:"running"`          // by "<cluster>/<process>"; what was started and not stopped by us
+	Written map[string]string  `json:"written"`          // by "<cluster>/<file>": SHA-256 of the manifest as we left it
 }
 
 // running is a process that was started. Pid alone would not do: it may be somebody else's by now.
@@ -74,7 +75,7 @@ func loadState(dir string) (state, error) {
 }
 
 func newState(dir string, spec Spec, opts Options) (state, error) {
-	st := state{Version: stateVersion, Spec: spec, Env: opts.Env, Ports: map[string]int{}, Running: map[string]running{}, Written: map[string]string{}}
+	st := state{Version: stateVersion, Spec: spec, Env: opts.Env, Ledger: opts.Ledger, Ports: map[string]int{}, Running: map[string]running{}, Written: map[string]string{}}
 	if opts.Runtime == Netns {
 		st.Network, st.Links = networkOf(dir, spec), opts.Links
 	}

@@ -2,13 +2,17 @@ package lab
 
 import (
 	"context"
+	"errors"
 	"fmt"
+	"io/fs"
 	"net"
+	"os"
 	"slices"
 	"sync"
 	"time"
 
 	"github.com/isthmus-mesh/isthmus/api/admin"
+	"github.com/isthmus-mesh/isthmus/internal/ledger"
 )
 
 // Status is a playground at a glance. Its JSON is what `isthmus playground status -o json` prints: fields are added, never
@@ -169,6 +173,29 @@ func (p *Playground) sidecarAddress(workload, purpose string) (string, error) {
 		return "", err
 	}
 	return p.state.address(u, purpose), nil
+}
+
+// Ledger returns what the sidecars and applications have noted of requests.
+func (p *Playground) Ledger() ([]ledger.Entry, error) {
+	var all []ledger.Entry
+	for _, u := range p.state.all() {
+		if u.program != Sidecar && u.program != App {
+			continue
+		}
+		f, err := os.Open(p.logFile(u))
+		if errors.Is(err, fs.ErrNotExist) {
+			continue
+		}
+		if err != nil {
+			return nil, fmt.Errorf("playground: %w", err)
+		}
+		entries, err := ledger.ReadLog(f, u.cluster, u.workload.Name)
+		if err = errors.Join(err, f.Close()); err != nil {
+			return nil, fmt.Errorf("%s: %w", u.id(), err)
+		}
+		all = append(all, entries...)
+	}
+	return all, nil
 }
 
 // LogsOf returns the log files of what the targets name, by "<cluster>/<process>", in order.

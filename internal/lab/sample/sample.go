@@ -53,6 +53,8 @@ type Config struct {
 	HTTP     net.Listener // HTTP/1.1, h2c, gRPC; closed by Run
 	TCP      net.Listener // echo; closed by Run
 	Log      *slog.Logger // default: discarded
+	// Requests has each request logged before it is answered, with the trace that it is in.
+	Requests bool
 }
 
 // Answer is the JSON that any path is answered with.
@@ -167,6 +169,9 @@ func newHandler(cfg Config) http.Handler {
 	})
 
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		if cfg.Requests && r.URL.Path != "/readyz" {
+			cfg.Log.InfoContext(r.Context(), "request", "direction", "served", "method", r.Method, "caller", r.Header.Get("Isthmus-Caller"), "trace_id", traceOf(r))
+		}
 		w.Header().Set(HeaderCluster, cfg.Cluster)
 		w.Header().Set(HeaderWorkload, cfg.Workload)
 		if r.ProtoMajor == 2 && strings.HasPrefix(r.Header.Get("Content-Type"), "application/grpc") {
@@ -175,6 +180,15 @@ func newHandler(cfg Config) http.Handler {
 		}
 		mux.ServeHTTP(w, r)
 	})
+}
+
+// traceOf returns the ID of the trace that a request is in; empty: of none (W3C Trace Context, section 3.2).
+func traceOf(r *http.Request) string {
+	parts := strings.Split(r.Header.Get("Traceparent"), "-")
+	if len(parts) < 4 {
+		return ""
+	}
+	return parts[1]
 }
 
 func echoMessages(c *websocket.Conn) {

@@ -5,6 +5,8 @@ package traffic
 
 import (
 	"context"
+	"crypto/rand"
+	"encoding/hex"
 	"fmt"
 	"io"
 	"net/http"
@@ -28,11 +30,15 @@ type Load struct {
 	Workers int           // callers, each with connections of its own. Default 8.
 	Rate    float64       // requests a second, of all workers together, as long as answers come. Default 200.
 	Timeout time.Duration // of one request. Default 10 s.
+	// Trace gives each request a trace of its own (W3C Trace Context), by whose ID all who carry it know it.
+	Trace bool
 }
 
 // Answer is how one request ended.
 type Answer struct {
 	Worker   int
+	ID       string // of the trace
+	Method   string
 	Sent     time.Time
 	Took     time.Duration
 	Status   int    // of HTTP; 0 when none came
@@ -129,10 +135,17 @@ func (w worker) ask(ctx context.Context) (a Answer) {
 	if w.load.Body != "" {
 		method = http.MethodPost
 	}
+	a.Method = method
 	req, err := http.NewRequestWithContext(ctx, method, w.load.URL, strings.NewReader(w.load.Body))
 	if err != nil {
 		a.Err = err
 		return a
+	}
+	if w.load.Trace {
+		var trace [16]byte
+		_, _ = rand.Read(trace[:]) // never fails
+		a.ID = hex.EncodeToString(trace[:])
+		req.Header.Set("Traceparent", "00-"+a.ID+"-"+a.ID[:16]+"-00")
 	}
 	resp, err := w.client.Do(req)
 	if err != nil {
