@@ -93,6 +93,10 @@ type renewalLoop struct {
 
 	planned *x509svid.SVID // the SVID that renewAt was drawn for
 	renewAt time.Time
+
+	// key and csr are what was asked for last and got no answer: an authority that is away costs no new key at each attempt.
+	key crypto.Signer
+	csr []byte
 }
 
 // plan draws the moment to renew a new SVID, whoever set it. It ends the troubles with the last one.
@@ -133,16 +137,20 @@ func renewalTime(leaf *x509.Certificate, now time.Time, random float64) time.Tim
 }
 
 func (l *renewalLoop) renew(ctx context.Context, old *x509svid.SVID) error {
-	key, csr, err := NewRequest()
-	if err != nil {
-		return err
+	if l.key == nil {
+		var err error
+		if l.key, l.csr, err = NewRequest(); err != nil {
+			return err
+		}
 	}
 	issueCtx, cancel := context.WithTimeout(ctx, issueTimeout)
 	defer cancel()
-	chain, err := l.Issue(issueCtx, csr)
+	chain, err := l.Issue(issueCtx, l.csr)
 	if err != nil {
 		return err
 	}
+	key := l.key
+	l.key, l.csr = nil, nil
 	svid, err := acceptIssued(chain, key, old, l.now())
 	if err != nil {
 		return fmt.Errorf("what the authority issued is unusable: %w", err)
