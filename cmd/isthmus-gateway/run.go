@@ -95,6 +95,9 @@ func serve(ctx context.Context, c *config, t *telemetry.Telemetry) error {
 	if err != nil {
 		return err
 	}
+	if err = t.Metrics.Register(telemetry.Expiries(time.Now, a.Expiries)); err != nil {
+		return err
+	}
 	g, err := gateway.New(gateway.Config{
 		ID: c.ID, Identity: a.Identity, Bundles: a.Bundles, Guard: a.Guard, Snapshots: a.Stream.Snapshots(), Report: a.Stream.Report,
 		Streams: streams, Link: link, DialPacket: func() (net.PacketConn, error) { return net.ListenPacket("udp", ":0") },

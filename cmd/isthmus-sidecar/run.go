@@ -89,6 +89,9 @@ func serve(ctx context.Context, c *config, t *telemetry.Telemetry) error {
 	if err != nil {
 		return err
 	}
+	if err = t.Metrics.Register(telemetry.Expiries(time.Now, a.Expiries)); err != nil {
+		return err
+	}
 	s, err := sidecar.New(sidecar.Config{
 		Identity: a.Identity, Bundles: a.Bundles, Guard: a.Guard, Snapshots: a.Stream.Snapshots(), Subscribe: a.Stream.Subscribe,
 		Inbound: l.inbound, Proxy: l.proxy, Listeners: l.services, DNS: l.dnsPackets, DNSStream: l.dnsStream,

@@ -55,6 +55,13 @@ func TestJoinRenewAndConfigure(t *testing.T) {
 		if strings.Contains(c.logged(), "sesame") {
 			t.Error("the token was logged")
 		}
+		told := map[string]time.Duration{}
+		for _, e := range p.Expiries() {
+			told[e.What+" "+e.TrustDomain] = time.Until(e.At)
+		}
+		if left := told["svid eu.example"]; left <= 0 || left > lifetime || told["bundle eu.example"] <= left {
+			t.Errorf("expiries %v", told)
+		}
 	})
 }
 
