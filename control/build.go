@@ -14,16 +14,18 @@ import (
 	"github.com/isthmus-mesh/isthmus/internal/configstream"
 	"github.com/isthmus-mesh/isthmus/topology"
 	"github.com/isthmus-mesh/isthmus/trust"
+	"github.com/isthmus-mesh/isthmus/trust/bundleendpoint"
 )
 
 // inputs is all that the cluster's configuration follows from, at one moment.
 type inputs struct {
 	self     Self
 	objects  *Objects
-	trust    trust.Bundle       // of the own trust domain
-	views    []*federation.View // of all pinned peers, ordered by cluster
-	gateways []topology.Gateway // that have joined, ordered by ID
-	nodes    []node             // that have joined, ordered by name
+	trust    trust.Bundle           // of the own trust domain
+	views    []*federation.View     // of all pinned peers, ordered by cluster
+	domains  []bundleendpoint.State // of all followed domains, ordered by name
+	gateways []topology.Gateway     // that have joined, ordered by ID
+	nodes    []node                 // that have joined, ordered by name
 	// known are the node proxies that may join.
 	known     []string
 	links     map[topology.ClusterName]linkWord
@@ -43,6 +45,7 @@ type world struct {
 	peers        []ClusterPeer          // that are in force
 	usable       []*federation.View     // of peers whose word counts, ordered by cluster
 	silent       []topology.ClusterName // peers that have not spoken, ordered
+	domains      []FederatedTrustDomain // that are in force
 	addresses    allocation
 	hosts        hostAllocation
 	pods         map[topology.ClusterName][]netip.Prefix // of peers: addresses that are nobody's but their pods'
@@ -61,6 +64,9 @@ func build(in inputs) *world {
 	w.peers, w.problems = acceptedPeers(in.self, in.objects.Peers)
 	w.usable = usableViews(in.views, w.peers)
 	w.silent = silentPeers(in.views, w.peers)
+	var problems []Problem
+	w.domains, problems = acceptedDomains(in.self, in.objects.Peers, in.objects.Domains)
+	w.problems = append(w.problems, problems...)
 	resolver := newResolver(in.self, in.objects, in.nodes)
 	for i := range in.objects.Services {
 		r := resolver.resolve(&in.objects.Services[i])
@@ -232,6 +238,9 @@ func (w *world) assemble(valid map[topology.ServiceName]*ServiceExport, exports 
 	add(configstream.EncodeBundle(in.self.Domain, configstream.BundleData(in.trust)))
 	for _, v := range w.usable {
 		add(configstream.EncodeBundle(v.Domain, configstream.BundleData(v.Bundle)))
+	}
+	for td, b := range w.federatedBundles() {
+		add(configstream.EncodeBundle(td, configstream.BundleData(b)))
 	}
 	for _, g := range in.gateways {
 		add(configstream.EncodeGateway(g))

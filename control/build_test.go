@@ -147,6 +147,8 @@ func addManifest(tb testing.TB, o *control.Objects, f txtar.File) {
 			o.Peers = append(o.Peers, *p.Peer)
 		case p.Policy != nil:
 			o.Policies = append(o.Policies, *p.Policy)
+		case p.Domain != nil:
+			o.Domains = append(o.Domains, *p.Domain)
 		case p.Access != nil:
 			o.Access = append(o.Access, *p.Access)
 		case p.Quota != nil:
@@ -165,6 +167,7 @@ func order(o *control.Objects) {
 	slices.SortFunc(o.Workloads, func(a, b control.Workload) int { return by(a.Meta, b.Meta) })
 	slices.SortFunc(o.Exports, func(a, b control.ServiceExport) int { return by(a.Meta, b.Meta) })
 	slices.SortFunc(o.Peers, func(a, b control.ClusterPeer) int { return by(a.Meta, b.Meta) })
+	slices.SortFunc(o.Domains, func(a, b control.FederatedTrustDomain) int { return by(a.Meta, b.Meta) })
 	slices.SortFunc(o.Policies, func(a, b control.FailoverPolicy) int { return by(a.Meta, b.Meta) })
 	slices.SortFunc(o.Access, func(a, b control.AccessPolicy) int { return by(a.Meta, b.Meta) })
 	slices.SortFunc(o.Quotas, func(a, b control.QuotaPolicy) int { return by(a.Meta, b.Meta) })

@@ -157,12 +157,7 @@ func (w *world) peerConditions() []PeerStatus {
 		c := Condition{Type: conditionReady, Status: False}
 		switch i := slices.IndexFunc(w.in.views, func(v *federation.View) bool { return v.Cluster == p.Cluster && v.Domain == p.Domain }); {
 		case !slices.ContainsFunc(w.peers, func(o ClusterPeer) bool { return o.Name == p.Name }):
-			c.Reason = reasonNotInForce
-			for _, problem := range w.problems {
-				if problem.Object == p.Object() {
-					c.Message = problem.Reason
-				}
-			}
+			c.Reason, c.Message = reasonNotInForce, reasonOf(w.problems, p.Object())
 		case i < 0: // it has just been declared
 			c.Reason = string(federation.Waiting)
 			c.Message = peerStates[c.Reason]
@@ -218,6 +213,13 @@ func stampStatus(next, last *Status, now time.Time) {
 	}
 	for _, p := range next.Peers {
 		stampConditions(p.Conditions, peers[p.Peer.Name], now)
+	}
+	domains := make(map[string][]Condition, len(last.Domains))
+	for _, d := range last.Domains {
+		domains[d.Domain.Name] = d.Conditions
+	}
+	for _, d := range next.Domains {
+		stampConditions(d.Conditions, domains[d.Domain.Name], now)
 	}
 	for _, e := range next.Exports {
 		stampConditions(e.Conditions, exports[e.Export.Service], now)

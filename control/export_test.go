@@ -14,6 +14,7 @@ import (
 	"github.com/isthmus-mesh/isthmus/federation"
 	"github.com/isthmus-mesh/isthmus/topology"
 	"github.com/isthmus-mesh/isthmus/trust"
+	"github.com/isthmus-mesh/isthmus/trust/bundleendpoint"
 )
 
 // Scene is inputs of build, for tests outside the package.
@@ -70,6 +71,14 @@ func Build(s Scene) (Built, error) {
 		}
 		in.links[c] = linkWord{state: l.State, rtt: rtt}
 	}
+	domains, _ := acceptedDomains(s.Self, s.Objects.Peers, s.Objects.Domains)
+	for _, d := range domains { // as if each endpoint had said what stands in the manifest
+		b, _, err := trust.ParseBundle(d.Domain, d.Initial)
+		if err != nil {
+			continue
+		}
+		in.domains = append(in.domains, bundleendpoint.State{Domain: d.Domain, Bundle: b, Freshness: bundleendpoint.Fresh})
+	}
 	w := build(in)
 	return Built{w.resources, w.own, w.exports, w.imports, w.silent, w.policyStatus, w.problems, w.addresses, len(w.hosts)}, nil
 }
@@ -117,3 +126,8 @@ const (
 	GuestLife   = guestLife
 	CallTimeout = callTimeout
 )
+
+// NewDomainStore returns the store of control for federated trust domains.
+func NewDomainStore(marks, documents string) bundleendpoint.Store {
+	return &domainStore{marks, documents}
+}

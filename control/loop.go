@@ -55,7 +55,7 @@ func (l *loop) follow(ctx context.Context) error {
 	timer := time.NewTimer(0)
 	defer timer.Stop()
 	for {
-		objects, views := l.c.cfg.Registry.Objects().Changed(), l.c.member.Changed()
+		objects, views, domains := l.c.cfg.Registry.Objects().Changed(), l.c.member.Changed(), l.c.follower.Changed()
 		began := time.Now()
 		again := l.step(ctx)
 		took := time.Since(began)
@@ -70,6 +70,7 @@ func (l *loop) follow(ctx context.Context) error {
 			return nil
 		case <-objects:
 		case <-views:
+		case <-domains:
 		case <-l.c.wake:
 		case <-timer.C:
 		}
@@ -104,6 +105,8 @@ func (l *loop) step(ctx context.Context) (again time.Duration) {
 	again = l.links.update(fleet.reports, now)
 	peers, _ := acceptedPeers(c.self, objects.Peers) // build tells of the others
 	l.setPeers(ctx, peers)
+	domains, _ := acceptedDomains(c.self, objects.Peers, objects.Domains)
+	c.follower.Set(followedDomains(domains))
 	views := c.member.Views()
 	complete, wait := l.settle(ctx, peers, views)
 	if wait > 0 {
@@ -112,7 +115,7 @@ func (l *loop) step(ctx context.Context) (again time.Duration) {
 	var words []*federation.View
 	words, l.frozen = l.frozen.apply(views.All())
 	w := build(inputs{
-		self: c.self, objects: objects, trust: c.ownBundle(), views: words,
+		self: c.self, objects: objects, trust: c.ownBundle(), views: words, domains: c.follower.States(),
 		gateways: fleet.gateways, nodes: fleet.nodes, known: fleet.known,
 		links: l.links.snapshot(), addresses: l.addresses, hosts: l.hosts, cidr: c.cfg.ClusterSetCIDR, complete: complete,
 		pods: c.cfg.PodCIDRs, peerPods: c.cfg.PeerPodCIDRs,
@@ -236,7 +239,7 @@ func (l *loop) setResources(resources []*configv1.Resource) {
 // setStatus writes back what became of the exports, if it is news.
 func (l *loop) setStatus(ctx context.Context, w *world, now time.Time) {
 	next := &Status{
-		Exports: w.exports, Imports: w.imports, Peers: w.peerConditions(), Policies: w.policyStatus, Silent: w.silent,
+		Exports: w.exports, Imports: w.imports, Peers: w.peerConditions(), Domains: w.domainConditions(), Policies: w.policyStatus, Silent: w.silent,
 		Problems: SortProblems(slices.Concat(w.in.objects.Problems, w.problems)),
 	}
 	l.problems.Report(ctx, w.problems) // the registry tells of its own

@@ -9,6 +9,7 @@ import (
 	"github.com/isthmus-mesh/isthmus/federation"
 	"github.com/isthmus-mesh/isthmus/topology"
 	"github.com/isthmus-mesh/isthmus/trust/access"
+	"github.com/isthmus-mesh/isthmus/trust/bundleendpoint"
 )
 
 // AudienceAnnotation on a ServiceExport names the clusters that may call the service, separated by commas.
@@ -100,7 +101,8 @@ type Workload struct {
 	Ports          []WorkloadPort
 	Zone           string // empty: the cluster's
 	Ready          bool
-	Inbound        uint16 // where its sidecar takes mTLS; 0: it has none
+	Inbound        uint16  // where its sidecar takes mTLS; 0: it has none
+	UID            *uint32 `json:",omitempty"` // as whom its processes run on this machine; nil: not said
 	// Hostname and Subdomain of its Pod: the copy has that name in the headless Service that the subdomain names.
 	Hostname, Subdomain string
 }
@@ -149,6 +151,16 @@ type ClusterPeer struct {
 	// Namespaces are those in which its exports count; empty: all.
 	Namespaces []string
 	Generation int64 // as of a ServiceExport
+}
+
+// FederatedTrustDomain is another trust domain that is no cluster of the mesh (isthmus.dev/v1alpha1).
+type FederatedTrustDomain struct {
+	Meta
+
+	Domain     spiffeid.TrustDomain
+	Endpoint   bundleendpoint.Endpoint
+	Initial    []byte // a bundle document that is known to be right; may be nil
+	Generation int64  // as of a ServiceExport
 }
 
 // FailoverPolicy orders where calls to a service go (isthmus.dev/v1alpha1).

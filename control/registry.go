@@ -37,6 +37,7 @@ type Objects struct {
 	Exports   []ServiceExport
 	Peers     []ClusterPeer
 	Policies  []FailoverPolicy
+	Domains   []FederatedTrustDomain
 	Access    []AccessPolicy
 	Quotas    []QuotaPolicy
 	Outside   Outside
@@ -59,7 +60,7 @@ type Network struct {
 
 // Len returns the number of objects.
 func (o *Objects) Len() int {
-	return len(o.Services) + len(o.Slices) + len(o.Workloads) + len(o.Exports) + len(o.Peers) + len(o.Policies) + len(o.Access) + len(o.Quotas)
+	return len(o.Services) + len(o.Slices) + len(o.Workloads) + len(o.Exports) + len(o.Peers) + len(o.Policies) + len(o.Domains) + len(o.Access) + len(o.Quotas)
 }
 
 // Source is a place in a manifest. The zero Source is that of an object which comes from no file.

@@ -18,6 +18,7 @@ import (
 	"github.com/isthmus-mesh/isthmus/internal/configstream"
 	"github.com/isthmus-mesh/isthmus/internal/telemetry"
 	"github.com/isthmus-mesh/isthmus/trust"
+	"github.com/isthmus-mesh/isthmus/trust/bundleendpoint"
 )
 
 // What lies in the state folder.
@@ -29,14 +30,16 @@ const (
 	addressesFile    = "clusterset-addresses.json"
 	heardFile        = "peers-heard.json"
 	trustBundleFile  = "trust-bundle.pem"
+	domainsFile      = "federated-domains.json"
+	domainsFolder    = "federated-bundles"
 )
 
 // What of the state folder whoever moves it must take along. Nothing brings Keys back. Facts are what control has come to know and decided:
 // most of it would be found out again. Memory is what peers would have to tell again.
 var (
 	Keys   = []string{authorityFolder, keysFolder}
-	Facts  = []string{rosterFile, addressesFile, heardFile}
-	Memory = []string{federationFolder}
+	Facts  = []string{rosterFile, addressesFile, heardFile, domainsFile}
+	Memory = []string{federationFolder, domainsFolder}
 )
 
 // TrustBundleFile is the file of the state folder with the trust domain's roots, PEM: what gateways and sidecars are started with.
@@ -59,6 +62,7 @@ type Control struct {
 	guard     *trust.Guard
 	keys      *federation.Keys
 	member    *federation.Member
+	follower  *bundleendpoint.Follower
 	fleet     *fleet
 	tokens    *tokens
 	directory *directory
@@ -210,6 +214,12 @@ func (c *Control) openFederation() error {
 	if err != nil {
 		return fmt.Errorf("control: %w", err)
 	}
+	c.follower, err = bundleendpoint.NewFollower(bundleendpoint.FollowerConfig{
+		Store: &domainStore{c.path(domainsFile), c.path(domainsFolder)}, Others: c.bundleOf, Now: c.cfg.Now, Log: c.cfg.Log,
+	})
+	if err != nil {
+		return fmt.Errorf("control: %w", err)
+	}
 	return nil
 }
 
@@ -228,7 +238,7 @@ func (c *Control) Run(ctx context.Context) error {
 	c.cfg.Checks.Done(checkBus)
 	renewal := trust.Renewal{Identity: c.identity, Issue: c.issueOwn, Now: c.cfg.Now, Log: c.cfg.Log}
 	parts := []func(context.Context) error{
-		l.follow, c.authority.Run, c.followRoots, renewal.Run, c.guard.Run, c.member.Run, c.serveGRPC,
+		l.follow, c.authority.Run, c.followRoots, renewal.Run, c.guard.Run, c.member.Run, c.follower.Run, c.serveGRPC,
 	}
 	if c.cfg.Socket != nil {
 		parts = append(parts, func(ctx context.Context) error { return telemetry.ServeHTTP(ctx, c.cfg.Socket, c.API()) })

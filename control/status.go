@@ -13,6 +13,7 @@ type Status struct {
 	Exports  []ExportStatus // ordered by service
 	Imports  []ImportStatus // ordered by service
 	Peers    []PeerStatus   // ordered by name
+	Domains  []DomainStatus // ordered by name
 	Policies []PolicyStatus // AccessPolicies, then QuotaPolicies; each ordered by namespace and name
 	Problems []Problem
 	// Silent are the peers that have not spoken since the start, ordered. That an import which one of them offered is not among
@@ -29,6 +30,12 @@ type ExportStatus struct {
 // PeerStatus is the status of a ClusterPeer.
 type PeerStatus struct {
 	Peer       ClusterPeer
+	Conditions []Condition // Ready
+}
+
+// DomainStatus is the status of a FederatedTrustDomain.
+type DomainStatus struct {
+	Domain     FederatedTrustDomain
 	Conditions []Condition // Ready
 }
 
@@ -90,8 +97,8 @@ type Condition struct {
 	Since   time.Time // when Status last changed
 }
 
-// Types and reasons of a ServiceExport's, a ServiceImport's and a ClusterPeer's conditions, but for those of a conflict (federation.Merge),
-// and of a peer's state (federation.View).
+// Types and reasons of conditions, but for those of a conflict (federation.Merge), of a peer's state (federation.View) and of a federated trust
+// domain's (bundleendpoint.Freshness).
 const (
 	conditionValid = "Valid"
 	conditionReady = "Ready"
@@ -106,7 +113,7 @@ const (
 	reasonPending            = "Pending"
 	reasonFailed             = "Failed"
 	reasonIPFamily           = "IPFamilyNotSupported"
-	reasonNotInForce         = "NotInForce" // of a ClusterPeer
+	reasonNotInForce         = "NotInForce" // of a ClusterPeer, a FederatedTrustDomain
 
 	reasonAccepted     = "Accepted"
 	reasonNoWorkloads  = "NoWorkloads"

@@ -114,6 +114,8 @@ func (f *Folder) snapshot(objects map[string]manifest.Object, problems []control
 			out.Peers = append(out.Peers, *o.Peer)
 		case o.Policy != nil:
 			out.Policies = append(out.Policies, *o.Policy)
+		case o.Domain != nil:
+			out.Domains = append(out.Domains, *o.Domain)
 		case o.Access != nil:
 			out.Access = append(out.Access, *o.Access)
 		case o.Quota != nil:

@@ -48,6 +48,7 @@ var kinds = []kind{
 	{&meshv1alpha1.Workload{}, toReader},
 	{&meshv1alpha1.ClusterPeer{}, toReader},
 	{&meshv1alpha1.FailoverPolicy{}, toReader},
+	{&meshv1alpha1.FederatedTrustDomain{}, toReader},
 	{&meshv1alpha1.AccessPolicy{}, toReader | toWriter},
 	{&meshv1alpha1.QuotaPolicy{}, toReader | toWriter},
 }
@@ -99,6 +100,7 @@ func newMapper() meta.RESTMapper {
 		{meshv1alpha1.GroupVersion, "Workload", "workloads", meta.RESTScopeNamespace},
 		{meshv1alpha1.GroupVersion, "ClusterPeer", "clusterpeers", meta.RESTScopeRoot},
 		{meshv1alpha1.GroupVersion, "FailoverPolicy", "failoverpolicies", meta.RESTScopeNamespace},
+		{meshv1alpha1.GroupVersion, domainKind, "federatedtrustdomains", meta.RESTScopeRoot},
 		{meshv1alpha1.GroupVersion, accessKind, "accesspolicies", meta.RESTScopeNamespace},
 		{meshv1alpha1.GroupVersion, quotaKind, "quotapolicies", meta.RESTScopeNamespace},
 	} {

@@ -18,6 +18,7 @@ type memory map[object]conversion
 
 const (
 	peerKind   = "ClusterPeer"
+	domainKind = "FederatedTrustDomain"
 	accessKind = "AccessPolicy"
 	quotaKind  = "QuotaPolicy"
 )
@@ -52,6 +53,7 @@ func convert(now *reading, last memory) (*control.Objects, memory) {
 	// What refuses does so until it is gone.
 	each(c, accessKind, now.access, func(v conversion) { c.out.Access = append(c.out.Access, *v.value.Access) })
 	each(c, quotaKind, now.quotas, func(v conversion) { c.out.Quotas = append(c.out.Quotas, *v.value.Quota) })
+	each(c, domainKind, present(now.domains), func(v conversion) { c.out.Domains = append(c.out.Domains, *v.value.Domain) })
 	each(c, "Workload", present(now.workloads), func(v conversion) {
 		w := v.value.Workload
 		if meshed[w.ID()] {
@@ -69,6 +71,7 @@ func convert(now *reading, last memory) (*control.Objects, memory) {
 	byName(c.out.Workloads, func(o *control.Workload) *control.Meta { return &o.Meta })
 	byName(c.out.Exports, func(o *control.ServiceExport) *control.Meta { return &o.Meta })
 	byName(c.out.Peers, func(o *control.ClusterPeer) *control.Meta { return &o.Meta })
+	byName(c.out.Domains, func(o *control.FederatedTrustDomain) *control.Meta { return &o.Meta })
 	byName(c.out.Policies, func(o *control.FailoverPolicy) *control.Meta { return &o.Meta })
 	byName(c.out.Access, func(o *control.AccessPolicy) *control.Meta { return &o.Meta })
 	byName(c.out.Quotas, func(o *control.QuotaPolicy) *control.Meta { return &o.Meta })

@@ -27,10 +27,11 @@ const (
 	create          verb = "create"
 	update          verb = "update" // all but a status
 	remove          verb = "delete"
-	putImportStatus verb = "update status" // of an import
-	applyExport     verb = "apply status"  // of an export
-	applyPeer       verb = "apply state"   // of a ClusterPeer, likewise
-	applyPolicy     verb = "apply outcome" // of an AccessPolicy or a QuotaPolicy, likewise
+	putImportStatus verb = "update status"   // of an import
+	applyExport     verb = "apply status"    // of an export
+	applyPeer       verb = "apply state"     // of a ClusterPeer, likewise
+	applyDomain     verb = "apply freshness" // of a FederatedTrustDomain, likewise
+	applyPolicy     verb = "apply outcome"   // of an AccessPolicy or a QuotaPolicy, likewise
 )
 
 // write is one request that is due. Exactly one of the objects is set.
@@ -44,6 +45,8 @@ type write struct {
 	export *mcsv1beta1.ServiceExport
 	// peer likewise.
 	peer *meshv1alpha1.ClusterPeer
+	// domain likewise.
+	domain *meshv1alpha1.FederatedTrustDomain
 	// policy is likewise; its kind is set.
 	policy *policy
 	// news are those of its conditions that are told of by Events.
@@ -57,6 +60,8 @@ func (w *write) target() object {
 		return object{mcsv1beta1.ServiceExportKindName, w.export.Namespace, w.export.Name}
 	case w.peer != nil:
 		return object{peerKind, "", w.peer.Name}
+	case w.domain != nil:
+		return object{domainKind, "", w.domain.Name}
 	case w.policy != nil:
 		return object{w.policy.kind, w.policy.Namespace, w.policy.Name}
 	case w.slice != nil:
@@ -72,6 +77,8 @@ func (w *write) base() string {
 		return w.export.ResourceVersion
 	case w.peer != nil:
 		return w.peer.ResourceVersion
+	case w.domain != nil:
+		return w.domain.ResourceVersion
 	case w.policy != nil:
 		return w.policy.ResourceVersion
 	}
@@ -95,6 +102,7 @@ func (o object) String() string {
 type written struct {
 	exports    []mcsv1beta1.ServiceExport
 	peers      []meshv1alpha1.ClusterPeer
+	domains    []meshv1alpha1.FederatedTrustDomain
 	policies   []policy // AccessPolicies and QuotaPolicies
 	imports    []mcsv1beta1.ServiceImport
 	slices     []discoveryv1.EndpointSlice // of imports, ours and others'
@@ -104,7 +112,7 @@ type written struct {
 // plan returns the writes that make what is there what it should be, ordered by kind, namespace and name, and what can't be made so. It is
 // pure.
 func plan(want *control.Status, now *written) (due []write, problems []control.Problem) {
-	due = slices.Concat(exportWrites(want, now), peerWrites(want, now), policyWrites(want, now))
+	due = slices.Concat(exportWrites(want, now), peerWrites(want, now), domainWrites(want, now), policyWrites(want, now))
 	there := make(map[topology.ServiceName]*mcsv1beta1.ServiceImport, len(now.imports))
 	for i := range now.imports {
 		if name, err := topology.NewServiceName(now.imports[i].Namespace, now.imports[i].Name); err == nil {
@@ -240,20 +248,53 @@ func peerWrites(want *control.Status, now *written) []write {
 		if have == nil {
 			continue
 		}
-		ours := manifest.Conditions(want.Peers[i].Conditions)
-		conditions := merged(have.Status.Conditions, ours, p.Generation)
-		if equality.Semantic.DeepEqual(have.Status.Conditions, conditions) {
+		conditions, same := stateOf(have.Status.Conditions, want.Peers[i].Conditions, p.Generation)
+		if same {
 			continue
 		}
-		conditions = slices.DeleteFunc(conditions, func(c metav1.Condition) bool {
-			return !slices.ContainsFunc(ours, func(o metav1.Condition) bool { return o.Type == c.Type })
-		})
 		due = append(due, write{verb: applyPeer, peer: &meshv1alpha1.ClusterPeer{
 			ObjectMeta: metav1.ObjectMeta{Name: p.Name, UID: have.UID, ResourceVersion: have.ResourceVersion},
 			Status:     meshv1alpha1.ClusterPeerStatus{Conditions: conditions},
 		}})
 	}
 	return due
+}
+
+// domainWrites compares the conditions of the FederatedTrustDomains with what they shall be.
+func domainWrites(want *control.Status, now *written) []write {
+	there := make(map[string]*meshv1alpha1.FederatedTrustDomain, len(now.domains))
+	for i := range now.domains {
+		there[now.domains[i].Name] = &now.domains[i]
+	}
+	var due []write
+	for i := range want.Domains {
+		d := &want.Domains[i].Domain
+		have := there[d.Name]
+		if have == nil {
+			continue
+		}
+		conditions, same := stateOf(have.Status.Conditions, want.Domains[i].Conditions, d.Generation)
+		if same {
+			continue
+		}
+		due = append(due, write{verb: applyDomain, domain: &meshv1alpha1.FederatedTrustDomain{
+			ObjectMeta: metav1.ObjectMeta{Name: d.Name, UID: have.UID, ResourceVersion: have.ResourceVersion},
+			Status:     meshv1alpha1.FederatedTrustDomainStatus{Conditions: conditions},
+		}})
+	}
+	return due
+}
+
+// stateOf returns the conditions of ours that an object shall have, and whether it has them.
+func stateOf(have []metav1.Condition, want []control.Condition, generation int64) (conditions []metav1.Condition, same bool) {
+	ours := manifest.Conditions(want)
+	conditions = merged(have, ours, generation)
+	if equality.Semantic.DeepEqual(have, conditions) {
+		return nil, true
+	}
+	return slices.DeleteFunc(conditions, func(c metav1.Condition) bool {
+		return !slices.ContainsFunc(ours, func(o metav1.Condition) bool { return o.Type == c.Type })
+	}), false
 }
 
 // maxMessage bounds the message of a condition (metav1.Condition), in bytes.

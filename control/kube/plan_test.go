@@ -235,6 +235,30 @@ func TestPlanOfExports(t *testing.T) {
 	}
 }
 
+func TestPlanOfDomains(t *testing.T) {
+	status := &control.Status{Domains: []control.DomainStatus{{
+		Domain:     control.FederatedTrustDomain{Meta: control.Meta{Kind: "FederatedTrustDomain", Name: "partner"}, Generation: 3},
+		Conditions: []control.Condition{{Type: "Ready", Status: control.False, Reason: "Stale", Message: "away", Since: later}},
+	}}}
+	have := meshv1alpha1.FederatedTrustDomain{ObjectMeta: metaOf("partner")}
+	have.Namespace = ""
+	due, _ := plan(status, &written{domains: []meshv1alpha1.FederatedTrustDomain{have}})
+	if d := cmp.Diff([]string{"apply freshness FederatedTrustDomain partner @1"}, describe(due)); d != "" {
+		t.Fatal(d)
+	}
+	want := []metav1.Condition{{Type: "Ready", Status: "False", Reason: "Stale", Message: "away", ObservedGeneration: 3, LastTransitionTime: metav1.NewTime(later)}}
+	if d := cmp.Diff(want, due[0].domain.Status.Conditions); d != "" {
+		t.Error(d)
+	}
+	have.Status.Conditions = want
+	if due, _ = plan(status, &written{domains: []meshv1alpha1.FederatedTrustDomain{have}}); len(due) != 0 {
+		t.Errorf("as it should be: %v", describe(due))
+	}
+	if due, _ = plan(status, &written{}); len(due) != 0 {
+		t.Errorf("of one that is gone: %v", describe(due))
+	}
+}
+
 func TestPlanOfPeers(t *testing.T) {
 	fresh := control.Condition{Type: "Ready", Status: control.True, Reason: "Fresh", Since: later}
 	status := func(c control.Condition) *control.Status {

@@ -29,6 +29,7 @@ type reading struct {
 	workloads []meshv1alpha1.Workload
 	peers     []meshv1alpha1.ClusterPeer
 	policies  []meshv1alpha1.FailoverPolicy
+	domains   []meshv1alpha1.FederatedTrustDomain
 	access    []meshv1alpha1.AccessPolicy
 	quotas    []meshv1alpha1.QuotaPolicy
 	nodes     []corev1.Node
@@ -131,11 +132,12 @@ func (r *reader) read(ctx context.Context) (*reading, error) {
 		workloads meshv1alpha1.WorkloadList
 		peers     meshv1alpha1.ClusterPeerList
 		policies  meshv1alpha1.FailoverPolicyList
+		domains   meshv1alpha1.FederatedTrustDomainList
 		access    meshv1alpha1.AccessPolicyList
 		quotas    meshv1alpha1.QuotaPolicyList
 		nodes     corev1.NodeList
 	)
-	for _, list := range []client.ObjectList{&services, &endpoints, &pods, &exports, &workloads, &peers, &policies, &access, &quotas, &nodes} {
+	for _, list := range []client.ObjectList{&services, &endpoints, &pods, &exports, &workloads, &peers, &policies, &domains, &access, &quotas, &nodes} {
 		if err := r.reads.List(ctx, list, client.UnsafeDisableDeepCopy); err != nil {
 			return nil, err
 		}
@@ -143,7 +145,7 @@ func (r *reader) read(ctx context.Context) (*reading, error) {
 	return &reading{
 		namespace: r.cfg.Namespace,
 		services:  services.Items, slices: endpoints.Items, pods: pods.Items, exports: exports.Items,
-		workloads: workloads.Items, peers: peers.Items, policies: policies.Items, access: access.Items, quotas: quotas.Items, nodes: nodes.Items,
+		workloads: workloads.Items, peers: peers.Items, policies: policies.Items, domains: domains.Items, access: access.Items, quotas: quotas.Items, nodes: nodes.Items,
 	}, nil
 }
 

@@ -41,6 +41,12 @@ func (w *writer) do(ctx context.Context, due *write) error {
 			return err
 		}
 		return w.writes.Status().Apply(ctx, client.ApplyConfigurationFromUnstructured(object), owner, client.ForceOwnership)
+	case applyDomain:
+		object, err := conditionsOf(meshv1alpha1.GroupVersion.WithKind(domainKind), due.domain, due.domain.Status.Conditions)
+		if err != nil {
+			return err
+		}
+		return w.writes.Status().Apply(ctx, client.ApplyConfigurationFromUnstructured(object), owner, client.ForceOwnership)
 	case applyPolicy:
 		object, err := conditionsOf(meshv1alpha1.GroupVersion.WithKind(due.policy.kind), due.policy, due.policy.status.Conditions)
 		if err != nil {

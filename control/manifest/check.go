@@ -52,7 +52,7 @@ func (h header) object() string {
 	if name == "" {
 		name = "(no name)"
 	}
-	if h.kind == "ClusterPeer" { // the only kind here without a namespace
+	if h.kind == "ClusterPeer" || h.kind == "FederatedTrustDomain" { // the only kinds here without a namespace
 		return h.kind + " " + name
 	}
 	namespace := h.namespace

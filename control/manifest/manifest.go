@@ -36,6 +36,7 @@ type Object struct {
 	Export   *control.ServiceExport
 	Peer     *control.ClusterPeer
 	Policy   *control.FailoverPolicy
+	Domain   *control.FederatedTrustDomain
 	Access   *control.AccessPolicy
 	Quota    *control.QuotaPolicy
 }
@@ -53,6 +54,8 @@ func (o Object) Meta() *control.Meta {
 		return &o.Export.Meta
 	case o.Peer != nil:
 		return &o.Peer.Meta
+	case o.Domain != nil:
+		return &o.Domain.Meta
 	case o.Access != nil:
 		return &o.Access.Meta
 	case o.Quota != nil:
@@ -219,20 +222,22 @@ func (f *File) duplicates() {
 
 // kinds are the decoders, by "apiVersion kind".
 var kinds = map[string]func(*checker) (Object, error){
-	"v1 Service":                                           decoded(service),
-	"discovery.k8s.io/v1 EndpointSlice":                    decoded(endpointSlice),
-	"multicluster.x-k8s.io/v1beta1 ServiceExport":          decoded(serviceExport),
-	"multicluster.x-k8s.io/v1alpha1 ServiceExport":         decoded(serviceExportAlpha),
-	meshv1alpha1.GroupVersion.String() + " Workload":       decoded(workload),
-	meshv1alpha1.GroupVersion.String() + " ClusterPeer":    decoded(clusterPeer),
-	meshv1alpha1.GroupVersion.String() + " FailoverPolicy": decoded(failoverPolicy),
-	meshv1alpha1.GroupVersion.String() + " AccessPolicy":   decoded(accessPolicy),
-	meshv1alpha1.GroupVersion.String() + " QuotaPolicy":    decoded(quotaPolicy),
+	"v1 Service":                                                 decoded(service),
+	"discovery.k8s.io/v1 EndpointSlice":                          decoded(endpointSlice),
+	"multicluster.x-k8s.io/v1beta1 ServiceExport":                decoded(serviceExport),
+	"multicluster.x-k8s.io/v1alpha1 ServiceExport":               decoded(serviceExportAlpha),
+	meshv1alpha1.GroupVersion.String() + " Workload":             decoded(workload),
+	meshv1alpha1.GroupVersion.String() + " ClusterPeer":          decoded(clusterPeer),
+	meshv1alpha1.GroupVersion.String() + " FailoverPolicy":       decoded(failoverPolicy),
+	meshv1alpha1.GroupVersion.String() + " FederatedTrustDomain": decoded(federatedTrustDomain),
+	meshv1alpha1.GroupVersion.String() + " AccessPolicy":         decoded(accessPolicy),
+	meshv1alpha1.GroupVersion.String() + " QuotaPolicy":          decoded(quotaPolicy),
 }
 
 // decoded joins strict decoding into the kind's Go type and its conversion.
 func decoded[T corev1.Service | discoveryv1.EndpointSlice | mcsv1beta1.ServiceExport | mcsv1alpha1.ServiceExport |
-	meshv1alpha1.Workload | meshv1alpha1.ClusterPeer | meshv1alpha1.FailoverPolicy | meshv1alpha1.AccessPolicy | meshv1alpha1.QuotaPolicy](convert func(*checker, *T) Object,
+	meshv1alpha1.Workload | meshv1alpha1.ClusterPeer | meshv1alpha1.FailoverPolicy | meshv1alpha1.AccessPolicy | meshv1alpha1.QuotaPolicy |
+	meshv1alpha1.FederatedTrustDomain](convert func(*checker, *T) Object,
 ) func(*checker) (Object, error) {
 	return func(c *checker) (Object, error) {
 		var in T

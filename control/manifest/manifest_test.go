@@ -90,6 +90,8 @@ func objectOf(o manifest.Object) any {
 		return o.Access
 	case o.Quota != nil:
 		return o.Quota
+	case o.Domain != nil:
+		return o.Domain
 	default:
 		return o.Policy
 	}

@@ -41,16 +41,7 @@ func clusterPeer(c *checker, in *meshv1alpha1.ClusterPeer) Object {
 		}
 		p.Cluster = name
 	}
-	td, err := spiffeid.TrustDomainFromString(in.Spec.TrustDomain)
-	switch {
-	case in.Spec.TrustDomain == "":
-		c.addf("spec.trustDomain", "is missing")
-	case err != nil:
-		c.addf("spec.trustDomain", "%q: %v", in.Spec.TrustDomain, err)
-	case td.Name() != in.Spec.TrustDomain:
-		c.addf("spec.trustDomain", "%q: want the name alone, %q", in.Spec.TrustDomain, td.Name())
-	}
-	p.Domain = td
+	p.Domain = c.trustDomain("spec.trustDomain", in.Spec.TrustDomain)
 	c.fingerprint("spec.rootFingerprint", in.Spec.RootFingerprint)
 	c.busKey("spec.bus.key", in.Spec.Bus.Key)
 	if len(in.Spec.Bus.URLs) > maxBusURLs {
@@ -71,6 +62,20 @@ func clusterPeer(c *checker, in *meshv1alpha1.ClusterPeer) Object {
 	}
 	p.Namespaces = slices.Clone(in.Spec.Namespaces)
 	return Object{Peer: p}
+}
+
+// trustDomain reads the name of a trust domain.
+func (c *checker) trustDomain(field, name string) spiffeid.TrustDomain {
+	td, err := spiffeid.TrustDomainFromString(name)
+	switch {
+	case name == "":
+		c.addf(field, "is missing")
+	case err != nil:
+		c.addf(field, "%q: %v", name, err)
+	case td.Name() != name:
+		c.addf(field, "%q: want the name alone, %q", name, td.Name())
+	}
+	return td
 }
 
 // prefixes reads addresses of pods.

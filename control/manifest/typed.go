@@ -37,6 +37,8 @@ func Convert(in metav1.Object) (Object, []control.Problem) {
 		out = clusterPeer(is(meshv1alpha1.GroupVersion.String(), "ClusterPeer"), in)
 	case *meshv1alpha1.FailoverPolicy:
 		out = failoverPolicy(is(meshv1alpha1.GroupVersion.String(), "FailoverPolicy"), in)
+	case *meshv1alpha1.FederatedTrustDomain:
+		out = federatedTrustDomain(is(meshv1alpha1.GroupVersion.String(), "FederatedTrustDomain"), in)
 	case *meshv1alpha1.AccessPolicy:
 		out = accessPolicy(is(meshv1alpha1.GroupVersion.String(), accessKind), in)
 	case *meshv1alpha1.QuotaPolicy:

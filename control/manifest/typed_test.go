@@ -36,6 +36,7 @@ func typed(t *testing.T, d *strictyaml.Document) metav1.Object {
 		"isthmus.dev/v1alpha1 Workload":               new(meshv1alpha1.Workload),
 		"isthmus.dev/v1alpha1 ClusterPeer":            new(meshv1alpha1.ClusterPeer),
 		"isthmus.dev/v1alpha1 FailoverPolicy":         new(meshv1alpha1.FailoverPolicy),
+		"isthmus.dev/v1alpha1 FederatedTrustDomain":   new(meshv1alpha1.FederatedTrustDomain),
 	}[head.APIVersion+" "+head.Kind]
 	if !ok || d.Decode(into) != nil {
 		return nil
@@ -79,7 +80,7 @@ func TestConvertAgreesWithParse(t *testing.T) {
 				}
 				want := parsed.Objects[0]
 				want.Meta().Source = control.Source{}
-				if diff := cmp.Diff(want, got, cmpopts.EquateComparable(netip.Addr{}, netip.Prefix{}, topology.ServiceName{}, topology.ClusterName{}, spiffeid.TrustDomain{})); diff != "" {
+				if diff := cmp.Diff(want, got, cmpopts.EquateComparable(netip.Addr{}, netip.Prefix{}, topology.ServiceName{}, topology.ClusterName{}, spiffeid.TrustDomain{}, spiffeid.ID{})); diff != "" {
 					t.Errorf("%s:%d: (-Parse +Convert)\n%s", file.Name, d.StartLine, diff)
 				}
 			}

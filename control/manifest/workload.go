@@ -2,6 +2,7 @@ package manifest
 
 import (
 	"fmt"
+	"math"
 	"strconv"
 
 	"k8s.io/apimachinery/pkg/util/validation"
@@ -55,5 +56,29 @@ func workload(c *checker, in *meshv1alpha1.Workload) Object {
 			}
 		}
 	}
+	if u := in.Spec.Unix; u != nil {
+		w.UID = c.uid("spec.unix.uid", u.UID)
+	}
 	return Object{Workload: w}
+}
+
+// uid checks the number of a user.
+func (c *checker) uid(field string, n *int64) *uint32 {
+	const (
+		nobody = 65534          // whom the kernel shows for any user that is not known (user_namespaces(7))
+		unset  = math.MaxUint32 // "no change" to the kernel (setresuid(2))
+	)
+	switch {
+	case n == nil:
+		c.addf(field, "is missing")
+		return nil
+	case *n < 0 || *n >= unset:
+		c.addf(field, "%d is no user: want 0 to %d", *n, unset-1)
+		return nil
+	case *n == nobody:
+		c.addf(field, "%d stands for any user that is not known", *n)
+		return nil
+	}
+	out := uint32(*n)
+	return &out
 }

@@ -37,6 +37,7 @@ var (
 	userKinds  = []schema.GroupVersionResource{
 		{Group: "isthmus.dev", Version: "v1alpha1", Resource: "clusterpeers"},
 		{Group: "isthmus.dev", Version: "v1alpha1", Resource: "failoverpolicies"},
+		{Group: "isthmus.dev", Version: "v1alpha1", Resource: "federatedtrustdomains"},
 		{Group: "isthmus.dev", Version: "v1alpha1", Resource: "workloads"},
 	}
 )

@@ -79,7 +79,7 @@ type Mark struct {
 // Store keeps what must outlive the process.
 type Store interface {
 	Load(td spiffeid.TrustDomain) (Kept, error) // the zero Kept when there is none
-	// Save is durable when it returns. Mark and document are kept in that order of importance.
+	// Save is durable when it returns. A crash in its midst may leave the new document with the old mark.
 	Save(td spiffeid.TrustDomain, k Kept) error
 }
 

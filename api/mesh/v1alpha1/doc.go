@@ -23,6 +23,7 @@ func AddToScheme(s *runtime.Scheme) error {
 		&AccessPolicy{}, &AccessPolicyList{},
 		&ClusterPeer{}, &ClusterPeerList{},
 		&FailoverPolicy{}, &FailoverPolicyList{},
+		&FederatedTrustDomain{}, &FederatedTrustDomainList{},
 		&QuotaPolicy{}, &QuotaPolicyList{},
 		&Workload{}, &WorkloadList{},
 	)

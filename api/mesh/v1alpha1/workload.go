@@ -51,6 +51,20 @@ type WorkloadSpec struct {
 	// Sidecar is where the workload's sidecar takes mTLS from others. None: a node proxy stands in.
 	// +optional
 	Sidecar *WorkloadSidecar `json:"sidecar,omitempty"`
+	// Unix says as whom its processes run on the machine of the control plane: they get its identity there, from control's SPIFFE Workload
+	// API. Default: nobody does.
+	// +optional
+	Unix *WorkloadUnix `json:"unix,omitempty"`
+}
+
+// WorkloadUnix says as whom the workload's processes run.
+type WorkloadUnix struct {
+	// UID is the user's number. Several Workloads may name one: its processes then have the identity of each. Not 65534, "nobody".
+	// +required
+	// +kubebuilder:validation:Minimum=0
+	// +kubebuilder:validation:Maximum=4294967294
+	// +kubebuilder:validation:XValidation:rule="self != 65534",message="65534 stands for any user that is not known"
+	UID *int64 `json:"uid"`
 }
 
 // WorkloadPort is a port of the application.

@@ -24,7 +24,7 @@ var oldestKernel = [2]int{5, 2}
 // mcsCRDs may be somebody else's; isthmusCRDs may not.
 var (
 	mcsCRDs     = []string{"serviceexports.multicluster.x-k8s.io", "serviceimports.multicluster.x-k8s.io"}
-	isthmusCRDs = []string{"clusterpeers.isthmus.dev", "failoverpolicies.isthmus.dev", "workloads.isthmus.dev"}
+	isthmusCRDs = []string{"clusterpeers.isthmus.dev", "failoverpolicies.isthmus.dev", "federatedtrustdomains.isthmus.dev", "workloads.isthmus.dev"}
 )
 
 // otherMeshes are known by the webhooks that put their sidecars in, or by the controllers that write ServiceImports.

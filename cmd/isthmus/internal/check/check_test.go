@@ -49,7 +49,7 @@ func healthy(name, peer string) *check.Cluster {
 	k := &check.Kube{Namespace: ns, CIDR: "241.0.0.0/8"}
 	k.APIVersion.Value = &version.Info{Major: "1", Minor: "34+", GitVersion: "v1.34.4"}
 	for _, crd := range []string{
-		"clusterpeers.isthmus.dev", "failoverpolicies.isthmus.dev", "workloads.isthmus.dev",
+		"clusterpeers.isthmus.dev", "failoverpolicies.isthmus.dev", "federatedtrustdomains.isthmus.dev", "workloads.isthmus.dev",
 		"serviceexports.multicluster.x-k8s.io", "serviceimports.multicluster.x-k8s.io",
 	} {
 		k.CRDs.Value = append(k.CRDs.Value, check.CRD{Name: crd, Served: []string{"v1alpha1", "v1beta1"}})
@@ -148,9 +148,9 @@ func TestFaultsAreFound(t *testing.T) {
 		},
 		"IST7001 unknown could not look: no": func(c *check.Cluster) { c.Kube.APIVersion.Err = no },
 		"IST7003 failed serviceimports.multicluster.x-k8s.io, of submariner, serves v1alpha1, not v1beta1": func(c *check.Cluster) {
-			c.Kube.CRDs.Value[4].Served, c.Kube.CRDs.Value[4].Owner = []string{"v1alpha1"}, "submariner"
+			c.Kube.CRDs.Value[5].Served, c.Kube.CRDs.Value[5].Owner = []string{"v1alpha1"}, "submariner"
 		},
-		"IST7003 failed 2 of the 5 kinds are missing":                       func(c *check.Cluster) { c.Kube.CRDs.Value = c.Kube.CRDs.Value[:3] },
+		"IST7003 failed 3 of the 6 kinds are missing":                       func(c *check.Cluster) { c.Kube.CRDs.Value = c.Kube.CRDs.Value[:3] },
 		"IST7004 failed n1 is linux/s390x":                                  func(c *check.Cluster) { c.Kube.Nodes.Value[0].Status.NodeInfo.Architecture = "s390x" },
 		"IST7004 failed n1 has Linux 4.18.0-305.el8":                        func(c *check.Cluster) { c.Kube.Nodes.Value[0].Status.NodeInfo.KernelVersion = "4.18.0-305.el8" },
 		"IST7007 failed 241.0.0.0/8 overlaps with 241.5.0.0/16 of Services": func(c *check.Cluster) { c.Kube.ServiceCIDRs.Value = []string{"241.5.0.0/16"} },
