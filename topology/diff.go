@@ -140,5 +140,5 @@ func (e *Export) equal(o *Export) bool {
 func (i *Inbound) equal(o *Inbound) bool {
 	return i.Name == o.Name && i.Exported == o.Exported && slices.Equal(i.Audience, o.Audience) && slices.EqualFunc(i.Ports, o.Ports, func(a, b InboundPort) bool {
 		return a.Number == b.Number && a.Protocol == b.Protocol && slices.Equal(a.Targets, b.Targets)
-	}) && reflect.DeepEqual(i.Access, o.Access)
+	}) && reflect.DeepEqual(i.Access, o.Access) && reflect.DeepEqual(i.Quotas, o.Quotas)
 }

@@ -12,6 +12,7 @@ import (
 
 	"github.com/isthmus-mesh/isthmus/topology"
 	"github.com/isthmus-mesh/isthmus/trust/access"
+	"github.com/isthmus-mesh/isthmus/trust/quota"
 )
 
 // fullSpec has something in every field.
@@ -54,7 +55,7 @@ func fullSpec(t *testing.T) topology.SnapshotSpec {
 		Clusters: []*topology.Cluster{{Name: cluster(t, "us"), Domain: td, Region: "r", Link: topology.LinkUp, RTT: time.Millisecond, Gateways: []topology.Gateway{gateway}, Pods: []netip.Prefix{netip.MustParsePrefix("10.2.0.0/16")}}},
 		Gateways: []topology.Gateway{gateway},
 		Exports:  []*topology.Export{{Name: n, Ports: []uint16{80}, Audience: []topology.ClusterName{cluster(t, "us")}, Endpoints: []topology.Endpoint{endpoint()}, Hosts: []netip.Addr{addr.Addr()}}},
-		Inbounds: []*topology.Inbound{{Access: [][]access.Policy{{fullPolicy()}}, Name: n, Exported: true, Audience: []topology.ClusterName{cluster(t, "us")}, Ports: []topology.InboundPort{{Number: 80, Protocol: topology.HTTP, Targets: []netip.AddrPort{addr}}}}},
+		Inbounds: []*topology.Inbound{{Access: [][]access.Policy{{fullPolicy()}}, Quotas: []topology.Quota{fullQuota()}, Name: n, Exported: true, Audience: []topology.ClusterName{cluster(t, "us")}, Ports: []topology.InboundPort{{Number: 80, Protocol: topology.HTTP, Targets: []netip.AddrPort{addr}}}}},
 	}
 }
 
@@ -76,6 +77,14 @@ func fullPolicy() access.Policy {
 	}
 }
 
+func fullQuota() topology.Quota {
+	p := fullPolicy()
+	return topology.Quota{
+		Name: "q", Per: topology.PerCaller, From: p.Rules[0].From, To: p.Rules[0].To, Issuers: p.Issuers,
+		Limit: quota.Limit{Name: "l", Rate: 1, Burst: 1, Window: 1, Replicas: 1, MaxKeys: 1},
+	}
+}
+
 func TestDiffSeesEveryField(t *testing.T) {
 	base := topology.NewSnapshot(fullSpec(t))
 	if d := topology.Diff(base, topology.NewSnapshot(fullSpec(t))); !d.IsZero() {
@@ -94,6 +103,7 @@ func TestDiffSeesEveryField(t *testing.T) {
 		reflect.TypeFor[topology.Protocol]():    reflect.ValueOf(topology.GRPC),
 		reflect.TypeFor[topology.LinkState]():   reflect.ValueOf(topology.LinkDown),
 		reflect.TypeFor[access.Kind]():          reflect.ValueOf(access.Suffix),
+		reflect.TypeFor[float64]():              reflect.ValueOf(2.5),
 	}
 	for n := 0; ; n++ {
 		spec := fullSpec(t)

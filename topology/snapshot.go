@@ -8,6 +8,7 @@ import (
 	"github.com/spiffe/go-spiffe/v2/spiffeid"
 
 	"github.com/isthmus-mesh/isthmus/trust/access"
+	"github.com/isthmus-mesh/isthmus/trust/quota"
 )
 
 // Locality is where something runs. An empty field is unknown, and not the same as anything.
@@ -172,7 +173,29 @@ type Inbound struct {
 	Audience []ClusterName // of which clusters; empty = of every peer
 	// Access says which of the callers that may reach it may ask for what: each set must let a request through; none: all may.
 	Access [][]access.Policy
+	Quotas []Quota // each of which must have room for a request that it is for
 }
+
+// Quota bounds requests to a service.
+type Quota struct {
+	Name    string // namespace/name of the object, "/" and that of the limit: the same wherever it counts
+	Per     QuotaPer
+	Limit   quota.Limit
+	Audit   bool // what it would refuse is told, and let through
+	From    []access.Source
+	To      []access.Operation
+	Issuers []access.Issuer // whose end users are told apart
+}
+
+// QuotaPer says whose requests are counted together.
+type QuotaPer string
+
+// Whose requests are counted together: those of one SPIFFE ID, of one end user, or all.
+const (
+	PerCaller  QuotaPer = "caller"
+	PerEndUser QuotaPer = "end-user"
+	PerService QuotaPer = "service"
+)
 
 // InboundPort says where one service port's traffic goes: to the application, in plain.
 type InboundPort struct {

@@ -345,7 +345,10 @@ func decodeInbound(b *configv1.Inbound) (*topology.Inbound, error) {
 		}
 		in.Ports = append(in.Ports, p)
 	}
-	in.Access, err = decodeAccess(b.GetAccess())
+	if in.Access, err = decodeAccess(b.GetAccess()); err != nil {
+		return nil, err
+	}
+	in.Quotas, err = decodeQuotas(b.GetQuotas())
 	return in, err
 }
 

@@ -158,6 +158,9 @@ func EncodeInbound(receiver string, in *topology.Inbound) *configv1.Resource {
 	for _, set := range in.Access {
 		body.Access = append(body.Access, EncodeAccess(set))
 	}
+	for i := range in.Quotas {
+		body.Quotas = append(body.Quotas, EncodeQuota(&in.Quotas[i]))
+	}
 	return &configv1.Resource{
 		Key:  kindInbound + "/" + receiver + "/" + in.Name.String(),
 		Body: &configv1.Resource_Inbound{Inbound: body},

@@ -18,6 +18,7 @@ import (
 
 	"github.com/isthmus-mesh/isthmus/topology"
 	"github.com/isthmus-mesh/isthmus/trust/access"
+	"github.com/isthmus-mesh/isthmus/trust/quota"
 )
 
 // Generators of the topology's values, in every form that may travel.
@@ -206,6 +207,9 @@ func genInbound(t *rapid.T) *topology.Inbound {
 	for range rapid.IntRange(0, 2).Draw(t, "sets") {
 		in.Access = append(in.Access, genAccess(t))
 	}
+	for range rapid.IntRange(0, 2).Draw(t, "quotas") {
+		in.Quotas = append(in.Quotas, genQuota(t))
+	}
 	return in
 }
 
@@ -368,4 +372,18 @@ func genAccess(t *rapid.T) []access.Policy {
 		out = append(out, p)
 	}
 	return out
+}
+
+func genQuota(t *rapid.T) topology.Quota {
+	limit := genLabel.Draw(t, "limit")
+	return topology.Quota{
+		Name: "shop/q/" + limit, Audit: rapid.Bool().Draw(t, "audit"), Issuers: genIssuers(t),
+		Per: rapid.SampledFrom([]topology.QuotaPer{topology.PerCaller, topology.PerEndUser, topology.PerService}).Draw(t, "per"),
+		To:  []access.Operation{{Methods: []string{"GET"}}},
+		Limit: quota.Limit{
+			Name: limit, Rate: rapid.Float64Range(0.001, quota.MaxRate).Draw(t, "rate"), Burst: rapid.IntRange(0, quota.MaxBurst).Draw(t, "burst"),
+			Window: time.Duration(rapid.IntRange(0, 3_600_000).Draw(t, "window")) * time.Millisecond, Shared: rapid.Bool().Draw(t, "shared"),
+			Replicas: rapid.IntRange(0, quota.MaxReplicas).Draw(t, "replicas"),
+		},
+	}
 }

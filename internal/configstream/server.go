@@ -33,6 +33,10 @@ type ServerConfig struct {
 	// leaves a stream that is open as it is.
 	Admit func(id spiffeid.ID, h *configv1.Hello) (visible func(key string) bool, err error)
 
+	// Lease divides shared quotas: what the program that id is, and that says to be receiver, may let through, and for how long. It must not
+	// block. nil: there is nothing to divide.
+	Lease func(id spiffeid.ID, receiver string, demands Demands) (Shares, time.Duration)
+
 	// OnConnect, OnReport and OnDisconnect tell of a stream, in this order, from its goroutine: they must not block.
 	// A program that comes back may be connected anew before its old stream is known to be dead. Each may be nil.
 	OnConnect    func(*Session)

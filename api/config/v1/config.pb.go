@@ -3206,6 +3206,7 @@ func (x *Quota) GetReplicas() uint32 {
 type LeaseRequest struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Demands       []*Demand              `protobuf:"bytes,1,rep,name=demands,proto3" json:"demands,omitempty"`
+	Receiver      string                 `protobuf:"bytes,2,opt,name=receiver,proto3" json:"receiver,omitempty"` // who asks, as in the keys of what only that program receives: copies of a workload have one SPIFFE ID
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -3247,7 +3248,15 @@ func (x *LeaseRequest) GetDemands() []*Demand {
 	return nil
 }
 
-// Demand is what was asked for since the last request: requests a second, of one bucket of one shared quota.
+func (x *LeaseRequest) GetReceiver() string {
+	if x != nil {
+		return x.Receiver
+	}
+	return ""
+}
+
+// Demand is what was asked for since the last request: requests a second, of one bucket of one shared quota. Without a bucket it says that
+// the copy has that quota, be it asked of or not.
 type Demand struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Quota         string                 `protobuf:"bytes,1,opt,name=quota,proto3" json:"quota,omitempty"`
@@ -3360,7 +3369,8 @@ func (x *LeaseResponse) GetTtlMillis() uint32 {
 	return 0
 }
 
-// Share is what one copy may let through, in requests a second.
+// Share is what one copy may let through, in requests a second. Without a bucket it says that the quota is divided, and that all buckets
+// which are not named get little.
 type Share struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Quota         string                 `protobuf:"bytes,1,opt,name=quota,proto3" json:"quota,omitempty"`
@@ -3746,9 +3756,10 @@ const file_api_config_v1_config_proto_rawDesc = "" +
 	"\aissuers\x18\t \x03(\v2\x1e.isthmus.config.v1.TokenIssuerR\aissuers\x12#\n" +
 	"\rwindow_millis\x18\n" +
 	" \x01(\rR\fwindowMillis\x12\x1a\n" +
-	"\breplicas\x18\v \x01(\rR\breplicas\"C\n" +
+	"\breplicas\x18\v \x01(\rR\breplicas\"_\n" +
 	"\fLeaseRequest\x123\n" +
-	"\ademands\x18\x01 \x03(\v2\x19.isthmus.config.v1.DemandR\ademands\"J\n" +
+	"\ademands\x18\x01 \x03(\v2\x19.isthmus.config.v1.DemandR\ademands\x12\x1a\n" +
+	"\breceiver\x18\x02 \x01(\tR\breceiver\"J\n" +
 	"\x06Demand\x12\x14\n" +
 	"\x05quota\x18\x01 \x01(\tR\x05quota\x12\x16\n" +
 	"\x06bucket\x18\x02 \x01(\tR\x06bucket\x12\x12\n" +
