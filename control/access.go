@@ -38,6 +38,11 @@ type policing struct {
 	access map[copyID][]picked
 	copies [][]copyID // by AccessPolicy: those that it is for, ordered
 	sets   map[string]*configv1.AccessSet
+
+	quotas    map[copyID][]picked
+	limited   [][]copyID                  // by QuotaPolicy: those that it is for, ordered
+	receivers map[string]map[int]struct{} // by receiver: the QuotaPolicies of what it serves
+	limits    map[int][]*configv1.Quota   // by QuotaPolicy
 }
 
 // other is a copy that is no Workload: nobody tells of its labels, but for what the selectors of its Services say of them.
@@ -51,9 +56,10 @@ func newPolicing(w *world) *policing {
 	p := &policing{
 		w: w, workloads: make(map[copyID]*Workload), at: make(map[netip.AddrPort]copyID), others: make(map[copyID]*other),
 		access: make(map[copyID][]picked), sets: make(map[string]*configv1.AccessSet),
+		quotas: make(map[copyID][]picked), receivers: make(map[string]map[int]struct{}), limits: make(map[int][]*configv1.Quota),
 	}
 	o := w.in.objects
-	if len(o.Access) == 0 {
+	if len(o.Access)+len(o.Quotas) == 0 {
 		return p
 	}
 	for i := range o.Workloads {
@@ -82,6 +88,12 @@ func newPolicing(w *world) *policing {
 	}
 	for i := range o.Access {
 		p.copies = append(p.copies, p.pick(p.access, i, o.Access[i].Namespace, o.Access[i].Selects, members))
+	}
+	for i := range o.Quotas {
+		p.limited = append(p.limited, p.pick(p.quotas, i, o.Quotas[i].Namespace, o.Quotas[i].Selects, members))
+	}
+	if len(p.quotas) > 0 {
+		p.divide(names)
 	}
 	return p
 }
@@ -269,10 +281,11 @@ func (w *world) domainOf(cluster string) spiffeid.TrustDomain {
 
 // guard puts the policies into what a receiver is told of a service that it serves.
 func (p *policing) guard(r *configv1.Resource, receiver string, service *resolved) {
+	inbound := r.GetInbound()
+	inbound.Quotas = p.quotasOf(receiver, service)
 	if len(p.access) == 0 {
 		return
 	}
-	inbound := r.GetInbound()
 	if name, ok := strings.CutPrefix(receiver, configstream.ProgramSidecar+"/"); ok {
 		if _, set := p.setOf(copyID(name)); set != nil {
 			inbound.Access = []*configv1.AccessSet{set}
@@ -309,6 +322,17 @@ func (p *policing) policyStatus() []PolicyStatus {
 		out = append(out, PolicyStatus{
 			Kind: policy.Kind, Namespace: policy.Namespace, Name: policy.Name, Generation: policy.Generation, Copies: len(p.copies[i]),
 			Conditions: []Condition{p.w.accepted(&policy.Meta, policy.Closed, policy.Selects, callersOf(policy), p.copies[i])},
+		})
+	}
+	for i := range o.Quotas {
+		policy := &o.Quotas[i]
+		var callers []Caller
+		for _, l := range policy.Limits {
+			callers = append(callers, l.From...)
+		}
+		out = append(out, PolicyStatus{
+			Kind: policy.Kind, Namespace: policy.Namespace, Name: policy.Name, Generation: policy.Generation, Copies: len(p.limited[i]),
+			Conditions: []Condition{p.w.accepted(&policy.Meta, false, policy.Selects, callers, p.limited[i])},
 		})
 	}
 	return out

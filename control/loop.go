@@ -123,6 +123,9 @@ func (l *loop) step(ctx context.Context) (again time.Duration) {
 	l.setAddresses(ctx, w.addresses, w.hosts)
 	l.setOwn(ctx, &w.own)
 	l.readmit(objects, fleet.roster)
+	if err := c.leases.set(w.policing); err != nil {
+		c.cfg.Log.ErrorContext(ctx, "shared quotas are not divided", "error", err) // the registry should have refused it
+	}
 	l.setResources(w.resources)
 	l.setStatus(ctx, w, now)
 	c.present.Store(&present{world: w, fleet: fleet, views: views, status: l.status, buses: l.neighbours.states()})

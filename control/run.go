@@ -66,6 +66,7 @@ type Control struct {
 	fleet     *fleet
 	tokens    *tokens
 	directory *directory
+	leases    *leases
 	stream    *configstream.Server
 	metrics   *metrics
 
@@ -113,8 +114,9 @@ func New(cfg Config) (*Control, error) {
 		return nil, err
 	}
 	c.directory = &directory{domain: cfg.Domain, registry: cfg.Registry, fleet: c.fleet, nodes: nodeNames{cfg.NodeProxies, cfg.Attestor != nil}}
+	c.leases = newLeases(c.directory, cfg.Now)
 	c.stream = configstream.NewServer(configstream.ServerConfig{
-		Log: cfg.Log, Peer: c.peerID, Admit: c.directory.admit,
+		Log: cfg.Log, Peer: c.peerID, Admit: c.directory.admit, Lease: c.leases.lease,
 		OnConnect:    c.fleet.connect,
 		OnReport:     c.fleet.report,
 		OnDisconnect: func(s *configstream.Session, _ error) { c.fleet.disconnect(s) },

@@ -13,8 +13,9 @@ import (
 
 // Limits of a QuotaPolicy.
 const (
-	maxLimits   = 32
-	maxRequests = 1_000_000_000
+	maxLimits = 32
+	maxRate   = 1_000_000 // requests a second
+	maxBurst  = 1_000_000
 )
 
 var quotaPer = map[string]string{"Caller": "caller", "EndUser": "end-user", "Service": "service"}
@@ -39,12 +40,12 @@ func quotaPolicy(c *checker, in *meshv1alpha1.QuotaPolicy) Object {
 		c.label(at+".name", l.Name, "is missing: rate-limit headers, logs and metrics name the limit")
 		unique(c, names, l.Name, "spec.limits", i, "the name "+strconv.Quote(l.Name))
 		out := control.QuotaLimit{
-			Name: l.Name, Per: quotaPer[l.Per], Window: quotaWindows[l.Window],
-			Requests: c.requests(at+".requests", l.Requests), From: c.callers(at+".from", l.From), To: c.operations(at+".to", l.To),
+			Name: l.Name, Per: quotaPer[l.Per], Window: quotaWindows[l.Window], From: c.callers(at+".from", l.From), To: c.operations(at+".to", l.To),
 		}
-		out.Burst = out.Requests
+		out.Requests = c.requests(at+".requests", l.Requests, maxRate*max(1, int64(out.Window/time.Second)))
+		out.Burst = min(out.Requests, maxBurst)
 		if l.Burst != 0 {
-			out.Burst = c.requests(at+".burst", l.Burst)
+			out.Burst = c.requests(at+".burst", l.Burst, maxBurst)
 		}
 		if out.Per == "" {
 			c.addf(at+".per", "%q is not known: want Caller, EndUser or Service", l.Per)
@@ -67,10 +68,10 @@ func quotaPolicy(c *checker, in *meshv1alpha1.QuotaPolicy) Object {
 	return Object{Quota: p}
 }
 
-func (c *checker) requests(field string, n int64) uint32 {
-	if n < 1 || n > maxRequests {
-		c.addf(field, "%d: want 1 to %d", n, maxRequests)
+func (c *checker) requests(field string, n, most int64) uint32 {
+	if n < 1 || n > most {
+		c.addf(field, "%d: want 1 to %d", n, most)
 		return 1
 	}
-	return uint32(n)
+	return uint32(n) //nolint:gosec // G115: an hour's at most
 }

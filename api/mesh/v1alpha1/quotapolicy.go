@@ -73,19 +73,19 @@ type QuotaLimit struct {
 	// +required
 	// +kubebuilder:validation:Enum=Caller;EndUser;Service
 	Per string `json:"per"`
-	// Requests that are let through in a window.
+	// Requests that are let through in a window: at most 1,000,000 a second.
 	// +required
 	// +kubebuilder:validation:Minimum=1
-	// +kubebuilder:validation:Maximum=1000000000
+	// +kubebuilder:validation:Maximum=3600000000
 	Requests int64 `json:"requests"`
 	// Window is "1s", "1m" or "1h".
 	// +required
 	// +kubebuilder:validation:Enum="1s";"1m";"1h"
 	Window string `json:"window"`
-	// Burst is how many may come at once. Default: Requests.
+	// Burst is how many may come at once. Default: Requests, but 1,000,000 at most.
 	// +optional
 	// +kubebuilder:validation:Minimum=1
-	// +kubebuilder:validation:Maximum=1000000000
+	// +kubebuilder:validation:Maximum=1000000
 	Burst int64 `json:"burst,omitempty"`
 	// Scope "Replica": each copy of the application counts for itself. "Shared": the copies share the limit. Default "Replica".
 	// +optional
