@@ -29,7 +29,7 @@ func TestExporterDecides(t *testing.T) {
 		{"peer, outside of the audience", &topology.Inbound{Name: checkout, Exported: true, Audience: []topology.ClusterName{cluster("ap")}}, peer, errNotExported},
 		{"no peer's domain", &topology.Inbound{Name: checkout, Exported: true}, stranger, errNoPeer},
 	} {
-		k := &keeper{snapshots: live.NewValue(topology.NewSnapshot(topology.SnapshotSpec{
+		k := &keeper{log: discard, snapshots: live.NewValue(topology.NewSnapshot(topology.SnapshotSpec{
 			Self:     topology.Self{Cluster: cluster("eu"), Domain: eu},
 			Clusters: []*topology.Cluster{{Name: cluster("us"), Domain: us}},
 			Inbounds: []*topology.Inbound{c.inbound},

@@ -3,6 +3,7 @@ package sidecar
 import (
 	"errors"
 	"fmt"
+	"maps"
 	"net/http"
 	"net/url"
 	"strings"
@@ -33,6 +34,7 @@ const (
 	CodeNotAllowed  Code = "IST2104" // the caller may not
 	CodeOverloaded  Code = "IST2105" // the called workload's sidecar carries as much as it may
 	CodeNoUser      Code = "IST2106" // an end user's token is missing, or no good
+	CodeTooMany     Code = "IST2107" // above a quota
 )
 
 var errEnding = errors.New("this sidecar is ending")
@@ -63,10 +65,9 @@ const statusClientClosed = 499
 type Failure struct {
 	Status int
 	Code   Code
-	Text   string // for people: what, where, why, what to do
-	Err    error  // may be nil
-	// Challenge says by what scheme to authenticate, of a 401 (RFC 9110, section 11.6.1).
-	Challenge string
+	Text   string      // for people: what, where, why, what to do
+	Err    error       // may be nil
+	Header http.Header // of the answer, beside its own; may be nil
 }
 
 // Error returns the text.
@@ -79,9 +80,11 @@ func fail(status int, code Code, format string, args ...any) *Failure {
 	return &Failure{Status: status, Code: code, Text: fmt.Sprintf(format, args...)}
 }
 
-// write answers r with f: as plain text, or, when r is a gRPC call, as the status UNAVAILABLE, PERMISSION_DENIED or UNAUTHENTICATED with the text.
+// write answers r with f: as plain text, or, when r is a gRPC call, as the status UNAVAILABLE, PERMISSION_DENIED,
+// UNAUTHENTICATED or RESOURCE_EXHAUSTED with the text.
 func (f *Failure) write(w http.ResponseWriter, r *http.Request) {
 	h := w.Header()
+	maps.Copy(h, f.Header)
 	h.Set(headerError, string(f.Code))
 	if strings.HasPrefix(r.Header.Get("Content-Type"), "application/grpc") {
 		status := "14"
@@ -90,6 +93,8 @@ func (f *Failure) write(w http.ResponseWriter, r *http.Request) {
 			status = "7"
 		case http.StatusUnauthorized:
 			status = "16"
+		case http.StatusTooManyRequests:
+			status = "8"
 		}
 		h.Set("Content-Type", "application/grpc")
 		h.Set("Grpc-Status", status)
@@ -103,11 +108,9 @@ func (f *Failure) write(w http.ResponseWriter, r *http.Request) {
 // writePlain answers with f as plain text.
 func (f *Failure) writePlain(w http.ResponseWriter) {
 	h := w.Header()
+	maps.Copy(h, f.Header)
 	h.Set(headerError, string(f.Code))
 	h.Set("Cache-Control", "no-store")
-	if f.Challenge != "" {
-		h.Set("Www-Authenticate", f.Challenge)
-	}
 	if f.Status == http.StatusServiceUnavailable {
 		h.Set("Retry-After", "1")
 	}

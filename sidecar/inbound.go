@@ -27,6 +27,7 @@ import (
 	"github.com/isthmus-mesh/isthmus/topology"
 	"github.com/isthmus-mesh/isthmus/trust"
 	"github.com/isthmus-mesh/isthmus/trust/access"
+	"github.com/isthmus-mesh/isthmus/trust/enduser"
 )
 
 const (
@@ -41,8 +42,10 @@ type Inbound struct {
 	bundles      *trust.Bundles
 	guard        *trust.Guard
 	snapshots    *live.Value[*topology.Snapshot]
+	users        *enduser.Verifier
 	keeper       *keeper
 	refusals     *refusals
+	decisions    *decisions
 	apps         *apps
 	metrics      *metrics
 	tracer       trace.Tracer
@@ -63,8 +66,9 @@ type Inbound struct {
 
 // init makes what is made of the other fields.
 func (in *Inbound) init() {
-	in.keeper = &keeper{snapshots: in.snapshots, log: in.log}
+	in.keeper = &keeper{snapshots: in.snapshots, users: in.users, log: in.log, now: in.now}
 	in.refusals = &refusals{log: in.log, now: in.now}
+	in.decisions = newDecisions(in.now)
 	// Who may open a session at all. What it may call is asked of authorize, for each request.
 	in.policy = onlyCallers
 	config := func(protocols ...string) *tls.Config {

@@ -30,6 +30,8 @@ type metrics struct {
 	bytes       *prometheus.CounterVec
 	passed      prometheus.Counter
 	decisions   *prometheus.CounterVec
+	quotas      *prometheus.CounterVec
+	tokens      *prometheus.CounterVec
 
 	mu      sync.RWMutex
 	callers map[string]struct{}    // guarded by mu
@@ -65,10 +67,13 @@ func newMetrics(registry prometheus.Registerer) (*metrics, error) {
 		}),
 		decisions: counter("isthmus_sidecar_policy_decisions_total", "Requests and opaque connections that access policies spoke of. decision: allow, deny, audit-deny (policies in audit mode would have refused it).",
 			"policy", "rule", "decision"),
+		quotas: counter("isthmus_sidecar_quota_decisions_total", "Requests and opaque connections that quotas were for. decision: allow, deny, audit-deny (a quota in audit mode would have refused it).",
+			"quota", "decision"),
+		tokens:  counter("isthmus_sidecar_tokens_refused_total", "Tokens of end users that were no good.", "issuer", "reason"),
 		callers: make(map[string]struct{}),
 		rules:   make(map[[2]string]struct{}),
 	}
-	for _, c := range []prometheus.Collector{m.requests, m.duration, m.retries, m.overBudget, m.ejections, m.sessions, m.dials, m.connections, m.bytes, m.passed, m.decisions} {
+	for _, c := range []prometheus.Collector{m.requests, m.duration, m.retries, m.overBudget, m.ejections, m.sessions, m.dials, m.connections, m.bytes, m.passed, m.decisions, m.quotas, m.tokens} {
 		if err := registry.Register(c); err != nil {
 			return nil, err
 		}
@@ -87,7 +92,7 @@ func (m *metrics) caller(workload string) string {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	if len(m.callers) >= maxCallers {
-		return "other"
+		return other
 	}
 	m.callers[workload] = struct{}{}
 	return workload
@@ -101,20 +106,46 @@ func codeLabel(status int) string { return strconv.Itoa(status) }
 // maxPolicyLabels is how many pairs of policy and rule are told apart. Policies come and go, and their counters stay.
 const maxPolicyLabels = 2_000
 
-// policyDecision counts a decision.
+// policyDecision counts a decision of a policy's rule.
 func (m *metrics) policyDecision(policy, rule, decision string) {
-	key := [2]string{policy, rule}
+	if !m.known([2]string{policy, rule}) {
+		policy, rule = other, other
+	}
+	m.decisions.WithLabelValues(policy, rule, decision).Inc()
+}
+
+// quotaDecision counts a decision of a quota.
+func (m *metrics) quotaDecision(name, decision string) {
+	if !m.known([2]string{name}) {
+		name = other
+	}
+	m.quotas.WithLabelValues(name, decision).Inc()
+}
+
+// tokenRefused counts a token that was no good.
+func (m *metrics) tokenRefused(issuer, reason string) {
+	if !m.known([2]string{"", issuer}) {
+		issuer = other
+	}
+	m.tokens.WithLabelValues(issuer, reason).Inc()
+}
+
+// other stands for all past a bound.
+const other = "other"
+
+// known reports whether something of policies may have a label of its own.
+func (m *metrics) known(key [2]string) bool {
 	m.mu.RLock()
 	_, ok := m.rules[key]
 	m.mu.RUnlock()
-	if !ok {
-		m.mu.Lock()
-		if len(m.rules) >= maxPolicyLabels {
-			policy, rule = "other", "other"
-		} else {
-			m.rules[key] = struct{}{}
-		}
-		m.mu.Unlock()
+	if ok {
+		return true
 	}
-	m.decisions.WithLabelValues(policy, rule, decision).Inc()
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	if len(m.rules) >= maxPolicyLabels {
+		return false
+	}
+	m.rules[key] = struct{}{}
+	return true
 }

@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"maps"
 	"net/http"
 	"net/textproto"
 	"slices"
@@ -18,6 +19,8 @@ import (
 
 	"github.com/isthmus-mesh/isthmus/topology"
 	"github.com/isthmus-mesh/isthmus/trust/access"
+	"github.com/isthmus-mesh/isthmus/trust/enduser"
+	"github.com/isthmus-mesh/isthmus/trust/quota"
 )
 
 var (
@@ -33,12 +36,17 @@ type guards struct {
 	by map[topology.ServiceName]*guard // only services that policies are for
 	// clusters are the peers, by their trust domains.
 	clusters map[spiffeid.TrustDomain]topology.ClusterName
+	believes bool // some ask for end users
 }
 
-// guard is the policies of one service.
+// guard is the policies and quotas of one service.
 type guard struct {
 	inbound *topology.Inbound
 	*rules
+	quotas []*allotment
+	// issuers are those whose end users policies ask for, then those that only quotas do; tokens finds them in a request's headers.
+	issuers []access.Issuer
+	tokens  atomic.Pointer[enduser.Group]
 }
 
 // rules are compiled policies; services for which the same are share them.
@@ -47,7 +55,7 @@ type rules struct {
 	set *access.Set
 	// foreign is for callers of trust domains that are no peer cluster's: only rules that name callers let them in.
 	foreign *access.Set
-	issuers []access.Issuer
+	guarded bool  // there are policies; else only quotas
 	err     error // they can't be compiled: the sets are nil, and refuse everything
 }
 
@@ -62,10 +70,13 @@ func (r *rules) of(isPeer bool) *access.Set {
 // keeper makes guards, once for each change.
 type keeper struct {
 	snapshots interface{ Load() *topology.Snapshot }
+	users     *enduser.Verifier
 	log       *slog.Logger
+	now       func() time.Time
 
-	last atomic.Pointer[guards]
-	mu   sync.Mutex // held while guards are made
+	last     atomic.Pointer[guards]
+	mu       sync.Mutex                // held while guards are made
+	limiters map[string]*quota.Limiter // guarded by mu; by the name of the quota and, in a node proxy, of the service
 }
 
 // present returns the guards of the present configuration; nil when there is none. It compiles what is new, unless follow has already.
@@ -93,40 +104,67 @@ func (k *keeper) make(s *topology.Snapshot, last *guards) *guards {
 	for _, c := range s.Clusters() {
 		out.clusters[c.Domain] = c.Name
 	}
-	var known map[string]*rules
+	known := make(map[string]*rules)
+	before := func(topology.ServiceName) *guard { return nil }
+	if last != nil {
+		before = last.guard
+		for _, g := range last.by {
+			known[g.key] = g.rules
+		}
+	}
+	used := make(map[string]*quota.Limiter)
 	for _, in := range s.Inbounds() {
-		if len(in.Access) == 0 {
+		if len(in.Access)+len(in.Quotas) == 0 {
 			continue
 		}
 		if out.by == nil {
 			out.by = make(map[topology.ServiceName]*guard)
 		}
-		if last != nil {
-			if g := last.by[in.Name]; g != nil && g.inbound == in {
-				out.by[in.Name] = g
-				continue
+		g := before(in.Name)
+		if g == nil || g.inbound != in {
+			g = &guard{inbound: in, rules: k.rules(in, known)}
+			k.allot(g, s.Self().Namespace == "")
+			if g.err != nil {
+				k.log.Error("policies can't be used: everything is refused", "service", in.Name.String(), "error", g.err)
 			}
 		}
-		if known == nil {
-			known = make(map[string]*rules)
-			if last != nil {
-				for _, g := range last.by {
-					known[g.key] = g.rules
-				}
-			}
+		for _, a := range g.quotas {
+			used[a.key] = a.limiter
 		}
-		key := keyOf(in)
-		r := known[key]
-		if r == nil || key == "" {
-			r = compile(key, in)
-			known[key] = r
-			if r.err != nil {
-				k.log.Error("access policies can't be used: everything is refused", "service", in.Name.String(), "error", r.err)
-			}
-		}
-		out.by[in.Name] = &guard{inbound: in, rules: r}
+		out.by[in.Name] = g
 	}
+	k.limiters = used
+	k.believe(out, last)
 	return out
+}
+
+// rules compiles the access policies of a service, unless the same are known.
+func (k *keeper) rules(in *topology.Inbound, known map[string]*rules) *rules {
+	key := keyOf(in)
+	if r := known[key]; r != nil && key != "" {
+		return r
+	}
+	r := compile(key, in)
+	known[key] = r
+	return r
+}
+
+// believe has the tokens of all issuers verified that guards ask for.
+func (k *keeper) believe(now, last *guards) {
+	var asking []*guard
+	var issuers [][]access.Issuer
+	for _, service := range slices.SortedFunc(maps.Keys(now.by), topology.ServiceName.Compare) {
+		if g := now.by[service]; len(g.issuers) > 0 {
+			asking, issuers = append(asking, g), append(issuers, g.issuers)
+		}
+	}
+	if len(asking) == 0 && (last == nil || !last.believes) {
+		return
+	}
+	now.believes = len(asking) > 0
+	for i, group := range k.users.Use(issuers...) {
+		asking[i].tokens.Store(group)
+	}
 }
 
 // keyOf is the same for the same policies alone.
@@ -139,7 +177,10 @@ func keyOf(in *topology.Inbound) string {
 }
 
 func compile(key string, in *topology.Inbound) *rules {
-	r := &rules{key: key}
+	r := &rules{key: key, guarded: len(in.Access) > 0}
+	if !r.guarded {
+		return r
+	}
 	set, err := access.Compile(in.Access)
 	if err != nil {
 		r.err = err
@@ -150,7 +191,7 @@ func compile(key string, in *topology.Inbound) *rules {
 		r.err = err
 		return r
 	}
-	r.set, r.foreign, r.issuers = set, foreign, set.Issuers()
+	r.set, r.foreign = set, foreign
 	return r
 }
 
@@ -196,6 +237,9 @@ func portsOf(to *topology.InboundPort) (first uint16, others []uint16) {
 
 // decide asks the policies. Which of several applications will take the request isn't known yet: all of their ports must be allowed.
 func (g *guard) decide(q *access.Request, to *topology.InboundPort, isPeer bool) access.Decision {
+	if !g.guarded && g.err == nil {
+		return unguarded(isPeer)
+	}
 	set := g.of(isPeer)
 	first, others := portsOf(to)
 	q.Port = first
@@ -215,6 +259,9 @@ func (g *guard) decide(q *access.Request, to *topology.InboundPort, isPeer bool)
 
 // admits says whether there is anything that a caller may do on a session to that port.
 func (g *guard) admits(caller spiffeid.ID, to *topology.InboundPort, isPeer bool) bool {
+	if !g.guarded {
+		return g.err == nil && isPeer
+	}
 	set := g.of(isPeer)
 	first, others := portsOf(to)
 	return set.Admits(caller, first) || slices.ContainsFunc(others, func(p uint16) bool { return set.Admits(caller, p) })
@@ -224,13 +271,20 @@ func (g *guard) admits(caller spiffeid.ID, to *topology.InboundPort, isPeer bool
 func (in *Inbound) verdictOf(r *http.Request, v *visit) access.Decision {
 	peer := v.guards.isPeer(v.peer.ID)
 	g := v.guards.guard(v.service)
+	q := &v.request
+	*q = access.Request{Caller: v.peer.ID, HTTP: true, Method: r.Method, Path: r.RequestURI, Header: r.Header}
 	if g == nil {
 		return unguarded(peer)
 	}
 	dropNamed(r.Header)
-	return g.decide(&access.Request{
-		Caller: v.peer.ID, HTTP: true, Method: r.Method, Path: r.RequestURI, Header: r.Header,
-	}, v.to, peer)
+	// Who is refused whatever he asks has no signatures verified for it.
+	if len(g.issuers) > 0 && g.admits(v.peer.ID, v.to, peer) {
+		q.Tokens = g.tokens.Load().Tokens(r.Context(), r.Header, q.Tokens)
+	}
+	if !g.guarded && g.err == nil {
+		return unguarded(peer)
+	}
+	return g.decide(q, v.to, peer)
 }
 
 // unguarded is the decision where there are no policies: a caller of a trust domain that is no peer's needs one that names it.
@@ -274,9 +328,11 @@ func refusal(v *visit, d access.Decision) *Failure {
 	}
 	switch d.Reason { //nolint:exhaustive // of all others the caller hears nothing
 	case access.UserMissing:
-		f.Status, f.Code, f.Text, f.Challenge = http.StatusUnauthorized, CodeNoUser, "an end user's token is needed", "Bearer"
+		f.Status, f.Code, f.Text = http.StatusUnauthorized, CodeNoUser, "an end user's token is needed"
+		f.Header = http.Header{"Www-Authenticate": {"Bearer"}}
 	case access.UserInvalid:
-		f.Status, f.Code, f.Text, f.Challenge = http.StatusUnauthorized, CodeNoUser, "the end user's token is no good", `Bearer error="invalid_token"`
+		f.Status, f.Code, f.Text = http.StatusUnauthorized, CodeNoUser, "the end user's token is no good"
+		f.Header = http.Header{"Www-Authenticate": {`Bearer error="invalid_token"`}}
 	}
 	return f
 }
@@ -288,8 +344,13 @@ const (
 	decisionAudit = "audit-deny" // it would have been refused by policies in audit mode
 )
 
-// decided counts and tells what the policies said. It is for requests, and for opaque connections when they open.
-func (in *Inbound) decided(ctx context.Context, a *arrival, d *access.Decision) {
+// decided counts, notes and tells what the policies said of a request, or of an opaque connection when it opens.
+func (in *Inbound) decided(ctx context.Context, a *arrival, to *topology.InboundPort, q *access.Request, d *access.Decision) {
+	port, _ := portsOf(to)
+	in.decisions.note(kindOf{
+		caller: a.peer.ID.String(), method: q.Method, path: q.Path, service: a.service, port: port, opaque: !q.HTTP,
+		user: slices.ContainsFunc(q.Tokens, func(t access.Token) bool { return t.State == access.TokenValid }),
+	}, d)
 	if d.Reason == access.NoPolicy && d.Audit.Reason == access.NoPolicy {
 		return
 	}
@@ -324,21 +385,27 @@ type refusals struct {
 	untold int       // guarded by mu
 }
 
-func (r *refusals) tell(ctx context.Context, a *arrival, v access.Verdict, decision string) {
+// due says whether the log may be told now, and of how many refusals it was not.
+func (r *refusals) due() (untold int, ok bool) {
 	r.mu.Lock()
+	defer r.mu.Unlock()
 	now := r.now()
 	if now.Sub(r.last) < refusalsEvery {
 		r.untold++
-		r.mu.Unlock()
-		return
+		return 0, false
 	}
-	untold := r.untold
+	untold = r.untold
 	r.last, r.untold = now, 0
-	r.mu.Unlock()
-	r.log.LogAttrs(ctx, slog.LevelWarn, "policy decided",
-		slog.String("decision", decision),
-		slog.String("caller", a.peer.ID.String()), slog.String("service", a.service.String()), slog.Int("port", int(a.port)),
-		slog.String("policy", v.Policy), slog.String("rule", v.Rule), slog.String("reason", v.Reason.String()), slog.Int("not_told", untold))
+	return untold, true
+}
+
+func (r *refusals) tell(ctx context.Context, a *arrival, v access.Verdict, decision string) {
+	if untold, ok := r.due(); ok {
+		r.log.LogAttrs(ctx, slog.LevelWarn, "policy decided",
+			slog.String("decision", decision),
+			slog.String("caller", a.peer.ID.String()), slog.String("service", a.service.String()), slog.Int("port", int(a.port)),
+			slog.String("policy", v.Policy), slog.String("rule", v.Rule), slog.String("reason", v.Reason.String()), slog.Int("not_told", untold))
+	}
 }
 
 // policyAttrs are what the access log says of a decision.

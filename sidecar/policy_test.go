@@ -10,6 +10,7 @@ import (
 	"sync"
 	"sync/atomic"
 	"testing"
+	"time"
 
 	"github.com/spiffe/go-spiffe/v2/spiffeid"
 
@@ -17,6 +18,7 @@ import (
 	"github.com/isthmus-mesh/isthmus/topology"
 	"github.com/isthmus-mesh/isthmus/trust"
 	"github.com/isthmus-mesh/isthmus/trust/access"
+	"github.com/isthmus-mesh/isthmus/trust/enduser"
 )
 
 // police puts policies in force for what a server serves.
@@ -233,7 +235,7 @@ func TestPolicyThatCantBeUsed(t *testing.T) {
 	if resp, body := get(t, c.client(), checkoutURL); resp.StatusCode != http.StatusForbidden {
 		t.Errorf("%s %q", resp.Status, body)
 	}
-	waitFor(t, "the log says why", func() bool { return strings.Contains(near.logs.String(), "access policies can't be used") })
+	waitFor(t, "the log says why", func() bool { return strings.Contains(near.logs.String(), "policies can't be used") })
 }
 
 // TestForeignDomain: a caller of a trust domain that is no peer's gets what a rule allows it by name, and what everybody may it may not.
@@ -253,7 +255,7 @@ func TestForeignDomain(t *testing.T) {
 		{"another", [][]access.Policy{{{Name: "p", Rules: []access.Rule{allow("named", foreign, "admin")}}}}, false},
 		{"by name, and denied", [][]access.Policy{{{Name: "p", Rules: []access.Rule{allow("named", foreign, "web"), {Name: "none", Deny: true}}}}}, false},
 	} {
-		k := &keeper{log: discard, snapshots: live.NewValue(topology.NewSnapshot(topology.SnapshotSpec{
+		k := &keeper{log: discard, users: enduser.New(enduser.Config{}), now: time.Now, snapshots: live.NewValue(topology.NewSnapshot(topology.SnapshotSpec{
 			Self:     topology.Self{Cluster: cluster("eu"), Domain: eu},
 			Inbounds: []*topology.Inbound{{Name: checkout, Exported: true, Access: c.sets, Ports: []topology.InboundPort{{Number: 80, Protocol: topology.HTTP}}}},
 		}))}
@@ -274,7 +276,7 @@ func TestCompiledOnce(t *testing.T) {
 		return topology.NewSnapshot(topology.SnapshotSpec{Self: topology.Self{Cluster: cluster("eu"), Domain: eu}, Inbounds: in})
 	}
 	value := live.NewValue(snapshot(&topology.Inbound{Name: checkout, Access: policies("a")}, &topology.Inbound{Name: other, Access: policies("a")}))
-	k := &keeper{log: discard, snapshots: value}
+	k := &keeper{log: discard, users: enduser.New(enduser.Config{}), now: time.Now, snapshots: value}
 	first := k.present()
 	if first.guard(checkout).rules != first.guard(other).rules {
 		t.Error("the same policies were compiled twice")
@@ -290,3 +292,47 @@ func TestCompiledOnce(t *testing.T) {
 }
 
 var discard = slog.New(slog.DiscardHandler)
+
+// TestDecisionsAreRemembered: what was asked is, once each, with what was said last; nothing secret; and no more than fits.
+func TestDecisionsAreRemembered(t *testing.T) {
+	w := newWorld(t)
+	_, here := serveApp(t, answering("eu"))
+	near := w.server(eu, "checkout", topology.HTTP, here)
+	c := w.caller(view{endpoints: []topology.Endpoint{near.endpoint("checkout-0")}}, nil)
+	for range 3 {
+		get(t, c.client(), checkoutURL+"cart?card=4111")
+	}
+	near.police([]access.Policy{{Name: "shop/p", Rules: []access.Rule{allow("admin", eu, "admin")}}})
+	get(t, c.client(), checkoutURL+"cart?card=4242")
+	all := near.Decisions()
+	if len(all.Decisions) != 1 {
+		t.Fatalf("%+v", all)
+	}
+	d := all.Decisions[0]
+	if d.Caller != c.id.String() || d.Path != "/cart" || d.Method != http.MethodGet || d.Count != 4 || d.Allowed || d.Policy != "shop/p" || d.Reason != "no_rule_allows" || d.Port != here.Port() {
+		t.Errorf("%+v", d)
+	}
+
+	at := time.Unix(1_700_000_000, 0)
+	many := newDecisions(func() time.Time { return at })
+	for i := range 3 * maxDecisions {
+		if i%maxNewDecisions == 0 {
+			at = at.Add(time.Second)
+		}
+		many.note(kindOf{path: fmt.Sprint("/", i)}, &access.Decision{})
+	}
+	if got := many.all(); len(got.Decisions) != maxDecisions || got.Dropped != 2*maxDecisions {
+		t.Errorf("%d are remembered, %d dropped", len(got.Decisions), got.Dropped)
+	}
+	flood := newDecisions(func() time.Time { return at })
+	for i := range 10 * maxNewDecisions {
+		flood.note(kindOf{path: fmt.Sprint("/", i, "?", strings.Repeat("x", 9999))}, &access.Decision{})
+	}
+	if got := flood.all(); len(got.Decisions) != maxNewDecisions {
+		t.Errorf("%d new ones in a moment", len(got.Decisions))
+	}
+	k := kindOf{caller: "c", method: "GET", path: "/0?x"}
+	if n := testing.AllocsPerRun(100, func() { flood.note(k, &access.Decision{}) }); n > 0 {
+		t.Errorf("%v allocations for what is known", n)
+	}
+}

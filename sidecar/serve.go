@@ -24,7 +24,9 @@ type visit struct {
 	*arrival
 	guards   *guards // what was served when it came
 	to       *topology.InboundPort
+	request  access.Request  // as policies and quotas see it
 	decision access.Decision // of the policies; the zero one: they were not asked
+	quotas   http.Header     // what quotas tell the caller
 	started  time.Time
 	span     trace.Span
 	status   int // 0: none was written, or it broke off
@@ -94,9 +96,14 @@ func (in *Inbound) check(r *http.Request, v *visit) *Failure {
 		return &Failure{Status: http.StatusForbidden, Code: CodeNotAllowed, Err: err, Text: v.peer.ID.String() + " may not call " + v.service.String() + ": " + err.Error()}
 	}
 	v.decision = in.verdictOf(r, v)
-	in.decided(r.Context(), v.arrival, &v.decision)
+	in.decided(r.Context(), v.arrival, v.to, &v.request, &v.decision)
 	if err != nil || !v.decision.Allowed {
 		return refusal(v, v.decision)
+	}
+	if g := v.guards.guard(v.service); g != nil && len(g.quotas) > 0 {
+		var over *Failure
+		v.quotas, over = in.spend(r.Context(), g, &v.request, v.arrival)
+		return over
 	}
 	return nil
 }
@@ -133,8 +140,14 @@ func (in *Inbound) rewrite(p *httputil.ProxyRequest) {
 
 // modifyResponse sees every response of the application before the caller does: it can't speak in the mesh's name.
 func (in *Inbound) modifyResponse(resp *http.Response) error {
-	visitOf(resp.Request.Context()).status = resp.StatusCode
+	v := visitOf(resp.Request.Context())
+	v.status = resp.StatusCode
 	stripOwn(resp.Header)
+	for name, values := range v.quotas {
+		if _, own := resp.Header[name]; !own { // the application may have limits of its own
+			resp.Header[name] = values
+		}
+	}
 	stripTrailers(resp)
 	stream(resp)
 	return nil

@@ -55,11 +55,19 @@ func (in *Inbound) openApp(ctx context.Context, a *arrival, far *opaque) (net.Co
 	err := errNotServed
 	var near net.Conn
 	if to != nil && !to.Protocol.IsHTTP() {
-		if guard := g.guard(a.service); guard != nil {
-			d := guard.decide(&access.Request{Caller: a.peer.ID}, to, g.isPeer(a.peer.ID))
-			in.decided(ctx, a, &d)
+		err = in.admit(g, a)
+		q := access.Request{Caller: a.peer.ID}
+		guard, d := g.guard(a.service), unguarded(g.isPeer(a.peer.ID))
+		if guard != nil {
+			d = guard.decide(&q, to, g.isPeer(a.peer.ID))
 		}
-		if err = in.admit(g, a); err == nil {
+		in.decided(ctx, a, to, &q, &d)
+		if guard != nil && err == nil { // a connection counts as a request
+			if _, over := in.spend(ctx, guard, &q, a); over != nil {
+				err = over.Err
+			}
+		}
+		if err == nil {
 			near, err = in.apps.open(ctx, to.Targets)
 		}
 	}

@@ -19,6 +19,7 @@ import (
 	"fmt"
 	"log/slog"
 	"net"
+	"net/http"
 	"net/netip"
 	"strconv"
 	"sync"
@@ -29,6 +30,7 @@ import (
 	"go.opentelemetry.io/otel/trace"
 	"go.opentelemetry.io/otel/trace/noop"
 
+	"github.com/isthmus-mesh/isthmus/internal/configstream"
 	"github.com/isthmus-mesh/isthmus/internal/live"
 	"github.com/isthmus-mesh/isthmus/internal/ready"
 	"github.com/isthmus-mesh/isthmus/sidecar/balance"
@@ -38,6 +40,8 @@ import (
 	"github.com/isthmus-mesh/isthmus/sidecar/session"
 	"github.com/isthmus-mesh/isthmus/topology"
 	"github.com/isthmus-mesh/isthmus/trust"
+	"github.com/isthmus-mesh/isthmus/trust/access"
+	"github.com/isthmus-mesh/isthmus/trust/enduser"
 )
 
 // defaultGrace is what requests in flight get to end when the sidecar does.
@@ -71,6 +75,13 @@ type Config struct {
 	// CaptureFile is where to say which addresses beside those of services are to be captured: the pods of other clusters whose headless copies are
 	// called by their own addresses. One prefix a line; isthmus-capture --to-file follows it. Empty: it isn't said.
 	CaptureFile string
+
+	// Lease asks control for this copy's part of quotas that copies share; nil: each copy has an even share.
+	Lease func(context.Context, configstream.Demands) (configstream.Shares, time.Duration, error)
+	// KeysDir is the folder with the files of keys by which tokens of end users are verified, where policies name files; empty: there are none.
+	KeysDir string
+	// KeysTransport fetches such keys, where policies name URLs. Default: what net/http has.
+	KeysTransport http.RoundTripper
 
 	// Connect opens TCP connections: to copies, to gateways, to the application. Default: net.Dialer.
 	Connect func(ctx context.Context, address string) (net.Conn, error)
@@ -174,6 +185,17 @@ func New(config Config) (*Sidecar, error) {
 	s.inbound = &Inbound{
 		identity: c.Identity, bundles: c.Bundles, guard: c.Guard, snapshots: c.Snapshots, apps: newApps(c.Connect, c.Now),
 		metrics: counts, tracer: tracer, propagator: c.Propagator, log: c.Log, requestLevel: c.RequestLevel.Level(), now: c.Now,
+		users: enduser.New(enduser.Config{
+			Folder: c.KeysDir, Transport: c.KeysTransport, Now: c.Now, Log: c.Log,
+			Refused: func(issuer access.Issuer, err error) {
+				reason := "error"
+				if r, ok := errors.AsType[*enduser.Refusal](err); ok {
+					reason = string(r.Reason)
+				}
+				counts.tokenRefused(issuer.Issuer, reason)
+				c.Log.Debug("token refused", "issuer", issuer.Issuer, "error", err)
+			},
+		}),
 	}
 	s.inbound.init()
 	s.dns = &dns.Server{Lookup: o.resolver.lookup, Log: c.Log}

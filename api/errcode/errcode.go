@@ -128,4 +128,9 @@ var entries = []Entry{
 		"An AccessPolicy of the called workload lets the request through only on behalf of an end user, and it has no token, or one that is expired, of another issuer or audience, or not signed by its keys.",
 		"Send a valid token, by default as Authorization: Bearer; WWW-Authenticate of the answer says which of the two it is. The called sidecar's log says why a token is no good.",
 	},
+	{
+		"IST2107", "Above a quota",
+		"A QuotaPolicy of the called workload bounds how many requests it takes: of this caller, of this end user, or of all together.",
+		"Wait as long as Retry-After says; RateLimit-Policy and RateLimit tell the limit and what is left of it. The called sidecar's metrics name the quota.",
+	},
 }

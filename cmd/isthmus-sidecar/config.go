@@ -43,8 +43,11 @@ type config struct {
 	} `json:"advertise"`
 	CaptureFile string     `json:"captureFile"`
 	Listeners   []listener `json:"listeners"`
-	DrainGrace  string     `json:"drainGrace"`
-	Log         struct {
+	JWKS        struct {
+		Directory string `json:"directory"`
+	} `json:"jwks"`
+	DrainGrace string `json:"drainGrace"`
+	Log        struct {
 		Level    string `json:"level"`
 		Format   string `json:"format"`
 		Requests string `json:"requests"`

@@ -30,7 +30,8 @@ that environment variable.
                                     Those to no service of the mesh are passed on as they are; a node
                                     proxy resets them. Default: none.
     dns: 127.0.0.1:15053            UDP and TCP, DNS for clusterset.local and cluster.local. Default: none.
-    admin: 127.0.0.1:15020          TCP, plain HTTP: /metrics, /livez, /readyz, /explain. Default: none.
+    admin: 127.0.0.1:15020          TCP, plain HTTP: /metrics, /livez, /readyz, /explain,
+                                    /decisions. Default: none.
     workloadAPI: /run/shop/spiffe.sock  Unix socket for the SPIFFE Workload API: the workload's own SVID with
                                     its key, JWT-SVIDs, and the trust bundles, for SPIFFE-aware
                                     programs. Default: none.
@@ -48,6 +49,10 @@ that environment variable.
     scope: clusterset               clusterset (exported copies, everywhere) or cluster (own copies).
                                     Default clusterset.
     listen: 127.0.0.1:9001          TCP. Required.
+  jwks:
+    directory: /etc/isthmus/jwks    Directory with the key sets by which tokens of end users are verified,
+                                    where an AccessPolicy or a QuotaPolicy names a file (jwksFile). Read
+                                    again when they change. Default: there are none.
   drainGrace: 10s                   What requests in flight get to end after SIGTERM. Default 10s.
   log:
     level: info                     debug, info, warn or error. Default info.

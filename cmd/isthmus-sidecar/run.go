@@ -96,6 +96,7 @@ func serve(ctx context.Context, c *config, t *telemetry.Telemetry) error {
 		Identity: a.Identity, Bundles: a.Bundles, Guard: a.Guard, Snapshots: a.Stream.Snapshots(), Subscribe: a.Stream.Subscribe,
 		Inbound: l.inbound, Proxy: l.proxy, Listeners: l.services, DNS: l.dnsPackets, DNSStream: l.dnsStream,
 		Captured: l.captured, Resolve: a.Stream.Resolve, PassThrough: c.Workload != "", CaptureFile: c.CaptureFile,
+		Lease: a.Stream.Lease, KeysDir: c.JWKS.Directory,
 		Log: t.Log, RequestLevel: c.requests, Metrics: t.Metrics, Tracer: t.Tracer, Propagator: t.Propagator, DrainGrace: c.drainGrace,
 	})
 	if err != nil {
@@ -106,6 +107,7 @@ func serve(ctx context.Context, c *config, t *telemetry.Telemetry) error {
 	s.Checks(checks)
 	admin := telemetry.Admin(t.Metrics, checks)
 	admin.Handle("GET /explain", explain(s))
+	admin.Handle("GET /decisions", decisions(s))
 	t.Log.InfoContext(ctx, "starting", "version", version.String(), "listen", l.String(), "control", string(c.Control))
 	rest := []func(context.Context) error{}
 	if l.admin != nil {
@@ -132,15 +134,7 @@ func (c *config) workloadServer(a *agent.Agent, t *telemetry.Telemetry) (*worklo
 
 // explain answers GET /explain?to=NAME[&port=N].
 func explain(s *sidecar.Sidecar) http.Handler {
-	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-		if !isAddress(r.Host) { // a page in a browser on this machine could have a name of its own resolve to it
-			http.Error(w, "ask by address: the Host header must be an IP address or localhost", http.StatusForbidden)
-			return
-		}
-		if !isNear(r) { // where the listener is for probes and scrapers too, not all who reach it need to know where calls go
-			http.Error(w, "ask from where the sidecar runs: in a Pod, kubectl port-forward or exec", http.StatusForbidden)
-			return
-		}
+	return near(func(w http.ResponseWriter, r *http.Request) {
 		q, err := sidecar.ParseQuery(r.URL.Query().Get("to"), r.URL.Query().Get("port"))
 		if err != nil {
 			http.Error(w, err.Error(), http.StatusBadRequest)
@@ -148,6 +142,29 @@ func explain(s *sidecar.Sidecar) http.Handler {
 		}
 		w.Header().Set("Content-Type", "application/json")
 		_ = json.NewEncoder(w).Encode(s.Explain(r.Context(), q)) // the client went away
+	})
+}
+
+// decisions answers GET /decisions.
+func decisions(s *sidecar.Sidecar) http.Handler {
+	return near(func(w http.ResponseWriter, _ *http.Request) {
+		w.Header().Set("Content-Type", "application/json")
+		_ = json.NewEncoder(w).Encode(s.Decisions()) // the client went away
+	})
+}
+
+// near answers who asks from where the sidecar runs.
+func near(answer http.HandlerFunc) http.Handler {
+	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		if !isAddress(r.Host) { // a page in a browser on this machine could have a name of its own resolve to it
+			http.Error(w, "ask by address: the Host header must be an IP address or localhost", http.StatusForbidden)
+			return
+		}
+		if !isNear(r) { // where the listener is for probes and scrapers too, not all who reach it need to know where calls go, and who calls
+			http.Error(w, "ask from where the sidecar runs: in a Pod, kubectl port-forward or exec", http.StatusForbidden)
+			return
+		}
+		answer(w, r)
 	})
 }
 
