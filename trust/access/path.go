@@ -18,7 +18,44 @@ const (
 	PathAmbiguous
 )
 
-// NormalPath returns the normal form of the path of a request target: what each server takes for the same resource is spelled alike.
+// NormalPath returns the normal form of the path of a request target: what every server takes for the same resource is spelled alike. It is
+// idempotent, and allocates nothing for a path that is in normal form.
+//
+// What is one reading and what is two goes by what servers do with what they are sent, of these four: nginx, Go's net/http, Tomcat, and
+// Node (with Express, or with new URL).
+//
+//	target                      read as                                                    because
+//	/a?x, http://h/a?x          /a                                                         RFC 9112, section 3.2: origin and absolute form
+//	http://h, http://h?x        /                                                          RFC 9110, section 4.2.3
+//	*, host:port, a/b, ""       bad: there is no path                                      RFC 9112, section 3.2
+//	http://u@h/, http://h\@i/   bad: who finds which authority in it is not known
+//	/%61dmin, /a%24b            /admin, /a$b                                               all four decode before they look
+//	/a%c3%a9, /aé               /a%C3%A9                                                   the same bytes
+//	/a%2, /a%zz, /%u002e        bad                                                        all four refuse it, or guess
+//	/%c0%af, /%ff               bad: not UTF-8, or in a form longer than needed            decoders that took it for "/" were many
+//	more than MaxTarget         bad
+//	/%00, /%0a, raw controls    bad                                                        nginx and Tomcat refuse, C libraries end a string
+//	/a//b                       /a/b                                                       nginx and Tomcat merge, ServeMux redirects
+//	//a/b                       ambiguous                                                  new URL reads a host
+//	/a/./b, /a/../b, /a/..      ambiguous                                                  nginx, Tomcat and new URL resolve, ServeMux redirects,
+//	                                                                                       Express and handlers without a mux take it as it is
+//	/%2e%2e/b, /.%2E/b          ambiguous                                                  as if it were not encoded, for all but Express
+//	/a%2fb                      ambiguous                                                  "/" for nginx; for Go's URL.Path, not for its mux; Tomcat refuses
+//	/a\b, /a%5cb                ambiguous                                                  "/" for new URL, and for Tomcat where it is allowed
+//	/a;x=1/b, /a/..;/b, /a%3bb  ambiguous                                                  Tomcat cuts parameters off, before it looks for "..";
+//	                                                                                       others don't; a proxy before it may decode "%3b"
+//	/%252e, /%2525, /%25%32%65  ambiguous                                                  who decodes twice sees something else
+//	/a#b                        ambiguous                                                  nginx ends the path there, Go does not, Tomcat refuses
+//	/a/, /a.                    /a/, /a.                                                   other names, to all four but Express: see below
+//
+// Sources: nginx.org/en/docs/http/ngx_http_core_module.html (location, merge_slashes) and src/http/ngx_http_parse.c
+// (ngx_http_parse_complex_uri); net/http, type ServeMux, and net/url, type URL; Tomcat's org.apache.catalina.connector.CoyoteAdapter
+// (postParseRequest, parsePathParameters, normalize) and its options allowBackslash and encodedSolidusHandling; url.spec.whatwg.org (path
+// state); expressjs.com/en/api.html (express.Router: caseSensitive, strict). Dots and spaces at the end of a name, which Windows drops, and
+// letters that look like others are left alone.
+//
+// Where policies have rules with paths, an ambiguous one is refused outright, and a bad one matches each Deny rule with paths and no Allow
+// rule with paths. Express, by default, knows neither case nor a slash at the end: neither do Deny rules.
 func NormalPath(target string) (string, PathForm) {
 	if target == "" || len(target) > MaxTarget {
 		return "", PathBad
@@ -32,11 +69,50 @@ func NormalPath(target string) (string, PathForm) {
 	if k := strings.IndexByte(target, '?'); k >= 0 {
 		target = target[:k]
 	}
-	if target == "" {
+	switch {
+	case target == "":
 		return "/", PathNormal
+	case simple(target):
+		return target, PathNormal
 	}
-	return normalPath(target)
+	path, form := normalPath(target)
+	if len(path) > MaxTarget { // escapes are longer than what they stand for
+		return "", PathBad
+	}
+	return path, form
 }
+
+// simple tells of most paths, and quickly, that they are in normal form: they have no escapes, and no segment that begins with a dot.
+func simple(p string) bool {
+	var odd, after byte // after a slash, neither another may come nor a dot
+	for k := range len(p) {
+		c := class[p[k]]
+		odd |= c&isOther | c&after
+		after = (c & isSlash) * (isSlash | isDot)
+	}
+	return odd == 0
+}
+
+// class says of each byte what simple makes of it.
+var class = func() (t [256]byte) {
+	for c := range t {
+		switch {
+		case c == '/':
+			t[c] = isSlash
+		case c == '.':
+			t[c] = isDot
+		case !plain[c]:
+			t[c] = isOther
+		}
+	}
+	return t
+}()
+
+const (
+	isSlash byte = 1 << iota
+	isDot
+	isOther
+)
 
 // cutOrigin returns what follows scheme and authority of a target in absolute form. Any other form has no path: "*", an authority.
 func cutOrigin(target string) (string, bool) {
