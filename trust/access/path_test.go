@@ -200,13 +200,13 @@ func TestNormalPathAllocatesNothing(t *testing.T) {
 }
 
 // forest allows by prefix alone.
-func forest(t testing.TB, prefix string) *access.Set {
-	t.Helper()
+func forest(tb testing.TB, prefix string) *access.Set {
+	tb.Helper()
 	set, err := access.Compile([][]access.Policy{{{
 		Name: "ns/p", Rules: []access.Rule{{Name: "r", To: []access.Operation{{Paths: []access.Pattern{{Text: prefix, Kind: access.Prefix}}}}}},
 	}}})
 	if err != nil {
-		t.Fatal(err)
+		tb.Fatal(err)
 	}
 	return set
 }
