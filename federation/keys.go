@@ -115,6 +115,16 @@ func (k *Keys) BusKey() string { return encodeUserKey(public(k.bus)) }
 // BusPrivateKey returns the bus key. The own bus server and the clients of other servers prove themselves by it.
 func (k *Keys) BusPrivateKey() ed25519.PrivateKey { return k.bus }
 
+// MemberRoot says of the present MemberRoot which epoch it is of, and how long it lasts. Its end is zero before the first is made.
+func (k *Keys) MemberRoot() (epoch uint64, begins, ends time.Time) {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	if k.now.record == nil {
+		return 0, time.Time{}, time.Time{}
+	}
+	return k.now.content.epoch, k.now.content.notAfter.Add(-RootLifetime), k.now.content.notAfter
+}
+
 // Rotate begins the next epoch with a new signing key. Peers refuse the old key once they have heard of it.
 func (k *Keys) Rotate(domain spiffeid.TrustDomain, now time.Time) error {
 	k.mu.Lock()

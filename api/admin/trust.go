@@ -14,6 +14,8 @@ type Trust struct {
 	Rotation    Rotation        `json:"rotation"`
 	Domains     []TrustedDomain `json:"domains"` // the own one first
 	Revocations []Revocation    `json:"revocations"`
+	// MemberRoot is what the federation's signing keys stand on; not of X.509, but it ends likewise.
+	MemberRoot *Certificate `json:"member_root,omitempty"`
 }
 
 // Authority is who issues the domain's SVIDs.

@@ -25,6 +25,7 @@ type clusterStatus struct {
 	Context       string   `json:"context,omitempty"`  // of the cluster, where it was named by its context
 	Error         string   `json:"error,omitempty"`    // the control did not answer
 	Findings      []string `json:"findings,omitempty"` // what is not as it should be, in words
+	Notes         []string `json:"notes,omitempty"`    // what somebody should know, and is no finding
 	*admin.Status          // none when there is an Error
 	where         string   // the socket or the context, as the table says it
 }
@@ -42,7 +43,7 @@ It exits with 1 when something is not as it should be, and with 3 when a control
 		Example: example("isthmus status", "isthmus status -o json | jq '.[].peers'"),
 		Args:    noArgs,
 		RunE: func(c *cobra.Command, _ []string) error {
-			asked, err := askAll(c.Context(), g, exportsIfKnown)
+			asked, err := askAll(c.Context(), g, moreOfStatus)
 			if err != nil {
 				return err
 			}
@@ -59,7 +60,9 @@ It exits with 1 when something is not as it should be, and with 3 when a control
 					cs.Error = a.err.Error()
 				} else {
 					cs.Cluster, cs.Status = a.status.Cluster, &a.status
-					cs.Findings = findingsOf(a.status, a.answer)
+					cs.Findings = findingsOf(a.status, a.answer.exports)
+					found, notes := trustFindings(a.answer.trust, a.status.Proxies)
+					cs.Findings, cs.Notes = append(cs.Findings, found...), notes
 					findings += len(cs.Findings)
 				}
 				all = append(all, cs)
@@ -83,6 +86,55 @@ It exits with 1 when something is not as it should be, and with 3 when a control
 	}
 	c.Flags().VarP(&format, "output", "o", "output `format`: "+strings.Join(output.Formats, ", "))
 	return c
+}
+
+// statusMore is what status says beside the status.
+type statusMore struct {
+	exports []admin.Export
+	trust   *admin.Trust // nil: control is older than that
+}
+
+func moreOfStatus(c *admin.Client, ctx context.Context) (statusMore, error) { //nolint:revive // as a method of admin.Client is called
+	exports, err := exportsIfKnown(c, ctx)
+	if err != nil {
+		return statusMore{}, err
+	}
+	t, err := c.Trust(ctx)
+	if errors.Is(err, admin.ErrUnreachable) {
+		return statusMore{}, err
+	}
+	if err != nil {
+		return statusMore{exports: exports}, nil
+	}
+	return statusMore{exports, &t}, nil
+}
+
+// trustFindings lists what of a cluster's trust was not renewed, who holds a rotation, and what is revoked.
+func trustFindings(t *admin.Trust, proxies []admin.Proxy) (found, notes []string) {
+	if t == nil {
+		return nil, nil
+	}
+	for _, e := range check.LateRenewals(t, proxies) {
+		if e.Finding {
+			found = append(found, e.String())
+		} else {
+			notes = append(notes, e.String())
+		}
+	}
+	if p := t.Authority.Problem; p != "" {
+		found = append(found, "authority: "+p)
+	}
+	if text, bad := check.HeldRotation(t); bad {
+		found = append(found, text)
+	} else if text != "" {
+		notes = append(notes, text)
+	}
+	for _, r := range t.Revocations {
+		if r.Ends.IsZero() {
+			notes = append(notes, "revoked until it is undone: "+r.Subject+because(r.Reason))
+		}
+	}
+	return found, notes
 }
 
 // exportsIfKnown asks for the exports. A control that has not read everything yet can't tell, and its status says so.
@@ -150,7 +202,7 @@ func printStatus(w io.Writer, format output.Format, all []clusterStatus) error {
 		Wide:    []string{"TRUST DOMAIN", "REGION", "EPOCH", "SEQ"},
 		Empty:   "no peers",
 	}
-	var found []string
+	var found, notes []string
 	for _, cs := range all {
 		if cs.Status == nil {
 			clusters.Row(cmp.Or(cs.Cluster, "?"), "?", "-", "-", "-", "-", "-", "-", "-", "-", "-", "-", "-", "-", cs.where)
@@ -173,6 +225,9 @@ func printStatus(w io.Writer, format output.Format, all []clusterStatus) error {
 		for _, f := range cs.Findings {
 			found = append(found, s.Cluster+": "+f)
 		}
+		for _, n := range cs.Notes {
+			notes = append(notes, s.Cluster+": "+n)
+		}
 	}
 	for i, t := range []output.Table{clusters, peers, links} {
 		if i > 0 {
@@ -182,11 +237,14 @@ func printStatus(w io.Writer, format output.Format, all []clusterStatus) error {
 			return err
 		}
 	}
-	if len(found) > 0 {
-		_, _ = fmt.Fprintln(w, "\nFINDINGS")
-	}
-	for _, f := range found {
-		if _, err := fmt.Fprintln(w, f); err != nil {
+	for _, part := range []struct {
+		heading string
+		lines   []string
+	}{{"FINDINGS", found}, {"NOTES", notes}} {
+		if len(part.lines) == 0 {
+			continue
+		}
+		if _, err := fmt.Fprintln(w, "\n"+part.heading+"\n"+strings.Join(part.lines, "\n")); err != nil {
 			return err
 		}
 	}

@@ -13,6 +13,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/isthmus-mesh/isthmus/api/admin"
+	"github.com/isthmus-mesh/isthmus/cmd/isthmus/internal/check"
 	"github.com/isthmus-mesh/isthmus/cmd/isthmus/internal/output"
 )
 
@@ -115,18 +116,8 @@ func matrixOf(all []asked[admin.Trust]) trustMatrix {
 	return m
 }
 
-// trusts tells whether a domain's members are verified, as its state says.
-func trusts(d admin.TrustedDomain) bool {
-	switch d.State {
-	case "Waiting", "Expired", "Revoked":
-		return false
-	default:
-		return len(d.Roots) > 0
-	}
-}
-
 func (p *trustPair) hold(d admin.TrustedDomain) {
-	p.Trusts, p.Source, p.State, p.Reason = trusts(d), d.Source, d.State, d.Reason
+	p.Trusts, p.Source, p.State, p.Reason = check.Trusts(&d), d.Source, d.State, d.Reason
 	p.Sequence, p.Issued, p.NotAfter = d.Sequence, d.Issued, d.NotAfter
 	p.Revoked, p.RevokedParts = d.State == "Revoked", d.Revoked
 }
@@ -140,7 +131,7 @@ func pairOf(from, to *admin.Trust) trustPair {
 		p.Current = own.Sequence
 	}
 	back, ok := seenIn(to, from.TrustDomain)
-	p.OneWay = p.Trusts && (!ok || !trusts(back.TrustedDomain))
+	p.OneWay = p.Trusts && (!ok || !check.Trusts(&back.TrustedDomain))
 	return p
 }
 

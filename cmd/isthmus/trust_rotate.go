@@ -126,7 +126,7 @@ func (r *rotation) run(ctx context.Context, domain string) error {
 		}
 	}
 	err = output.Write(r.stdout, r.format, out, func() output.Table { return memberTable(out, now.Now) })
-	if err == nil && r.status && len(out.Holds) > 0 {
+	if err == nil && r.status && out.Phase == admin.RotationPublished && len(out.Holds) > 0 {
 		err = finding{fmt.Sprintf("%s: held: %s", out.TrustDomain, strings.Join(out.Holds, "; "))}
 	}
 	return err

@@ -124,7 +124,7 @@ func (c *trustCluster) handler() http.Handler {
 		return func(rw http.ResponseWriter, _ *http.Request) { _ = json.NewEncoder(rw).Encode(v) }
 	}
 	mux := http.NewServeMux()
-	mux.HandleFunc("GET /v1/status", say(admin.Status{Cluster: c.name, TrustDomain: c.domain.Name(), Now: c.trust.Now, Ready: true}))
+	mux.HandleFunc("GET /v1/status", say(admin.Status{Cluster: c.name, TrustDomain: c.domain.Name(), Now: c.trust.Now, Ready: true, Started: c.trust.Now}))
 	locked := func(h func(http.ResponseWriter, *http.Request) any) http.HandlerFunc {
 		return func(rw http.ResponseWriter, r *http.Request) {
 			c.mu.Lock()
@@ -549,4 +549,21 @@ func TestDidYouMean(t *testing.T) {
 	if got := didYouMean("x", nil); got != "" {
 		t.Errorf("of none: %q", got)
 	}
+}
+
+// status finds what was not renewed: a note at a third of its life, a finding at a sixth.
+func TestStatusOfTrust(t *testing.T) {
+	w := newTrustWorld(t, "eu", "us")
+	eu := w.cluster("eu")
+	want(t, exitOK, w.args("status"))
+	now := eu.trust.Now
+	eu.trust.Authority.Issuing = &admin.Certificate{NotBefore: now.Add(-33 * time.Hour), NotAfter: now.Add(15 * time.Hour)}
+	eu.trust.Revocations = []admin.Revocation{{Subject: "us.test", Kind: "domain", At: now, Reason: "copied"}}
+	if out := want(t, exitOK, w.args("status"), "NOTES\neu: the issuing CA ends in 15h", "eu: revoked until it is undone: us.test, copied"); strings.Contains(out, "FINDINGS") {
+		t.Errorf("a note is a finding:\n%s", out)
+	}
+	eu.trust.Authority.Issuing.NotAfter = now.Add(5 * time.Hour)
+	want(t, exitFinding, w.args("status"), "FINDINGS\neu: the issuing CA ends in 5h", "1 finding(s)")
+	eu.trust.Rotation = admin.Rotation{Phase: admin.RotationPublished, Since: now.Add(-25 * time.Hour), Holds: []string{"cluster us: is Stale"}}
+	want(t, exitFinding, w.args("status"), "the next root is published for 25h, and held: cluster us: is Stale", "2 finding(s)")
 }

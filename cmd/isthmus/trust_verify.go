@@ -17,6 +17,7 @@ import (
 	"github.com/spiffe/go-spiffe/v2/spiffeid"
 
 	"github.com/isthmus-mesh/isthmus/api/admin"
+	"github.com/isthmus-mesh/isthmus/cmd/isthmus/internal/check"
 	"github.com/isthmus-mesh/isthmus/cmd/isthmus/internal/output"
 	"github.com/isthmus-mesh/isthmus/trust"
 )
@@ -208,7 +209,7 @@ func (v *verification) views(ctx context.Context, id spiffeid.ID) ([]trustView, 
 	for _, a := range answered(all) {
 		w := trustView{name: a.answer.trust.Cluster, now: a.answer.trust.Now, bundles: a.answer.bundles, states: map[string]string{}}
 		for _, d := range a.answer.trust.Domains {
-			if !trusts(d) {
+			if !check.Trusts(&d) {
 				w.states[d.TrustDomain] = d.State + because(d.Reason)
 			}
 		}
@@ -236,7 +237,7 @@ func learn(ctx context.Context, c *admin.Client, id spiffeid.ID) (k known, err e
 	k.bundles = trust.NewBundles()
 	for i, d := range k.trust.Domains {
 		mine := d.TrustDomain == id.TrustDomain().Name()
-		if !trusts(d) || i >= maxHints && !mine {
+		if !check.Trusts(&d) || i >= maxHints && !mine {
 			continue
 		}
 		td, bundle, err := bundleOf(ctx, c, d)

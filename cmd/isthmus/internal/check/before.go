@@ -133,6 +133,7 @@ var inOne = []one{
 
 	afterControl, afterGateways, afterNodes, afterVersions, afterWebhook, afterStub, afterDNS, afterBare, afterFindings, afterExports,
 	afterPeers, afterLinks, afterCertificates, afterClock,
+	afterExpiry, afterRotation, afterRevocations, afterRoots,
 }
 
 func prefixed(prefix string, in []string) []string {

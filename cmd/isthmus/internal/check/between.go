@@ -120,6 +120,7 @@ var between = []several{
 			return ok(all[0].Control.Value.Status.Version)
 		},
 	},
+	trustBetween,
 }
 
 // Reached is how one cluster reaches another, as it says itself.

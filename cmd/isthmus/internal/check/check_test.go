@@ -96,8 +96,26 @@ func healthy(name, peer string) *check.Cluster {
 		Exports:      []admin.Export{{Namespace: "shop", Name: "web", Conditions: []admin.Condition{{Type: "Valid", Status: "True"}}}},
 	}
 	c := &check.Cluster{Name: "kind-" + name, Version: "v1", Kube: k}
+	control.Trust.Value = trusting(name, peer, now)
 	c.Control.Value = control
 	return c
+}
+
+// trusting is what the control of a cluster says of its trust in another.
+func trusting(name, peer string, now time.Time) *admin.Trust {
+	domain := func(of, source string) admin.TrustedDomain {
+		root := admin.Certificate{Subject: of + " root", State: "active", KeyID: "sha256:" + of, NotBefore: now.AddDate(0, 0, -10), NotAfter: now.AddDate(0, 0, 80)}
+		return admin.TrustedDomain{TrustDomain: of + ".test", Cluster: of, Source: source, State: "Fresh", Sequence: 7, Roots: []admin.Certificate{root}}
+	}
+	lasting := func(days int) *admin.Certificate {
+		return &admin.Certificate{NotBefore: now.AddDate(0, 0, -1), NotAfter: now.AddDate(0, 0, days)}
+	}
+	return &admin.Trust{
+		Cluster: name, TrustDomain: name + ".test", Now: now, MemberRoot: lasting(50),
+		Authority: admin.Authority{Kind: "builtin", SVIDLifetime: time.Hour, Issuing: lasting(1)},
+		Rotation:  admin.Rotation{Phase: admin.RotationIdle},
+		Domains:   []admin.TrustedDomain{domain(name, "own"), domain(peer, "peer")},
+	}
 }
 
 // bare is the same cluster before Isthmus came.
@@ -200,6 +218,46 @@ func TestFaultsAreFound(t *testing.T) {
 		"IST7113 warning the root ends 2026-01-12": func(c *check.Cluster) {
 			c.Control.Value.Status.RootExpires = c.Control.Value.Status.Now.AddDate(0, 0, 10)
 		},
+		"IST7115 warning the issuing CA ends in 15h (2026-01-02T18:04:05Z), and was not renewed": func(c *check.Cluster) {
+			c.Control.Value.Trust.Value.Authority.Issuing.NotAfter = c.Control.Value.Status.Now.Add(15 * time.Hour)
+			c.Control.Value.Trust.Value.Authority.Issuing.NotBefore = c.Control.Value.Status.Now.Add(-33 * time.Hour)
+		},
+		"IST7115 failed the SVID of gateway g0 ends in 9m (2026-01-02T03:13:05Z), and was not renewed; the last root of us.test ends in 25d (2026-01-27T03:04:05Z), and was not renewed": func(c *check.Cluster) {
+			c.Control.Value.Status.Proxies[0].SVIDEnds = c.Control.Value.Status.Now.Add(9 * time.Minute)
+			c.Control.Value.Status.Proxies[1].SVIDEnds = c.Control.Value.Status.Now.Add(29 * time.Minute)
+			root := &c.Control.Value.Trust.Value.Domains[1].Roots[0]
+			root.NotBefore, root.NotAfter = root.NotBefore.AddDate(0, 0, -55), root.NotAfter.AddDate(0, 0, -55)
+		},
+		"IST7115 failed the federation's member root ended 2026-01-02T03:04:04Z; the root of eu.test that signs ends in 14d (2026-01-16T03:04:05Z), and was not renewed": func(c *check.Cluster) {
+			tr, now := c.Control.Value.Trust.Value, c.Control.Value.Status.Now
+			tr.MemberRoot.NotAfter = now.Add(-time.Second)
+			next := tr.Domains[0].Roots[0]
+			next.State = "next"
+			tr.Domains[0].Roots[0].NotBefore, tr.Domains[0].Roots[0].NotAfter = now.AddDate(0, 0, -76), now.AddDate(0, 0, 14)
+			tr.Domains[0].Roots = append(tr.Domains[0].Roots, next)
+		},
+		"IST7115 failed the authority: no space left on device": func(c *check.Cluster) {
+			c.Control.Value.Trust.Value.Authority.Problem = "no space left on device"
+		},
+		"IST7116 warning the next root is published for 20m, and held: cluster us: is Stale": func(c *check.Cluster) {
+			c.Control.Value.Trust.Value.Rotation = admin.Rotation{
+				Phase: admin.RotationPublished, Since: c.Control.Value.Status.Now.Add(-20 * time.Minute), Holds: []string{"cluster us: is Stale"},
+			}
+		},
+		"IST7116 failed the next root is published for 2d, and held: a; b; c; d; e; and 1 more": func(c *check.Cluster) {
+			c.Control.Value.Trust.Value.Rotation = admin.Rotation{
+				Phase: admin.RotationPublished, Since: c.Control.Value.Status.Now.Add(-50 * time.Hour), Holds: []string{"a", "b", "c", "d", "e", "f"},
+			}
+		},
+		"IST7117 warning us.test since 2026-01-02T03:04:05Z: its key was copied": func(c *check.Cluster) {
+			now := c.Control.Value.Status.Now
+			c.Control.Value.Trust.Value.Revocations = []admin.Revocation{
+				{Subject: "us.test", Kind: "domain", At: now, Reason: "its key was copied"}, {Subject: "sha256:x", Kind: "key", At: now, Ends: now.Add(time.Hour)},
+			}
+		},
+		"IST7118 failed eu.test and us.test both have the root sha256:eu": func(c *check.Cluster) {
+			c.Control.Value.Trust.Value.Domains[1].Roots[0].KeyID = "sha256:eu"
+		},
 		"IST7114 warning 6s behind": func(c *check.Cluster) { c.Control.Value.Ahead = -6 * time.Second },
 	} {
 		c := healthy("eu", "us")
@@ -247,6 +305,8 @@ func TestBetween(t *testing.T) {
 		"IST7203 failed us to eu: another cluster of its name is let in (fingerprint)": func(_, us *check.Control) { us.Status.Peers[0].RootFingerprint = "of old eu" },
 		"IST7204 failed us is 1m0s ahead of eu":                                        func(eu, us *check.Control) { eu.Ahead, us.Ahead = 1*time.Second, 61*time.Second },
 		"IST7204 warning us is 6s behind of eu":                                        func(eu, us *check.Control) { eu.Ahead, us.Ahead = 3*time.Second, -3*time.Second },
+		"IST7206 warning eu trusts us, which does not trust it":                        func(_, us *check.Control) { us.Trust.Value.Domains[1].State = "Revoked" },
+		"IST7206 warning us has an older bundle of eu than that has itself":            func(eu, _ *check.Control) { eu.Trust.Value.Domains[0].Sequence++ },
 		"IST7205 warning us has v2, eu has v1":                                         func(_, us *check.Control) { us.Status.Version = "v2" },
 	} {
 		eu, us := healthy("eu", "us"), healthy("us", "eu")
@@ -254,6 +314,21 @@ func TestBetween(t *testing.T) {
 		got := slices.DeleteFunc(found(check.Judge([]*check.Cluster{eu, us}, false)), func(s string) bool { return !strings.HasPrefix(s, "IST72") })
 		if !slices.Equal(got, []string{want}) {
 			t.Errorf("got %q, want %q", got, want)
+		}
+	}
+}
+
+// A control that does not know of trust yet is no failure; one that can't tell is unknown.
+func TestOldControl(t *testing.T) {
+	for want, trust := range map[string]check.Seen[*admin.Trust]{
+		"skipped": {}, "unknown": {Err: errors.New("HTTP 500")},
+	} {
+		c := healthy("eu", "us")
+		c.Control.Value.Trust = trust
+		for _, f := range found(check.Judge([]*check.Cluster{c}, false)) {
+			if !strings.HasPrefix(f, "IST711") || !strings.Contains(f, want) {
+				t.Errorf("got %q, want %q", f, want)
+			}
 		}
 	}
 }

@@ -43,7 +43,8 @@ type Control struct {
 	Status       admin.Status
 	Introduction admin.Introduction
 	Exports      []admin.Export
-	Ahead        time.Duration // how far its clock runs ahead of ours
+	Trust        Seen[*admin.Trust] // none: control is older than what asks
+	Ahead        time.Duration      // how far its clock runs ahead of ours
 }
 
 // Kube is what was seen through an API server.

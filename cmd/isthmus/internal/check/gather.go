@@ -8,6 +8,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"net/http"
 	"strings"
 	"time"
 
@@ -109,6 +110,12 @@ func askControl(ctx context.Context, client *admin.Client, timeout time.Duration
 	}
 	if out.Exports, err = client.Exports(ctx); errors.Is(err, admin.ErrUnreachable) {
 		return Seen[*Control]{Err: err} // another error: it has not read everything yet, and its status says so
+	}
+	t, err := client.Trust(ctx)
+	if refused, is := errors.AsType[*admin.Error](err); err == nil {
+		out.Trust.Value = &t
+	} else if !is || refused.Status != http.StatusNotFound {
+		out.Trust.Err = err
 	}
 	return Seen[*Control]{Value: out}
 }
