@@ -45,6 +45,7 @@ func (o *Outbound) RoundTrip(req *http.Request) (*http.Response, error) {
 	}
 	f.selection = newSelection(c.plan, o.health, o.now, f.idempotent)
 	o.budget(c.query.Service).Request(o.now())
+	o.hedgesOf(c.query.Service).Request()
 	return f.run()
 }
 
@@ -76,8 +77,15 @@ func (f *forwarding) run() (*http.Response, error) {
 				return nil, err
 			}
 		}
+		first := !f.again && len(f.tried) == 0
 		f.again = false
-		resp, out := f.attempt(c)
+		var resp *http.Response
+		var out outcome
+		if first && f.hedgeable() {
+			resp, c, out = f.hedged(c)
+		} else {
+			resp, out = f.attempt(c)
+		}
 		if resp != nil {
 			return resp, nil
 		}
@@ -111,6 +119,7 @@ func (f *forwarding) attempt(c choice) (*http.Response, outcome) {
 	}
 	req := new(*f.request)
 	req.Body = body
+	began := f.now()
 	resp, err := inner.RoundTrip(req, func(lost *session.LostError) { f.blame(c, inner, lost) })
 	if err != nil {
 		_ = body.Close()
@@ -127,6 +136,8 @@ func (f *forwarding) attempt(c choice) (*http.Response, outcome) {
 		f.again = !f.upgrade && len(f.tried) == 0 && (lost.Polite || c.pool.Ready())
 		return nil, outcome{err: err, unsent: lost.Unsent || lost.Write && !f.body.Touched()}
 	}
+	now := f.now()
+	f.outbound.pace.Heard(now, c.candidate.Target, now.Sub(began))
 	f.call.inner, f.call.target = inner, c.candidate.Target
 	if f.upgrade {
 		resp.Body = closing(resp.Body, inner)

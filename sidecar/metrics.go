@@ -22,6 +22,7 @@ type metrics struct {
 	requests    *prometheus.CounterVec
 	duration    *prometheus.HistogramVec
 	retries     *prometheus.CounterVec
+	hedges      *prometheus.CounterVec
 	overBudget  *prometheus.CounterVec
 	ejections   *prometheus.CounterVec
 	sessions    *prometheus.GaugeVec
@@ -55,6 +56,7 @@ func newMetrics(registry prometheus.Registerer) (*metrics, error) {
 			NativeHistogramMaxBucketNumber:  100,
 			NativeHistogramMinResetDuration: 0,
 		}, []string{"direction", "destination_cluster", "destination_service"}),
+		hedges:      counter("isthmus_hedges_total", "Requests of which a second try was made beside the first, because its copy had fallen silent.", "destination_service"),
 		retries:     counter("isthmus_retries_total", "Attempts after the first. unsent: the attempt before had not reached the application.", "destination_service", "unsent"),
 		overBudget:  counter("isthmus_retry_budget_exhausted_total", "Requests that failed because too many were being retried.", "destination_service"),
 		ejections:   counter("isthmus_ejections_total", "Copies that were left alone for a while because requests to them failed.", "destination_cluster", "destination_service"),
@@ -73,7 +75,7 @@ func newMetrics(registry prometheus.Registerer) (*metrics, error) {
 		callers: make(map[string]struct{}),
 		rules:   make(map[[2]string]struct{}),
 	}
-	for _, c := range []prometheus.Collector{m.requests, m.duration, m.retries, m.overBudget, m.ejections, m.sessions, m.dials, m.connections, m.bytes, m.passed, m.decisions, m.quotas, m.tokens} {
+	for _, c := range []prometheus.Collector{m.requests, m.duration, m.retries, m.hedges, m.overBudget, m.ejections, m.sessions, m.dials, m.connections, m.bytes, m.passed, m.decisions, m.quotas, m.tokens} {
 		if err := registry.Register(c); err != nil {
 			return nil, err
 		}

@@ -37,6 +37,7 @@ const (
 type Outbound struct {
 	resolver     *resolver
 	health       *balance.Health[topology.Target]
+	pace         *balance.Pace[topology.Target]
 	sessions     *session.Set
 	metrics      *metrics
 	tracer       trace.Tracer
@@ -57,11 +58,13 @@ type Outbound struct {
 
 	mu      sync.RWMutex
 	budgets map[topology.ServiceName]*balance.Budget // guarded by mu
+	hedges  map[topology.ServiceName]*balance.Hedges // guarded by mu
 }
 
 // init makes what is made of the other fields.
 func (o *Outbound) init() {
 	o.budgets = make(map[topology.ServiceName]*balance.Budget)
+	o.hedges = make(map[topology.ServiceName]*balance.Hedges)
 	o.proxy = &httputil.ReverseProxy{
 		Rewrite:        o.rewrite,
 		Transport:      o,

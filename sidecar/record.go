@@ -26,7 +26,8 @@ type call struct {
 	inner   *session.Requests // that brought the answer
 	target  topology.Target
 	retries int
-	status  int // 0: none was written
+	hedged  bool // a second try was made beside the first
+	status  int  // 0: none was written
 	failure *Failure
 }
 
@@ -83,6 +84,9 @@ func (o *Outbound) end(r *http.Request, c *call) {
 		slog.Int("retries", c.retries),
 		slog.String("trace_id", c.span.SpanContext().TraceID().String()),
 	}
+	if c.hedged {
+		attrs = append(attrs, slog.Bool("hedged", true))
+	}
 	if c.failure != nil {
 		attrs = append(attrs, slog.String("code", string(c.failure.Code)), slog.String("error", c.failure.Text))
 	}
@@ -108,6 +112,7 @@ func (c *call) describe(r *http.Request) {
 		attribute.String("server.address", c.destination(r)),
 		attribute.Int("server.port", int(c.query.Port)),
 		attribute.Int("isthmus.retries", c.retries),
+		attribute.Bool("isthmus.hedged", c.hedged),
 		attribute.String("isthmus.destination.cluster", c.target.Cluster.String()),
 		attribute.String("isthmus.destination.endpoint", c.target.Endpoint),
 	)

@@ -46,6 +46,7 @@ type resolver struct {
 	subscribe func(context.Context, topology.ServiceName) error
 	resolve   func(context.Context, netip.Addr) (topology.ServiceName, bool, error) // may be nil
 	health    *balance.Health[topology.Target]
+	pace      *balance.Pace[topology.Target]
 	sessions  *session.Set
 	now       func() time.Time
 	asking    sync.WaitGroup // subscriptions that no request waits for
@@ -65,9 +66,9 @@ type answer struct {
 	at     time.Time // when
 }
 
-func newResolver(c Config, h *balance.Health[topology.Target], s *session.Set) *resolver {
+func newResolver(c Config, h *balance.Health[topology.Target], pace *balance.Pace[topology.Target], s *session.Set) *resolver {
 	return &resolver{
-		snapshots: c.Snapshots, subscribe: c.Subscribe, resolve: c.Resolve, strangers: make(map[netip.Addr]time.Time), health: h, sessions: s, now: c.Now,
+		snapshots: c.Snapshots, subscribe: c.Subscribe, resolve: c.Resolve, strangers: make(map[netip.Addr]time.Time), health: h, pace: pace, sessions: s, now: c.Now,
 		plans: make(map[topology.Query]*plan), asked: make(map[topology.ServiceName]answer),
 	}
 }
@@ -233,7 +234,7 @@ func (r *resolver) failure(p *plan) *Failure {
 
 // keep forgets what the present snapshot no longer speaks of.
 func (r *resolver) keep(s *topology.Snapshot) {
-	r.health.Keep(func(t topology.Target) bool {
+	present := func(t topology.Target) bool {
 		service := s.Service(t.Service)
 		if service == nil {
 			return false
@@ -255,7 +256,9 @@ func (r *resolver) keep(s *topology.Snapshot) {
 			}
 		}
 		return false
-	})
+	}
+	r.health.Keep(present)
+	r.pace.Keep(present)
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	for q, p := range r.plans {

@@ -161,9 +161,9 @@ func New(config Config) (*Sidecar, error) {
 	}
 	tracer := c.Tracer.Tracer("github.com/isthmus-mesh/isthmus/sidecar")
 	s := &Sidecar{config: c}
-	health := new(balance.Health[topology.Target])
+	health, pace := new(balance.Health[topology.Target]), new(balance.Pace[topology.Target])
 	o := &Outbound{
-		health: health, metrics: counts, tracer: tracer, propagator: c.Propagator, log: c.Log,
+		health: health, pace: pace, metrics: counts, tracer: tracer, propagator: c.Propagator, log: c.Log,
 		requestLevel: c.RequestLevel.Level(), now: c.Now, self: s.self,
 		connectTo: c.Connect, original: c.Original, passThrough: c.PassThrough,
 	}
@@ -179,7 +179,7 @@ func New(config Config) (*Sidecar, error) {
 		},
 	})
 	o.sessions = s.sessions
-	o.resolver = newResolver(c, health, s.sessions)
+	o.resolver = newResolver(c, health, pace, s.sessions)
 	o.init()
 	s.outbound = o
 	s.inbound = &Inbound{

@@ -1,0 +1,122 @@
+package balance
+
+import (
+	"sync"
+	"sync/atomic"
+	"time"
+)
+
+// Pace is how fast copies answer, as a caller's own requests have shown. It says when an answer is overdue, and since when nothing came at
+// all: a slow answer is the copy's affair, but a copy (or the way to it) that falls silent may be gone. The zero value is in use.
+type Pace[K comparable] struct {
+	mu     sync.RWMutex
+	copies map[K]*pace // guarded by mu
+}
+
+// pace is one copy's. Times are smoothed as round trips are in RFC 6298.
+type pace struct {
+	heard atomic.Int64 // Unix nanoseconds
+
+	mu     sync.Mutex
+	mean   time.Duration // guarded by mu; 0: nothing was measured
+	spread time.Duration // guarded by mu; mean deviation
+}
+
+const (
+	// leastPatience is for copies that answer at once: below it, a busy machine looks like a silent one.
+	leastPatience = 30 * time.Millisecond
+	// firstPatience is for a copy that has not answered yet.
+	firstPatience = 500 * time.Millisecond
+	// mostPatience bounds what a copy that is slow now and then may get.
+	mostPatience = 2 * time.Second
+)
+
+func (p *Pace[K]) of(k K) *pace {
+	p.mu.RLock()
+	c := p.copies[k]
+	p.mu.RUnlock()
+	if c != nil {
+		return c
+	}
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if c = p.copies[k]; c == nil {
+		if p.copies == nil {
+			p.copies = make(map[K]*pace)
+		}
+		c = new(pace)
+		p.copies[k] = c
+	}
+	return c
+}
+
+// Heard records that k answered a request after took.
+func (p *Pace[K]) Heard(now time.Time, k K, took time.Duration) {
+	c := p.of(k)
+	c.heard.Store(now.UnixNano())
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	took = max(took, 1)
+	if c.mean == 0 {
+		c.mean, c.spread = took, took/2
+		return
+	}
+	c.spread += ((c.mean - took).Abs() - c.spread) / 4
+	c.mean += (took - c.mean) / 8
+}
+
+// Patience is how long an answer of k may take before it is overdue.
+func (p *Pace[K]) Patience(k K) time.Duration {
+	c := p.of(k)
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.mean == 0 {
+		return firstPatience
+	}
+	return min(max(c.mean+4*c.spread, 2*c.mean, leastPatience), mostPatience)
+}
+
+// Silent reports whether nothing came from k since then.
+func (p *Pace[K]) Silent(k K, since time.Time) bool { return p.of(k).heard.Load() < since.UnixNano() }
+
+// Keep forgets the copies that keep refuses: those that are gone.
+func (p *Pace[K]) Keep(keep func(K) bool) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	for k := range p.copies {
+		if !keep(k) {
+			delete(p.copies, k)
+		}
+	}
+}
+
+// The budget of hedges: a share of the requests, and a few that are always allowed.
+const (
+	hedgeRatio = 0.05
+	hedgeBurst = 10
+)
+
+// Hedges keeps second tries beside slow ones from becoming load of their own: one for twenty requests, and ten at once. The zero value is a
+// full budget.
+type Hedges struct {
+	mu    sync.Mutex
+	spent float64 // guarded by mu; of hedgeBurst
+}
+
+// Request counts a request.
+func (h *Hedges) Request() {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	h.spent = max(0, h.spent-hedgeRatio)
+}
+
+// Withdraw takes one, or reports false when there is none left.
+func (h *Hedges) Withdraw() bool {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	if h.spent+1 > hedgeBurst {
+		return false
+	}
+	h.spent++
+	return true
+}

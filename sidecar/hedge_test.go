@@ -1,0 +1,122 @@
+package sidecar
+
+import (
+	"net/http"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"github.com/isthmus-mesh/isthmus/topology"
+)
+
+// hedging is a caller with a copy nearby that can be silenced, and one far away that is well.
+type hedging struct {
+	near, far *ledger
+	silent    atomic.Bool
+	release   func() // lets those go on that the silent copy holds
+	caller    *side
+	client    *http.Client
+}
+
+func newHedging(t *testing.T) *hedging {
+	t.Helper()
+	w := newWorld(t)
+	held := make(chan struct{})
+	h := &hedging{release: sync.OnceFunc(func() { close(held) })}
+	t.Cleanup(h.release)
+	h.near = &ledger{name: "near", before: func(_ http.ResponseWriter, r *http.Request) {
+		if h.silent.Load() || r.URL.Path == "/hold" {
+			select {
+			case <-held:
+			case <-r.Context().Done():
+			}
+		}
+	}}
+	h.far = &ledger{name: "far"}
+	_, a := serveApp(t, h.near.ServeHTTP)
+	_, b := serveApp(t, h.far.ServeHTTP)
+	first, second := w.server(eu, "checkout", topology.HTTP, a), w.server(us, "checkout", topology.HTTP, b)
+	w.gateway("gateway-0", to(second))
+	h.caller = w.caller(view{endpoints: []topology.Endpoint{first.endpoint("checkout-0")}, remotes: []topology.Remote{remote(1, second)}}, nil)
+	h.client = h.caller.client()
+	for range 20 { // so that it is known how fast it is
+		h.get(t, "warm", "near")
+	}
+	return h
+}
+
+func (h *hedging) get(t *testing.T, id, want string) {
+	t.Helper()
+	if resp, body := get(t, h.client, checkoutURL+"?id="+id); resp.StatusCode != http.StatusOK || !strings.HasPrefix(body, want+" ") {
+		t.Fatalf("%s: got %d %q, want it of %s", id, resp.StatusCode, body, want)
+	}
+}
+
+// TestHedge: a copy falls silent, and no error tells of it. Each request is answered by the other; the third proves enough, and from then on
+// the silent one is left alone.
+func TestHedge(t *testing.T) {
+	h := newHedging(t)
+	h.silent.Store(true)
+	for range 3 {
+		h.get(t, "x", "far")
+	}
+	for range 5 {
+		h.get(t, "y", "far")
+	}
+	if x, y := h.near.times("x"), h.near.times("y"); x != 3 || y != 0 {
+		t.Errorf("the silent copy was tried %d times, and %d times after it was known", x, y)
+	}
+	if n := h.caller.counter("isthmus_hedges_total", "destination_service=checkout.shop"); n != 3 {
+		t.Errorf("%v hedges", n)
+	}
+	x := h.caller.Explain(t.Context(), topology.Query{Service: checkout, Port: 80})
+	if r := x.Rows[len(x.Rows)-1]; r.Endpoint != "checkout-0" || r.State != topology.LastResort || !strings.Contains(r.Reason, "silent for longer") {
+		t.Errorf("explained as %+v", r)
+	}
+}
+
+// TestNoHedge: what may not be repeated waits for its answer, and so does what is slow at a copy that answers others meanwhile.
+func TestNoHedge(t *testing.T) {
+	t.Run("a POST", func(t *testing.T) {
+		h := newHedging(t)
+		h.silent.Store(true)
+		go func() {
+			for h.near.times("post") == 0 {
+				time.Sleep(time.Millisecond)
+			}
+			time.Sleep(4 * 30 * time.Millisecond) // several times what its answers take
+			h.release()
+		}()
+		req, err := http.NewRequestWithContext(t.Context(), http.MethodPost, checkoutURL+"?id=post", strings.NewReader("x"))
+		if err != nil {
+			t.Fatal(err)
+		}
+		if _, body := do(t, h.client, req); !strings.HasPrefix(body, "near ") || h.far.times("post") != 0 {
+			t.Errorf("answered %q; the other copy saw it %d times", body, h.far.times("post"))
+		}
+	})
+	t.Run("a slow answer of a copy that lives", func(t *testing.T) {
+		h := newHedging(t)
+		done := make(chan string, 1)
+		go func() {
+			_, body := get(t, h.client, strings.TrimSuffix(checkoutURL, "/")+"/hold?id=slow")
+			done <- body
+		}()
+		for h.near.times("slow") == 0 {
+			time.Sleep(time.Millisecond)
+		}
+		other := h.caller.client()
+		for range 100 {
+			if _, body := get(t, other, checkoutURL); !strings.HasPrefix(body, "near ") {
+				t.Fatalf("answered %q", body)
+			}
+			time.Sleep(2 * time.Millisecond)
+		}
+		h.release()
+		if body := <-done; !strings.HasPrefix(body, "near ") || h.far.times("slow") != 0 {
+			t.Errorf("answered %q; the other copy saw it %d times", body, h.far.times("slow"))
+		}
+	})
+}
