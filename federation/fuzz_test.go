@@ -85,7 +85,11 @@ func FuzzMemberRoot(f *testing.F) {
 func FuzzHead(f *testing.F) {
 	a := newAuthor(f, "us")
 	key := newEd25519(f)
-	revoked := a.tell(1, epochStart, func(h *head) { h.revoked = [][32]byte{{1}, {2}} })
+	revoked := a.tell(1, epochStart, func(h *head) {
+		h.revoked = [][32]byte{{1}, {2}}
+		h.revokedIDs = map[spiffeid.ID]time.Time{spiffeid.RequireFromPath(a.domain, "/a"): {}, spiffeid.RequireFromPath(a.domain, "/b"): epochStart}
+		h.acknowledged = map[spiffeid.TrustDomain]uint64{a.domain: 7}
+	})
 	fuzzRecord(f, RecordHead, []*record{revoked.head}, func(r *record) (any, func() (*record, error), error) {
 		h, err := decodeHead(r)
 		return h, func() (*record, error) { return h.seal(key) }, err

@@ -141,6 +141,7 @@ func (l *loop) publishIfDue(now time.Time) time.Time {
 		p.due = now.Add(jitter(publishRetry))
 		return p.due
 	}
+	l.m.published.Store(&ownBundle{bundle: p.told.bundle, sequence: p.saved.BundleSequence})
 	for _, a := range out {
 		for _, k := range l.links {
 			l.sendRecord(k, a, "own", now)

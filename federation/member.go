@@ -20,6 +20,7 @@ import (
 
 	"github.com/isthmus-mesh/isthmus/internal/live"
 	"github.com/isthmus-mesh/isthmus/topology"
+	"github.com/isthmus-mesh/isthmus/trust"
 )
 
 // MemberConfig is what a Member is made from. Cluster, Domain and Keys are required.
@@ -45,9 +46,14 @@ type Own struct {
 	// JWTKeys are the keys that sign its JWT-SVIDs, by key ID.
 	JWTKeys map[string]crypto.PublicKey
 	// Revoked are public keys (SHA-256 of the SubjectPublicKeyInfo) that must not be accepted any more; at most 1024.
-	Revoked  [][sha256.Size]byte
-	Gateways []Gateway
-	Exports  []Export
+	Revoked [][sha256.Size]byte
+	// RevokedIDs are SPIFFE IDs of which what was issued up to that moment must not be accepted any more; with the zero time nothing at all.
+	// At most 256, and 12 KiB of them.
+	RevokedIDs map[spiffeid.ID]time.Time
+	// Acknowledged says which bundle of each peer is in force in the own cluster, by its sequence.
+	Acknowledged map[spiffeid.TrustDomain]uint64
+	Gateways     []Gateway
+	Exports      []Export
 	// PodCIDRs hold the addresses of the cluster's pods, as far as they are known (CondensePodCIDRs). They are told beside gateways.
 	PodCIDRs []netip.Prefix
 }
@@ -68,9 +74,26 @@ type Member struct {
 	wake    chan struct{} // holds one: something is to be reconciled
 	started atomic.Bool
 
+	published atomic.Pointer[ownBundle] // nil before the first Head
+
 	mu     sync.Mutex
 	wanted wanted                         // guarded by mu: what Set… asked for last
 	shown  map[topology.ClusterName]*View // guarded by mu: what the loop has to show, before the filter by wanted.peers
+}
+
+// ownBundle is what peers were told of the own trust domain last.
+type ownBundle struct {
+	bundle   trust.Bundle
+	sequence uint64
+}
+
+// OwnBundle returns the own trust domain's authorities as they were told to the peers last, and the sequence of that; 0: nothing was told
+// since the start.
+func (m *Member) OwnBundle() (trust.Bundle, uint64) {
+	if b := m.published.Load(); b != nil {
+		return b.bundle, b.sequence
+	}
+	return trust.Bundle{}, 0
 }
 
 // wanted is what the owner loop reconciles to. Its parts are replaced, never changed.

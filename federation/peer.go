@@ -94,6 +94,7 @@ type cut struct {
 	received   time.Time
 	notAfter   time.Time
 	bundle     trust.Bundle
+	sequence   uint64 // of the bundle
 	gateways   []Gateway
 	pods       []netip.Prefix
 	exports    []Export
@@ -318,6 +319,7 @@ func (p *peer) advance() error {
 	for _, key := range c.said.revoked {
 		c.bundle.Revoked[key] = struct{}{}
 	}
+	c.bundle.RevokedIDs, c.sequence = c.said.revokedIDs, found.sequence
 	if found.notAfter.Before(c.notAfter) {
 		c.notAfter = found.notAfter
 	}

@@ -2,6 +2,7 @@ package federation
 
 import (
 	"crypto/ed25519"
+	"fmt"
 	"log/slog"
 	"os"
 	"path/filepath"
@@ -10,6 +11,7 @@ import (
 	"time"
 
 	"github.com/isthmus-mesh/isthmus/trust"
+	"github.com/spiffe/go-spiffe/v2/spiffeid"
 	"pgregory.net/rapid"
 )
 
@@ -124,6 +126,25 @@ func TestAcceptHead(t *testing.T) {
 		{"a record of no known type", func(h *head) { h.refs = append(h.refs, ref{"other.v1", 0, Hash{}}) }, Malformed},
 		{"a long region", func(h *head) { h.region = strings.Repeat("x", maxRegion+1) }, TooLarge},
 		{"a short hash of the one before", func(h *head) { h.previous = []byte{1} }, Malformed},
+		{"too many revoked IDs", func(h *head) {
+			h.revokedIDs = map[spiffeid.ID]time.Time{}
+			for i := range maxRevokedIDs + 1 {
+				h.revokedIDs[spiffeid.RequireFromPathf(a.domain, "/%d", i)] = now
+			}
+		}, TooLarge},
+		{"a revoked ID of another domain", func(h *head) {
+			h.revokedIDs = map[spiffeid.ID]time.Time{spiffeid.RequireFromPath(other.domain, "/a"): now}
+		}, WrongDomain},
+		{"the domain as revoked ID", func(h *head) { h.revokedIDs = map[spiffeid.ID]time.Time{a.domain.ID(): now} }, Malformed},
+		{"a revoked ID before time began", func(h *head) {
+			h.revokedIDs = map[spiffeid.ID]time.Time{spiffeid.RequireFromPath(a.domain, "/a"): time.Unix(1<<41, 0)}
+		}, Malformed},
+		{"too much acknowledged", func(h *head) {
+			h.acknowledged = map[spiffeid.TrustDomain]uint64{}
+			for i := range maxAcknowledged + 1 {
+				h.acknowledged[spiffeid.RequireTrustDomainFromString(fmt.Sprintf("d%d.example", i))] = 1
+			}
+		}, TooLarge},
 		{"too many revoked keys", func(h *head) { h.revoked = make([][32]byte, maxRevokedKeys+1) }, Malformed},
 	} {
 		p := newPeer(t, a, "")
@@ -272,6 +293,30 @@ func TestEquivocation(t *testing.T) {
 	}
 	if got := give(t, p, now, a.tell(6, now.Add(time.Second), nil).head); got != Equivocation {
 		t.Errorf("the other story, after it was removed and added: %q", got)
+	}
+}
+
+// What a Head revokes and acknowledges is the peer's word from the moment that it is in force, and gone with the next that doesn't say it.
+func TestHeadSaysWhatIsRevoked(t *testing.T) {
+	a := newAuthor(t, "us")
+	p, now := newPeer(t, a, t.TempDir()), epochStart
+	id := spiffeid.RequireFromPath(a.domain, "/ns/shop/sa/cart")
+	give(t, p, now, a.memberRoot(nil))
+	give(t, p, now, a.tell(1, now, func(h *head) {
+		h.revokedIDs = map[spiffeid.ID]time.Time{id: now.Add(time.Millisecond)}
+		h.acknowledged = map[spiffeid.TrustDomain]uint64{a.domain: 7}
+	}).all()...)
+	v := p.view(now)
+	if until := v.Bundle.RevokedIDs[id]; !until.Equal(now.Add(time.Second)) {
+		t.Errorf("revoked up to %s, want the next second", until)
+	}
+	if v.Acknowledged[a.domain] != 7 || v.BundleSequence != 1 {
+		t.Errorf("acknowledged %v, sequence %d", v.Acknowledged, v.BundleSequence)
+	}
+	now = now.Add(time.Second)
+	give(t, p, now, a.tell(1, now, nil).all()...)
+	if v := p.view(now); len(v.Bundle.RevokedIDs) > 0 || len(v.Acknowledged) > 0 {
+		t.Errorf("revoked %v, acknowledged %v", v.Bundle.RevokedIDs, v.Acknowledged)
 	}
 }
 

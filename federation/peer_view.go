@@ -9,6 +9,7 @@ func (p *peer) view(now time.Time) *View {
 		v.Region, v.Epoch, v.Seq = c.said.region, c.said.epoch, c.said.seq
 		v.Issued, v.Received, v.NotAfter = c.said.issued, c.received, c.notAfter
 		v.Freshness = p.limit.At(c.said.issued, c.notAfter, now)
+		v.BundleSequence, v.Acknowledged = c.sequence, c.said.acknowledged
 		v.Bundle, v.Gateways, v.PodCIDRs, v.Exports = c.bundle, c.gateways, c.pods, c.exports
 	}
 	v.Reason = p.reason(v, now)

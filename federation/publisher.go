@@ -32,7 +32,9 @@ const (
 type ownContent struct {
 	bundle   trust.Bundle // without revocations
 	revoked  [][sha256.Size]byte
-	gateways *record // nil: none
+	ids      map[spiffeid.ID]time.Time
+	marks    map[spiffeid.TrustDomain]uint64 // acknowledged bundles of others
+	gateways *record                         // nil: none
 	shards   map[uint32]*record
 }
 
@@ -46,21 +48,52 @@ func newOwnContent(domain spiffeid.TrustDomain, own Own) (*ownContent, error) {
 		// A revocation that is left out lets somebody in.
 		return nil, refuse(TooLarge, "%d revoked keys; the limit is %d", n, maxRevokedKeys)
 	}
-	c := &ownContent{bundle: bundle, revoked: slices.Clone(own.Revoked)}
+	if err := checkRevokedIDs(domain, own.RevokedIDs); err != nil {
+		return nil, err
+	}
+	c := &ownContent{bundle: bundle, revoked: slices.Clone(own.Revoked), ids: maps.Clone(own.RevokedIDs)}
 	slices.SortFunc(c.revoked, func(a, b [sha256.Size]byte) int { return bytes.Compare(a[:], b[:]) })
 	c.revoked = slices.Compact(c.revoked)
-	var gatewaysErr, catalogErr error
+	var marksErr, gatewaysErr, catalogErr error
+	c.marks, marksErr = someMarks(own.Acknowledged)
 	if c.gateways, gatewaysErr = encodeGateways(domain, own.Gateways, own.PodCIDRs); gatewaysErr != nil {
 		gatewaysErr = fmt.Errorf("no gateway is told: %w", gatewaysErr)
 	}
 	c.shards, catalogErr = encodeCatalog(domain, own.Exports)
-	return c, errors.Join(gatewaysErr, catalogErr)
+	return c, errors.Join(marksErr, gatewaysErr, catalogErr)
+}
+
+func checkRevokedIDs(domain spiffeid.TrustDomain, ids map[spiffeid.ID]time.Time) error {
+	size := 0
+	for id := range ids {
+		if !id.MemberOf(domain) || id.Path() == "" {
+			return refuse(WrongDomain, "revoked ID %s is no member of %s", id, domain)
+		}
+		size += len(id.String())
+	}
+	if len(ids) > maxRevokedIDs || size > maxIDBytes {
+		return refuse(TooLarge, "%d revoked IDs of %d bytes; the limits are %d and %d", len(ids), size, maxRevokedIDs, maxIDBytes)
+	}
+	return nil
+}
+
+// someMarks returns as many marks as may be told. Whom one is not told holds its new root back, which is safe.
+func someMarks(all map[spiffeid.TrustDomain]uint64) (map[spiffeid.TrustDomain]uint64, error) {
+	out, size := make(map[spiffeid.TrustDomain]uint64, len(all)), 0
+	for _, td := range slices.SortedFunc(maps.Keys(all), spiffeid.TrustDomain.Compare) {
+		if size += len(td.Name()); size > maxMarkBytes || len(out) == maxAcknowledged {
+			return out, refuse(TooLarge, "bundles of %d domains are acknowledged; the limits are %d, and %d bytes of names", len(all), maxAcknowledged, maxMarkBytes)
+		}
+		out[td] = all[td]
+	}
+	return out, nil
 }
 
 // equal reports whether both tell the same.
 func (c *ownContent) equal(o *ownContent) bool {
 	same := func(a, b *record) bool { return a == b || a != nil && b != nil && a.hash == b.hash }
 	return sameBundle(c.bundle, o.bundle) && slices.Equal(c.revoked, o.revoked) &&
+		maps.EqualFunc(c.ids, o.ids, time.Time.Equal) && maps.Equal(c.marks, o.marks) &&
 		same(c.gateways, o.gateways) && maps.EqualFunc(c.shards, o.shards, same)
 }
 
@@ -81,6 +114,7 @@ type publisher struct {
 	log   *slog.Logger
 
 	content *ownContent // last published or to be published
+	told    *ownContent // last published
 	bundle  *record
 	root    *record
 	head    *record
@@ -139,7 +173,8 @@ func (p *publisher) publish(wall time.Time) ([]addressed, error) {
 	parts, refs := p.collect(bundle)
 	said := head{
 		domain: p.cfg.Domain, cluster: p.cfg.Cluster, region: p.cfg.Region, epoch: saved.Epoch, seq: saved.Seq,
-		issued: wall, expires: wall.Add(HeadLifetime), refs: refs, revoked: p.content.revoked, previous: saved.Head,
+		issued: wall, expires: wall.Add(HeadLifetime), refs: refs, previous: saved.Head,
+		revoked: p.content.revoked, revokedIDs: p.content.ids, acknowledged: p.content.marks,
 	}
 	h, err := said.seal(stated.signing)
 	if err != nil {
@@ -160,7 +195,7 @@ func (p *publisher) publish(wall time.Time) ([]addressed, error) {
 			out = append(out, p.address(parts[f.hash], f.index))
 		}
 	}
-	p.saved, p.root, p.head, p.bundle = saved, stated.record, h, bundle
+	p.saved, p.root, p.head, p.bundle, p.told = saved, stated.record, h, bundle, p.content
 	p.at, p.parts, p.refs = mark{saved.Epoch, saved.Seq}, parts, refs
 	return out, nil
 }

@@ -9,8 +9,11 @@ import (
 	"fmt"
 	"log/slog"
 	"slices"
+	"strings"
 	"testing"
 	"time"
+
+	"github.com/spiffe/go-spiffe/v2/spiffeid"
 )
 
 func newTestPublisher(t *testing.T, a *author, keys *Keys, dir string) *publisher {
@@ -156,6 +159,31 @@ func TestPublisherHeard(t *testing.T) {
 	}
 }
 
+// Whatever the limits let through, the Head can be made.
+func TestTheFullestHeadFits(t *testing.T) {
+	a := newAuthor(t, "eu")
+	own := Own{Roots: a.roots, RevokedIDs: map[spiffeid.ID]time.Time{}, Acknowledged: map[spiffeid.TrustDomain]uint64{}}
+	for i := range maxRevokedKeys {
+		own.Revoked = append(own.Revoked, [32]byte{byte(i), byte(i >> 8)})
+	}
+	for i := range maxRevokedIDs {
+		own.RevokedIDs[spiffeid.RequireFromPathf(a.domain, "/%d%s", i, strings.Repeat("x", 19))] = time.Unix(maxBegunBy, 0)
+	}
+	for i := range maxAcknowledged {
+		own.Acknowledged[spiffeid.RequireTrustDomainFromString(fmt.Sprintf("%d.%s", i, strings.Repeat("d", 28)))] = 1 << 62
+	}
+	content, err := newOwnContent(a.domain, own)
+	if err != nil {
+		t.Fatal(err)
+	}
+	p := newTestPublisher(t, a, openTestKeys(t, t.TempDir()), t.TempDir())
+	p.set(content, epochStart)
+	h, _ := publishAt(t, p, epochStart)
+	if len(h.revoked) != maxRevokedKeys || len(h.revokedIDs) != maxRevokedIDs || len(h.acknowledged) != maxAcknowledged {
+		t.Errorf("%d keys, %d IDs, %d acknowledgements", len(h.revoked), len(h.revokedIDs), len(h.acknowledged))
+	}
+}
+
 // JWT keys go with the roots: peers have both under one sequence, which grows when either changes, and doesn't when neither does.
 func TestJWTKeysAreTold(t *testing.T) {
 	a := newAuthor(t, "eu")
@@ -196,6 +224,27 @@ func TestOwnContent(t *testing.T) {
 	}
 	if c, err := newOwnContent(a.domain, Own{Roots: a.roots, Revoked: make([][32]byte, maxRevokedKeys+1)}); c != nil || err == nil {
 		t.Error("left a revocation out")
+	}
+	many := map[spiffeid.ID]time.Time{}
+	for i := range maxRevokedIDs + 1 {
+		many[spiffeid.RequireFromPathf(a.domain, "/%d", i)] = epochStart
+	}
+	long := map[spiffeid.ID]time.Time{}
+	for i := range 10 {
+		long[spiffeid.RequireFromPathf(a.domain, "/%d%s", i, strings.Repeat("x", 2000))] = epochStart
+	}
+	foreign := map[spiffeid.ID]time.Time{spiffeid.RequireFromString("spiffe://elsewhere.example/a"): epochStart}
+	for _, ids := range []map[spiffeid.ID]time.Time{many, long, foreign} {
+		if c, err := newOwnContent(a.domain, Own{Roots: a.roots, RevokedIDs: ids}); c != nil || err == nil {
+			t.Error("left a revoked ID out, or told of another domain's")
+		}
+	}
+	marks := map[spiffeid.TrustDomain]uint64{}
+	for i := range 1000 {
+		marks[spiffeid.RequireTrustDomainFromString(fmt.Sprintf("%d.%s", i, strings.Repeat("d", 200)))] = 1
+	}
+	if c, err := newOwnContent(a.domain, Own{Roots: a.roots, Acknowledged: marks}); c == nil || len(c.marks) == 0 || err == nil {
+		t.Errorf("too many acknowledgements must not keep the rest from being told, but be said: %v", err)
 	}
 	c, err := newOwnContent(a.domain, Own{Roots: a.roots, Gateways: []Gateway{{ID: "g"}}})
 	if c == nil || c.gateways != nil || err == nil {

@@ -1,8 +1,11 @@
 package federation
 
 import (
+	"cmp"
 	"crypto/ed25519"
 	"crypto/sha256"
+	"maps"
+	"slices"
 	"time"
 
 	"github.com/spiffe/go-spiffe/v2/spiffeid"
@@ -20,6 +23,11 @@ const (
 	maxRootLifetime = 400 * 24 * time.Hour
 	maxRecords      = 2 + Shards // of a Head: bundle, gateways, shards
 	maxRevokedKeys  = 1024
+	maxRevokedIDs   = 256
+	maxIDBytes      = 12 << 10 // of all revoked IDs
+	maxAcknowledged = 256      // bundles of others
+	maxMarkBytes    = 8 << 10 // of their names
+	maxBegunBy      = 1 << 40  // seconds
 	maxHeadLifetime = 10 * time.Minute
 	maxRegion       = 63 // bytes
 )
@@ -92,16 +100,19 @@ type ref struct {
 
 // head is Head, parsed.
 type head struct {
-	domain   spiffeid.TrustDomain
-	cluster  topology.ClusterName
-	region   string
-	epoch    uint64
-	seq      uint64
-	issued   time.Time
-	expires  time.Time
-	refs     []ref // a bundle, at most one gateway set, and shards, no index twice
-	revoked  [][sha256.Size]byte
-	previous []byte
+	domain  spiffeid.TrustDomain
+	cluster topology.ClusterName
+	region  string
+	epoch   uint64
+	seq     uint64
+	issued  time.Time
+	expires time.Time
+	refs    []ref // a bundle, at most one gateway set, and shards, no index twice
+	revoked [][sha256.Size]byte
+	// revokedIDs are of the domain; zero: whatever was issued to it.
+	revokedIDs   map[spiffeid.ID]time.Time
+	acknowledged map[spiffeid.TrustDomain]uint64
+	previous     []byte
 }
 
 func (h head) seal(signing ed25519.PrivateKey) (*record, error) {
@@ -120,6 +131,12 @@ func (h head) seal(signing ed25519.PrivateKey) (*record, error) {
 	}
 	for _, key := range h.revoked {
 		p.RevokedKeys = append(p.RevokedKeys, key[:])
+	}
+	for _, id := range slices.SortedFunc(maps.Keys(h.revokedIDs), compareIDs) {
+		p.RevokedIds = append(p.RevokedIds, &federationv1.RevokedID{SpiffeId: id.String(), BegunBy: begunBy(h.revokedIDs[id])})
+	}
+	for _, td := range slices.SortedFunc(maps.Keys(h.acknowledged), spiffeid.TrustDomain.Compare) {
+		p.Acknowledged = append(p.Acknowledged, &federationv1.BundleMark{TrustDomain: td.Name(), Sequence: h.acknowledged[td]})
 	}
 	return sealMessage(RecordHead, p, signing)
 }
@@ -162,7 +179,63 @@ func decodeHead(r *record) (head, error) {
 		}
 		h.revoked = append(h.revoked, [sha256.Size]byte(key))
 	}
-	return h, nil
+	if h.revokedIDs, err = decodeRevokedIDs(h.domain, p.GetRevokedIds()); err != nil {
+		return head{}, err
+	}
+	h.acknowledged, err = decodeMarks(p.GetAcknowledged())
+	return h, err
+}
+
+func decodeRevokedIDs(domain spiffeid.TrustDomain, in []*federationv1.RevokedID) (map[spiffeid.ID]time.Time, error) {
+	if len(in) > maxRevokedIDs {
+		return nil, refuse(TooLarge, "%s: %d revoked IDs; the limit is %d", RecordHead, len(in), maxRevokedIDs)
+	}
+	out := make(map[spiffeid.ID]time.Time, len(in))
+	for _, r := range in {
+		id, err := spiffeid.FromString(r.GetSpiffeId())
+		_, twice := out[id]
+		switch {
+		case err != nil || id.String() != r.GetSpiffeId() || id.Path() == "" || twice:
+			return nil, refuse(Malformed, "%s: revoked ID %q", RecordHead, r.GetSpiffeId())
+		case !id.MemberOf(domain):
+			return nil, refuse(WrongDomain, "%s: revoked ID %q is not of %q", RecordHead, r.GetSpiffeId(), domain.Name())
+		case r.GetBegunBy() < 0 || r.GetBegunBy() > maxBegunBy:
+			return nil, refuse(Malformed, "%s: revoked ID %q: %d is no time", RecordHead, r.GetSpiffeId(), r.GetBegunBy())
+		}
+		out[id] = time.Time{}
+		if s := r.GetBegunBy(); s > 0 {
+			out[id] = time.Unix(s, 0)
+		}
+	}
+	return out, nil
+}
+
+func decodeMarks(in []*federationv1.BundleMark) (map[spiffeid.TrustDomain]uint64, error) {
+	if len(in) > maxAcknowledged {
+		return nil, refuse(TooLarge, "%s: %d acknowledged bundles; the limit is %d", RecordHead, len(in), maxAcknowledged)
+	}
+	out := make(map[spiffeid.TrustDomain]uint64, len(in))
+	for _, m := range in {
+		td, err := decodeDomain(RecordHead, m.GetTrustDomain())
+		if err != nil {
+			return nil, err
+		}
+		if _, twice := out[td]; twice {
+			return nil, refuse(Malformed, "%s: the bundle of %q is acknowledged twice", RecordHead, td.Name())
+		}
+		out[td] = m.GetSequence()
+	}
+	return out, nil
+}
+
+func compareIDs(a, b spiffeid.ID) int { return cmp.Compare(a.String(), b.String()) }
+
+// begunBy rounds up to a second, so that nothing that is revoked passes by a fraction of one.
+func begunBy(t time.Time) int64 {
+	if t.IsZero() {
+		return 0
+	}
+	return max(1, t.Add(time.Second-1).Unix())
 }
 
 func decodeRefs(records []*federationv1.RecordRef) ([]ref, error) {

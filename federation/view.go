@@ -31,7 +31,13 @@ type View struct {
 	// Reason says in words what is wrong or awaited; empty when nothing is.
 	Reason string
 
-	Bundle   trust.Bundle
+	Bundle trust.Bundle
+	// BundleSequence is that of the peer's trust bundle, which grows with each change of its authorities.
+	BundleSequence uint64
+	// Acknowledged says which bundles are in force in the peer's cluster, in every program that is connected there: by trust domain, the
+	// sequence.
+	Acknowledged map[spiffeid.TrustDomain]uint64
+
 	Gateways []Gateway      // ordered by ID
 	PodCIDRs []netip.Prefix // of its pods, as far as it says
 	Exports  []Export       // ordered by name

@@ -295,6 +295,26 @@ func TestBundlesFollowTheStream(t *testing.T) {
 	})
 }
 
+// Control hears that bundles are in force once they are: what it waits for with a new root.
+func TestBundlesInForceAreAcknowledged(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		c := newControl(t)
+		c.token("sesame-1", true)
+		p := c.run()
+		p.ready(t, time.Minute)
+		for range 3 {
+			c.tell(configstream.EncodeBundle(other, configstream.BundleData{Authorities: c.authority.Roots()}))
+			synctest.Wait()
+			told := c.stream.Sessions()[0].Applied()
+			c.tell()
+			synctest.Wait()
+			if _, trusted := p.Bundles.Get(other); trusted || c.stream.Sessions()[0].Applied() != told+1 {
+				t.Errorf("revision %d in force, want %d", c.stream.Sessions()[0].Applied(), told+1)
+			}
+		}
+	})
+}
+
 func TestARevokedControlLosesItsConnection(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		c := newControl(t)

@@ -27,8 +27,10 @@ func (a *Agent) feed(ctx context.Context) error {
 	look := time.NewTicker(rootsEvery)
 	defer look.Stop()
 	for {
-		bundles, status := a.Stream.Bundles().Changed(), a.Stream.Status().Changed()
+		bundles, status, cuts := a.Stream.Bundles().Changed(), a.Stream.Status().Changed(), a.Stream.Cuts().Changed()
+		cut := a.Stream.Cuts().Load() // before the bundles: those are of it, or newer
 		a.updateBundles()
+		a.Stream.Applied(cut)
 		tick := look.C
 		if a.Stream.Connected() {
 			tick = nil
@@ -36,6 +38,7 @@ func (a *Agent) feed(ctx context.Context) error {
 		select {
 		case <-bundles:
 		case <-status:
+		case <-cuts:
 		case <-tick:
 		case <-ctx.Done():
 			return nil

@@ -64,10 +64,12 @@ type Client struct {
 	snapshots live.Value[*topology.Snapshot]
 	bundles   live.Value[Bundles]
 	status    live.Value[Status]
+	cuts      live.Value[Cut]
 
-	store *store // owned by Run, once it runs
-	saver *saver
-	conn  atomic.Pointer[Conn] // of the present stream; nil while there is none
+	stream uint64 // owned by Run: how many streams were opened
+	store  *store // owned by Run, once it runs
+	saver  *saver
+	conn   atomic.Pointer[Conn] // of the present stream; nil while there is none
 
 	mu       sync.Mutex
 	services map[topology.ServiceName]*subscription // guarded by mu
@@ -110,6 +112,23 @@ func (c *Client) Snapshots() *live.Value[*topology.Snapshot] { return &c.snapsho
 
 // Bundles holds what is accepted of each trust domain; nil as long as there is no snapshot.
 func (c *Client) Bundles() *live.Value[Bundles] { return &c.bundles }
+
+// Cut is which cut is in force: of which stream, and its revision. The zero Cut is none that control has sent since the start.
+type Cut struct{ stream, revision uint64 }
+
+// Cuts holds the cut that Snapshots and Bundles are of, or one before it: load it first.
+func (c *Client) Cuts() *live.Value[Cut] { return &c.cuts }
+
+// Applied tells control that the program has put in force what it loaded after that cut. What another stream than the present one has
+// brought is not told: each control counts anew.
+func (c *Client) Applied(cut Cut) {
+	if cut == (Cut{}) {
+		return
+	}
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.outbox.apply(cut)
+}
 
 // Status holds how the client stands with control.
 func (c *Client) Status() *live.Value[Status] { return &c.status }
@@ -245,7 +264,8 @@ func (c *Client) hello() (h *configv1.Hello, replace bool) {
 	for _, name := range c.names() {
 		h.Services = append(h.Services, name.String())
 	}
-	c.outbox.reset()
+	c.stream++
+	c.outbox.reset(c.stream)
 	c.mu.Unlock()
 	have, _ := limitsOf(h.GetProgram())
 	if replace = len(h.GetHave()) > have || proto.Size(h) > MaxReceive-maxFrame; replace {

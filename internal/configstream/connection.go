@@ -54,6 +54,7 @@ func (c *Client) connect(ctx context.Context) (applied bool, err error) {
 			if err := c.apply(ctx, next); err != nil {
 				return applied, c.refuse(ctx, err)
 			}
+			c.cuts.Store(Cut{c.stream, m.GetRevision()}) // after what it brought
 			applied = true
 			next = stage{}
 		case err := <-ended:

@@ -42,6 +42,8 @@ type ServerConfig struct {
 	OnConnect    func(*Session)
 	OnReport     func(*Session, *configv1.Report)
 	OnDisconnect func(*Session, error)
+	// OnApplied tells that Session.Applied has grown. It is called as OnReport is; may be nil.
+	OnApplied func(*Session)
 
 	HelloTimeout time.Duration // for the first message; default 10 s
 	SendTimeout  time.Duration // for one message to leave; default 10 s
@@ -60,6 +62,28 @@ type Session struct {
 
 	mu       sync.Mutex
 	services map[topology.ServiceName]struct{} // guarded by mu
+	sent     uint64                            // guarded by mu: the revision of the last cut
+	applied  uint64                            // guarded by mu
+}
+
+// Applied returns up to which revision (of Server.Set) the program says that everything is in force; 0: it has not said. What has not
+// changed for it is not sent to it: a World that has brought it nothing new does not count.
+func (s *Session) Applied() uint64 {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.applied
+}
+
+// apply notes what the program says is in force, and reports whether that is news. What it was not sent can't be.
+func (s *Session) apply(revision uint64) bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	revision = min(revision, s.sent)
+	if revision <= s.applied {
+		return false
+	}
+	s.applied = revision
+	return true
 }
 
 // Services returns what the client is subscribed to, ordered by name.
@@ -128,8 +152,8 @@ func NewServer(cfg ServerConfig) *Server {
 	return &Server{cfg: cfg, stop: make(chan struct{}), sessions: make(map[string][]*Session)}
 }
 
-// Set puts w in force and wakes every stream. w must not be in force elsewhere.
-func (s *Server) Set(w *World) {
+// Set puts w in force and wakes every stream. It returns the number of w, which grows with each. w must not be in force elsewhere.
+func (s *Server) Set(w *World) (revision uint64) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.revision++
@@ -141,6 +165,7 @@ func (s *Server) Set(w *World) {
 		}
 	}
 	s.world.Store(w)
+	return s.revision
 }
 
 // Readmit has every stream ask Admit again: who may exist has changed.

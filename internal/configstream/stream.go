@@ -136,6 +136,9 @@ func (st *stream) run(ctx context.Context, session *Session, v *view) error {
 						return err
 					}
 				}
+				session.mu.Lock()
+				session.sent = c.revision
+				session.mu.Unlock()
 			}
 		}
 		select {
@@ -193,6 +196,10 @@ func (st *stream) handle(session *Session, v *view, r *configv1.Request) error {
 		}
 		if st.server.cfg.OnReport != nil {
 			st.server.cfg.OnReport(session, m.Report)
+		}
+	case *configv1.Request_Applied:
+		if session.apply(m.Applied.GetRevision()) && st.server.cfg.OnApplied != nil {
+			st.server.cfg.OnApplied(session)
 		}
 	case *configv1.Request_Hello:
 		return status.Error(codes.InvalidArgument, "a second hello")

@@ -134,10 +134,13 @@ func (c *Client) answer(cut stage) {
 
 // outbox is what is to be said to control next. Guarded by Client.mu; the wake channel needs no guard.
 type outbox struct {
-	change map[topology.ServiceName]bool // subscribe or not
-	last   *configv1.Report              // kept: a new stream hears it again
-	fresh  bool                          // last is to be sent
-	wake   chan struct{}                 // holds one: there is something
+	change  map[topology.ServiceName]bool // subscribe or not
+	last    *configv1.Report              // kept: a new stream hears it again
+	fresh   bool                          // last is to be sent
+	stream  uint64                        // that is open
+	applied uint64                        // the revision that is in force
+	said    uint64                        // that control was told of last
+	wake    chan struct{}                 // holds one: there is something
 }
 
 func (o *outbox) subscribe(name topology.ServiceName, want bool) {
@@ -153,9 +156,17 @@ func (o *outbox) report(r *configv1.Report) {
 	o.ring()
 }
 
+func (o *outbox) apply(cut Cut) {
+	if cut.stream == o.stream && cut.revision > o.applied {
+		o.applied = cut.revision
+		o.ring()
+	}
+}
+
 // reset prepares for a new stream, whose Hello has the subscriptions.
-func (o *outbox) reset() {
+func (o *outbox) reset(stream uint64) {
 	o.change = nil
+	o.stream, o.applied, o.said = stream, 0, 0
 	o.fresh = o.last != nil
 	o.ring()
 }
@@ -187,6 +198,10 @@ func (c *Client) next() []*configv1.Request {
 	if c.outbox.fresh {
 		c.outbox.fresh = false
 		out = append(out, &configv1.Request{Message: &configv1.Request_Report{Report: c.outbox.last}})
+	}
+	if c.outbox.applied > c.outbox.said {
+		c.outbox.said = c.outbox.applied
+		out = append(out, &configv1.Request{Message: &configv1.Request_Applied{Applied: &configv1.Applied{Revision: c.outbox.said}}})
 	}
 	return out
 }
