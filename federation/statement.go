@@ -26,7 +26,7 @@ const (
 	maxRevokedIDs   = 256
 	maxIDBytes      = 12 << 10 // of all revoked IDs
 	maxAcknowledged = 256      // bundles of others
-	maxMarkBytes    = 8 << 10 // of their names
+	maxMarkBytes    = 8 << 10  // of their names
 	maxBegunBy      = 1 << 40  // seconds
 	maxHeadLifetime = 10 * time.Minute
 	maxRegion       = 63 // bytes

@@ -36,8 +36,13 @@ type AuthorityConfig struct {
 	RootLifetime    time.Duration // 90 days when 0
 	IssuingLifetime time.Duration // of the issuing CA, 48 hours when 0; at most a quarter of RootLifetime
 	SVIDLifetime    time.Duration // 1 hour when 0; at most half of IssuingLifetime
-	Now             func() time.Time
-	Log             *slog.Logger
+	// Holds says why the next root, which is published, should not sign yet: who has not got it. It must be quick. The schedule waits as long as
+	// there is a reason, but not past the root's last call; nil: there is none.
+	Holds func(next *x509.Certificate) []string
+	Now   func() time.Time
+	Log   *slog.Logger
+
+	cut func(step string) error // tests die here: before and after each change on disk
 }
 
 func (c AuthorityConfig) withDefaults() (AuthorityConfig, error) {
@@ -72,27 +77,35 @@ func (c AuthorityConfig) withDefaults() (AuthorityConfig, error) {
 // renewed at half-life. An SVID comes with its issuing CA's certificate, so what was issued under the last one stays valid.
 //
 // Roots change slowly, so that everybody hears of a new one before it is used: at half of its life a successor is made and
-// published (Roots), at three quarters it takes over and the old key is destroyed, and the old root is published until
-// its end.
+// published (Roots); at three quarters, and when nothing holds it, it takes over and the old key is destroyed; the old root is published until
+// the last SVID under it has ended. An operator may take each of these steps before its time (Prepare, Publish, Activate), and go back before
+// the new root signs (Abort).
 type Authority struct {
 	cfg     AuthorityConfig
 	state   atomic.Pointer[authorityState]
 	jwt     jwtSigner
 	jwtKeys atomic.Pointer[jwtKeys]
 
-	mu      sync.Mutex    // one change at a time
-	changed chan struct{} // guarded by mu; closed when Roots or JWTKeys change
-	failed  error         // guarded by mu; of the last step, nil when it went well
-	retryAt time.Time     // guarded by mu; after a failure
+	// heldUntil is when it is looked again what holds the next root; nil: it is not held.
+	heldUntil atomic.Pointer[time.Time]
+	wake      chan struct{} // holds one: Run looks anew when something is due
+
+	mu       sync.Mutex    // one change at a time
+	changed  chan struct{} // guarded by mu; closed when Roots, JWTKeys or the phase of the rotation change
+	failed   error         // guarded by mu; of the last step, nil when it went well
+	retryAt  time.Time     // guarded by mu; after a failure
+	heldTold bool          // guarded by mu; it was logged that the next root is held
 }
 
 // authorityState is immutable.
 type authorityState struct {
 	root     *signer
+	prepared *signer           // neither published nor in use; may be nil
 	next     *signer           // published, not in use; may be nil
 	previous *x509.Certificate // published, its key is gone; may be nil
 	issuing  *signer           // nil only while opening
 	under    *x509.Certificate // the root that signed issuing
+	notes    rotationNotes
 }
 
 // signer is a CA certificate with its key.
@@ -109,7 +122,7 @@ func OpenAuthority(cfg AuthorityConfig) (*Authority, error) {
 	if err != nil {
 		return nil, fmt.Errorf("trust: authority: %w", err)
 	}
-	a := &Authority{cfg: cfg}
+	a := &Authority{cfg: cfg, wake: make(chan struct{}, 1)}
 	if err := a.open(); err != nil {
 		return nil, fmt.Errorf("trust: authority of %s: %w", cfg.TrustDomain, err)
 	}
@@ -178,7 +191,7 @@ func (s *authorityState) roots() []*x509.Certificate {
 	return roots
 }
 
-// Changed returns a channel that is closed when Roots or JWTKeys have changed. To miss nothing: take the channel first, then those.
+// Changed returns a channel that is closed when Roots, JWTKeys, or the phase of a rotation have changed. To miss nothing: take the channel first, then those.
 func (a *Authority) Changed() <-chan struct{} {
 	a.mu.Lock()
 	defer a.mu.Unlock()
@@ -261,7 +274,7 @@ func (a *Authority) Run(ctx context.Context) error {
 		if err == nil {
 			pause = min(pause, max(0, a.nextStep().Sub(now)))
 		}
-		if !nap(ctx, pause, nil) {
+		if !nap(ctx, pause, a.wake) {
 			return nil
 		}
 	}

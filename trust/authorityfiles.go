@@ -15,6 +15,7 @@ import (
 // Files of an authority. A certificate and its key are in one file, so that no crash can part them.
 const (
 	rootFile         = "root.pem"
+	preparedRootFile = "prepared-root.pem" // while a successor is made, and nobody is told
 	nextRootFile     = "next-root.pem"     // while a successor is published
 	previousRootFile = "previous-root.pem" // while a predecessor is published; its certificate, without a key
 	issuingFile      = "issuing.pem"
@@ -43,7 +44,47 @@ func (a *Authority) save(name string, s *signer, place placement) error {
 	if err != nil {
 		return err
 	}
-	return writeFile(a.path(name), data, place)
+	return a.write(name, data, place)
+}
+
+// write, rename and remove are all that changes the files of an authority. done tells that it has happened, even if it may not last.
+func (a *Authority) write(name string, data []byte, place placement) error {
+	_, err := a.durably("write "+name, func() (bool, error) { return true, writeFile(a.path(name), data, place) })
+	return err
+}
+
+func (a *Authority) rename(from, to string) (done bool, err error) {
+	return a.durably("rename "+from, func() (bool, error) {
+		if err := os.Rename(a.path(from), a.path(to)); err != nil {
+			return false, err
+		}
+		return true, syncDir(a.cfg.Dir)
+	})
+}
+
+func (a *Authority) remove(name string) (done bool, err error) {
+	return a.durably("remove "+name, func() (bool, error) {
+		if err := os.Remove(a.path(name)); err != nil && !errors.Is(err, fs.ErrNotExist) {
+			return false, err
+		}
+		return true, syncDir(a.cfg.Dir)
+	})
+}
+
+func (a *Authority) durably(step string, do func() (bool, error)) (done bool, err error) {
+	if a.cfg.cut == nil {
+		return do()
+	}
+	if err = a.cfg.cut("before " + step); err != nil {
+		return false, err
+	}
+	if done, err = do(); err != nil {
+		return done, err
+	}
+	if err = a.cfg.cut("after " + step); err != nil {
+		return false, err // who died has not seen it happen
+	}
+	return done, nil
 }
 
 // load reads what is there: nil when nothing is. It writes nothing.
@@ -59,14 +100,24 @@ func (a *Authority) load() (*authorityState, error) {
 	if s.root == nil {
 		return nil, a.refuseRemains()
 	}
+	if s.prepared, err = a.loadRoot(preparedRootFile); err != nil {
+		return nil, err
+	}
 	if s.next, err = a.loadRoot(nextRootFile); err != nil {
 		return nil, err
 	}
+	if s.prepared != nil && s.next != nil {
+		return nil, fmt.Errorf("%s and %s: only one successor can be; move the first away, nobody was told of it", a.path(preparedRootFile), a.path(nextRootFile))
+	}
+	s.notes = a.loadNotes()
 	if s.previous, err = a.loadPrevious(); err != nil {
 		return nil, err
 	}
 	if s.previous.Equal(s.root.certificate) {
 		s.previous = nil
+	}
+	if s.notes.Since.After(a.cfg.Now()) { // of another clock
+		s.notes = rotationNotes{Retires: s.notes.Retires, RetiresOf: s.notes.RetiresOf}
 	}
 	if err := s.loadIssuing(a); err != nil {
 		return nil, err
@@ -76,7 +127,7 @@ func (a *Authority) load() (*authorityState, error) {
 
 // refuseRemains: without a root there must be nothing else either, or a root was lost that somebody still trusts.
 func (a *Authority) refuseRemains() error {
-	for _, name := range []string{nextRootFile, previousRootFile, issuingFile, jwtFile} {
+	for _, name := range []string{preparedRootFile, nextRootFile, previousRootFile, issuingFile, jwtFile} {
 		if _, err := os.Lstat(a.path(name)); !errors.Is(err, fs.ErrNotExist) {
 			return fmt.Errorf("%s is there but %s is not: restore it from a backup, or empty the directory to start a new authority", a.path(name), rootFile)
 		}

@@ -309,7 +309,9 @@ func usableCurve(c elliptic.Curve) bool {
 
 // openJWT reads the JWT keys of the authority.
 func (a *Authority) openJWT() error {
-	a.jwt = jwtSigner{path: filepath.Join(a.cfg.Dir, jwtFile), period: a.cfg.IssuingLifetime, write: writeFile}
+	a.jwt = jwtSigner{path: filepath.Join(a.cfg.Dir, jwtFile), period: a.cfg.IssuingLifetime, write: func(_ string, data []byte, place placement) error {
+		return a.write(jwtFile, data, place)
+	}}
 	keys, err := a.jwt.load()
 	if err != nil {
 		return err

@@ -295,7 +295,8 @@ func TestRootCalendar(t *testing.T) {
 		want := []string{
 			"day 45: 2 roots, another in use: false",
 			"day 68: 2 roots, another in use: true",
-			"day 90: 2 roots, another in use: false", // the first ended, the third is prepared
+			"day 68: 1 roots, another in use: false", // nothing under the first lives any more
+			"day 90: 2 roots, another in use: false",
 		}
 		if diff := cmp.Diff(want, got); diff != "" {
 			t.Errorf("calendar (-want +got):\n%s", diff)
