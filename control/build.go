@@ -19,13 +19,15 @@ import (
 
 // inputs is all that the cluster's configuration follows from, at one moment.
 type inputs struct {
-	self     Self
-	objects  *Objects
-	trust    trust.Bundle           // of the own trust domain
-	views    []*federation.View     // of all pinned peers, ordered by cluster
-	domains  []bundleendpoint.State // of all followed domains, ordered by name
-	gateways []topology.Gateway     // that have joined, ordered by ID
-	nodes    []node                 // that have joined, ordered by name
+	self    Self
+	objects *Objects
+	trust   trust.Bundle // of the own trust domain
+	// acknowledged says which bundles of peers are in force in all programs, by sequence.
+	acknowledged map[spiffeid.TrustDomain]uint64
+	views        []*federation.View     // of all pinned peers, ordered by cluster
+	domains      []bundleendpoint.State // of all followed domains, ordered by name
+	gateways     []topology.Gateway     // that have joined, ordered by ID
+	nodes        []node                 // that have joined, ordered by name
 	// known are the node proxies that may join.
 	known     []string
 	links     map[topology.ClusterName]linkWord
@@ -187,7 +189,7 @@ func (w *world) reportStranded(r *resolved, exported bool) {
 
 // ownRecords computes what peers are told, and returns the exports that are valid, by service.
 func (w *world) ownRecords() map[topology.ServiceName]*ServiceExport {
-	w.own.Roots, w.own.JWTKeys = w.in.trust.Authorities, w.in.trust.JWTAuthorities
+	w.own.Roots, w.own.JWTKeys, w.own.Acknowledged = w.in.trust.Authorities, w.in.trust.JWTAuthorities, w.in.acknowledged
 	w.own.PodCIDRs = w.ownPods()
 	for _, g := range w.in.gateways {
 		at := cmp.Or(w.in.objects.Outside.Gateways[g.ID], g.QUIC)

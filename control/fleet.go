@@ -26,6 +26,8 @@ type fleet struct {
 	now    func() time.Time
 	log    *slog.Logger
 	wake   func() // tells the owner loop that something changed; must not block
+	// svidLifetime is how long an SVID lasts at most.
+	svidLifetime time.Duration
 
 	mu       sync.Mutex
 	roster   *roster                   // guarded by mu; replaced, never changed
@@ -40,6 +42,7 @@ type programVersion struct {
 	version string
 	admin   string
 	since   time.Time
+	gone    time.Time // when it was last connected; zero: it is, or was not since the start
 }
 
 func openFleet(path string, domain spiffeid.TrustDomain, now func() time.Time, log *slog.Logger, wake func()) (*fleet, error) {
@@ -159,9 +162,32 @@ func (f *fleet) disconnect(s *configstream.Session) {
 	f.mu.Lock()
 	if f.sessions[s.Receiver]--; f.sessions[s.Receiver] <= 0 {
 		delete(f.sessions, s.Receiver)
+		if v, ok := f.versions[s.Receiver]; ok {
+			v.gone = f.now()
+			f.versions[s.Receiver] = v
+		}
 	}
 	f.mu.Unlock()
 	f.wake()
+}
+
+// svidEnds returns when what was issued to the programs that are not connected ends at the latest, by receiver, as far as it is known.
+func (f *fleet) svidEnds() map[string]time.Time {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	out := make(map[string]time.Time)
+	for receiver, v := range f.versions {
+		if !v.gone.IsZero() {
+			out[receiver] = v.gone.Add(f.svidLifetime)
+		}
+	}
+	for id, g := range f.roster.Gateways {
+		out[configstream.ProgramGateway+"/"+id] = g.SVIDEnds
+	}
+	for name, n := range f.roster.Nodes {
+		out[configstream.ProgramNode+"/"+name] = n.SVIDEnds
+	}
+	return out
 }
 
 // report notes what a gateway saw.

@@ -27,7 +27,7 @@ type identityServer struct {
 
 	directory *directory
 	tokens    *tokens
-	authority *trust.Authority
+	authority authority
 	peer      func(context.Context) (trust.Peer, error) // who is at the other end, verified and not over
 	log       *slog.Logger
 

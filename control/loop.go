@@ -10,11 +10,13 @@ import (
 	"slices"
 	"time"
 
+	"github.com/spiffe/go-spiffe/v2/spiffeid"
 	"google.golang.org/protobuf/proto"
 
 	configv1 "github.com/isthmus-mesh/isthmus/api/config/v1"
 	"github.com/isthmus-mesh/isthmus/federation"
 	"github.com/isthmus-mesh/isthmus/internal/configstream"
+	"github.com/isthmus-mesh/isthmus/trust"
 )
 
 // How events are gathered.
@@ -40,6 +42,7 @@ type loop struct {
 	peers     []ClusterPeer // last set
 	own       *federation.Own
 	resources []*configv1.Resource // last set
+	revision  uint64               // of those
 	status    *Status              // last written
 	statusDue bool                 // it could not be written
 	busesSet  bool
@@ -112,10 +115,12 @@ func (l *loop) step(ctx context.Context) (again time.Duration) {
 	if wait > 0 {
 		return wait
 	}
+	c.acks.published(c.member.OwnBundle())
+	acknowledged, later := l.acknowledged(objects.Workloads, now)
 	var words []*federation.View
 	words, l.frozen = l.frozen.apply(views.All())
 	w := build(inputs{
-		self: c.self, objects: objects, trust: c.ownBundle(), views: words, domains: c.follower.States(),
+		self: c.self, objects: objects, trust: c.ownBundle(), acknowledged: acknowledged, views: words, domains: c.follower.States(),
 		gateways: fleet.gateways, nodes: fleet.nodes, known: fleet.known,
 		links: l.links.snapshot(), addresses: l.addresses, hosts: l.hosts, cidr: c.cfg.ClusterSetCIDR, complete: complete,
 		pods: c.cfg.PodCIDRs, peerPods: c.cfg.PeerPodCIDRs,
@@ -127,14 +132,50 @@ func (l *loop) step(ctx context.Context) (again time.Duration) {
 		c.cfg.Log.ErrorContext(ctx, "shared quotas are not divided", "error", err) // the registry should have refused it
 	}
 	l.setResources(w.resources)
+	c.acks.note(w.usable, w.in.trust.Authorities, c.nextRoot(), l.revision)
+	if now, _ := l.acknowledged(objects.Workloads, now); !maps.Equal(now, acknowledged) {
+		later = gather // what nobody had to be told of is in force
+	}
 	l.setStatus(ctx, w, now)
 	c.present.Store(&present{world: w, fleet: fleet, views: views, status: l.status, buses: l.neighbours.states()})
 	c.cfg.Checks.Done(checkManifests)
 	c.metrics.observe(w, len(l.status.Problems))
-	if l.statusDue && (again == 0 || retryStatus < again) {
-		again = retryStatus
+	if l.statusDue {
+		later = earliest(later, retryStatus)
 	}
-	return again
+	return earliest(again, later)
+}
+
+// earliest returns the shorter of two pauses, of which 0 is none.
+func earliest(a, b time.Duration) time.Duration {
+	if a == 0 || b > 0 && b < a {
+		return b
+	}
+	return a
+}
+
+// acknowledged returns which bundles of peers are in force in all programs, and when to ask again. Right after the start nobody can tell: they
+// are coming back. While somebody is away who may come back with an SVID that lives, what is acknowledged stays what it was.
+func (l *loop) acknowledged(workloads []Workload, now time.Time) (sequences map[spiffeid.TrustDomain]uint64, later time.Duration) {
+	if left := comingBack - now.Sub(l.c.started); left > 0 {
+		return nil, left
+	}
+	if len(l.c.absent(workloads)) > 0 {
+		return l.c.acks.reckoned(), comingBack
+	}
+	return l.c.acks.reckon(l.c.applied()), 0
+}
+
+// nextRoot returns the own next root, while it is published.
+func (c *Control) nextRoot() *x509.Certificate {
+	a, ok := c.authority.(rotates)
+	if !ok {
+		return nil
+	}
+	if r := a.Rotation(); r.Phase == trust.RotationPublished {
+		return r.Next
+	}
+	return nil
 }
 
 // setPeers tells who the peers are. It comes before everything else: a peer whose ClusterPeer was removed is gone from the views
@@ -205,6 +246,7 @@ func (l *loop) setAddresses(ctx context.Context, next allocation, hosts hostAllo
 // setOwn tells the peers, if it is news.
 func (l *loop) setOwn(ctx context.Context, own *federation.Own) {
 	if l.own != nil && slices.EqualFunc(l.own.Roots, own.Roots, (*x509.Certificate).Equal) && maps.EqualFunc(l.own.JWTKeys, own.JWTKeys, sameKey) &&
+		maps.Equal(l.own.Acknowledged, own.Acknowledged) &&
 		reflect.DeepEqual(l.own.Gateways, own.Gateways) && reflect.DeepEqual(l.own.Exports, own.Exports) &&
 		slices.Equal(l.own.PodCIDRs, own.PodCIDRs) {
 		return
@@ -236,7 +278,7 @@ func (l *loop) setResources(resources []*configv1.Resource) {
 		return
 	}
 	l.resources = resources
-	l.c.stream.Set(configstream.NewWorld(resources))
+	l.revision = l.c.stream.Set(configstream.NewWorld(resources))
 }
 
 // setStatus writes back what became of the exports, if it is news.

@@ -2,6 +2,8 @@ package control
 
 import (
 	"context"
+	"crypto"
+	"crypto/tls"
 	"crypto/x509"
 	"errors"
 	"fmt"
@@ -11,6 +13,7 @@ import (
 	"sync/atomic"
 	"time"
 
+	"github.com/spiffe/go-spiffe/v2/spiffeid"
 	"github.com/spiffe/go-spiffe/v2/svid/x509svid"
 
 	"github.com/isthmus-mesh/isthmus/federation"
@@ -56,7 +59,7 @@ type Control struct {
 	cfg  Config
 	self Self
 
-	authority *trust.Authority
+	authority authority
 	identity  *trust.Identity
 	bundles   *trust.Bundles // of the own trust domain alone
 	guard     *trust.Guard
@@ -68,12 +71,28 @@ type Control struct {
 	directory *directory
 	leases    *leases
 	stream    *configstream.Server
+	acks      acknowledgements
 	metrics   *metrics
 
 	wake    chan struct{}            // holds one: something for the owner loop to look at
 	clients atomic.Pointer[[]string] // bus keys of the peers
 	present atomic.Pointer[present]  // nil until the registry was read
 	started time.Time
+	// restarted tells that there was an authority before: programs may hold SVIDs of it.
+	restarted bool
+}
+
+// authority is who issues the SVIDs of the own trust domain. Roots and JWTKeys are what its members are verified with; Changed returns a channel
+// that is closed when they have changed.
+type authority interface {
+	Roots() []*x509.Certificate
+	JWTKeys() map[string]crypto.PublicKey
+	Changed() <-chan struct{}
+	Issue(csr []byte, id spiffeid.ID) ([]*x509.Certificate, error)
+	SignJWT(id spiffeid.ID, audience []string, ttl time.Duration) (string, error)
+	IssueWeb(names []string) (*tls.Certificate, error)
+	State() trust.AuthorityState
+	Run(ctx context.Context) error
 }
 
 // present is what is in force, for those who ask. Immutable.
@@ -113,6 +132,7 @@ func New(cfg Config) (*Control, error) {
 	if c.fleet, err = openFleet(c.path(rosterFile), cfg.Domain, cfg.Now, cfg.Log, c.poke); err != nil {
 		return nil, err
 	}
+	c.fleet.svidLifetime = c.authority.State().SVIDLifetime
 	c.directory = &directory{domain: cfg.Domain, registry: cfg.Registry, fleet: c.fleet, nodes: nodeNames{cfg.NodeProxies, cfg.Attestor != nil}}
 	c.leases = newLeases(c.directory, cfg.Now)
 	c.stream = configstream.NewServer(configstream.ServerConfig{
@@ -120,6 +140,7 @@ func New(cfg Config) (*Control, error) {
 		OnConnect:    c.fleet.connect,
 		OnReport:     c.fleet.report,
 		OnDisconnect: func(s *configstream.Session, _ error) { c.fleet.disconnect(s) },
+		OnApplied:    func(*configstream.Session) { c.poke() },
 	})
 	c.metrics, err = newMetrics(cfg.Metrics, func() float64 { return float64(len(c.stream.Sessions())) })
 	return c, err
@@ -137,9 +158,10 @@ func (c *Control) poke() {
 
 // openTrust opens the authority and issues control's own SVID.
 func (c *Control) openTrust() error {
-	var err error
+	_, err := os.Stat(c.path(authorityFolder))
+	c.restarted = err == nil
 	c.authority, err = trust.OpenAuthority(trust.AuthorityConfig{
-		TrustDomain: c.cfg.Domain, Dir: c.path(authorityFolder), Now: c.cfg.Now, Log: c.cfg.Log,
+		TrustDomain: c.cfg.Domain, Dir: c.path(authorityFolder), Holds: c.rotationHolds, Now: c.cfg.Now, Log: c.cfg.Log,
 	})
 	if err != nil {
 		return fmt.Errorf("control: %w", err)

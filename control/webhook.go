@@ -35,7 +35,7 @@ const (
 // serveWebhook serves the webhook until ctx ends.
 func (c *Control) serveWebhook(ctx context.Context) error {
 	w := c.cfg.Webhook
-	certificate, err := trust.NewWebServer(c.authority, w.Names...)
+	certificate, err := trust.NewWebServer(c.authority, c.cfg.Now, w.Names...)
 	if err != nil {
 		return errors.Join(fmt.Errorf("control: webhook: %w", err), w.Listener.Close())
 	}

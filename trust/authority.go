@@ -306,3 +306,26 @@ func (s *signer) sign(template *x509.Certificate, key *ecdsa.PublicKey) (*x509.C
 	}
 	return x509.ParseCertificate(der)
 }
+
+// AuthorityState is what there is to show of an authority.
+type AuthorityState struct {
+	Kind         string // KindBuiltIn, KindFiles or KindWorkloadAPI
+	Source       string // of an upstream: where it is
+	SVIDLifetime time.Duration
+	Issuing      *x509.Certificate // the CA that signs SVIDs; nil: somebody else does
+	Problem      error             // why the last step failed; nil: it did not
+}
+
+// The kinds of authority.
+const (
+	KindBuiltIn     = "builtin"
+	KindFiles       = "files"
+	KindWorkloadAPI = "workload-api"
+)
+
+// State returns what there is to show.
+func (a *Authority) State() AuthorityState {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	return AuthorityState{Kind: KindBuiltIn, SVIDLifetime: a.cfg.SVIDLifetime, Issuing: a.state.Load().issuing.certificate, Problem: a.failed}
+}

@@ -1,6 +1,7 @@
 package trust
 
 import (
+	"bytes"
 	"crypto/ecdsa"
 	"crypto/elliptic"
 	"crypto/rand"
@@ -21,20 +22,27 @@ const webLifetime = 24 * time.Hour
 // Its certificate is no SVID: it has no URI, is for servers only, and no peer of the mesh takes it. Key and certificate live in memory, are
 // made at the first handshake, and anew at half-life, in the handshake that finds them too old.
 type WebServer struct {
-	authority *Authority
-	names     []string
+	issuer WebIssuer
+	names  []string
+	now    func() time.Time
 
 	mu      sync.Mutex
 	current *tls.Certificate // guarded by mu; nil before the first handshake
 	renewAt time.Time        // guarded by mu
 }
 
-// NewWebServer returns a WebServer of those DNS names.
-func NewWebServer(a *Authority, names ...string) (*WebServer, error) {
+// WebIssuer is an authority that certifies DNS names, too.
+type WebIssuer interface {
+	IssueWeb(names []string) (*tls.Certificate, error)
+	State() AuthorityState
+}
+
+// NewWebServer returns a WebServer of those DNS names. A nil now is time.Now.
+func NewWebServer(issuer WebIssuer, now func() time.Time, names ...string) (*WebServer, error) {
 	if len(names) == 0 {
 		return nil, errors.New("trust: web server: no name")
 	}
-	w := &WebServer{authority: a, names: names}
+	w := &WebServer{issuer: issuer, names: names, now: clock(now)}
 	if _, err := w.certificate(); err != nil { // what can't be issued now is told now
 		return nil, err
 	}
@@ -52,11 +60,11 @@ func (w *WebServer) Config() *tls.Config {
 func (w *WebServer) certificate() (*tls.Certificate, error) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
-	now := w.authority.cfg.Now()
-	if w.current != nil && now.Before(w.renewAt) {
+	now := w.now()
+	if w.current != nil && now.Before(w.renewAt) && w.issuedBy(w.issuer.State().Issuing) {
 		return w.current, nil
 	}
-	next, err := w.authority.issueWeb(w.names, now)
+	next, err := w.issuer.IssueWeb(w.names)
 	switch {
 	case err == nil:
 		w.current = next
@@ -67,7 +75,14 @@ func (w *WebServer) certificate() (*tls.Certificate, error) {
 	return w.current, nil
 }
 
-func (a *Authority) issueWeb(names []string, now time.Time) (*tls.Certificate, error) {
+// issuedBy tells whether the present certificate is of that CA: the root above another one may be gone soon.
+func (w *WebServer) issuedBy(issuing *x509.Certificate) bool {
+	return issuing == nil || len(w.current.Certificate) > 1 && bytes.Equal(w.current.Certificate[1], issuing.Raw)
+}
+
+// IssueWeb makes a key and a server's certificate for DNS names, which ends with the issuing CA at the latest.
+func (a *Authority) IssueWeb(names []string) (*tls.Certificate, error) {
+	now := a.cfg.Now()
 	failed := a.maintain(now)
 	issuing := a.state.Load().issuing
 	if !now.Before(issuing.certificate.NotAfter) {

@@ -22,7 +22,7 @@ func webClient(roots []*x509.Certificate, name string) *tls.Config {
 
 func TestWebServer(t *testing.T) {
 	a := openAuthority(t, AuthorityConfig{Dir: t.TempDir()})
-	w, err := NewWebServer(a, webName)
+	w, err := NewWebServer(a, nil, webName)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -43,7 +43,7 @@ func TestWebServer(t *testing.T) {
 	if _, _, _, err = shake(t, w.Config(), webClient(other.Roots(), webName)); err == nil {
 		t.Error("it passes under another's roots")
 	}
-	if _, err = NewWebServer(a); err == nil {
+	if _, err = NewWebServer(a, nil); err == nil {
 		t.Error("a web server without a name")
 	}
 }
@@ -53,7 +53,7 @@ func TestWebServer(t *testing.T) {
 func TestWebServerRenews(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		a := openAuthority(t, AuthorityConfig{Dir: t.TempDir()})
-		w, err := NewWebServer(a, webName)
+		w, err := NewWebServer(a, nil, webName)
 		if err != nil {
 			t.Fatal(err)
 		}
