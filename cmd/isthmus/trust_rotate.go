@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"net/http"
 	"slices"
 	"strings"
 	"time"
@@ -47,9 +48,9 @@ func newTrustRotate(g *global) *cobra.Command {
   activate   it signs, once all of them have said so; whoever has not yet holds this step, and is named
   retire     the old root leaves the bundle, when all that was issued under it has ended
 
-Without a flag it takes the first two steps; the third follows by itself as soon as nobody holds it. --activate --force takes it although somebody
-does: what that one does not know yet, it refuses. --abort undoes what is not activated. The same steps are taken by the schedule, at half of the
-root's life.
+Without a flag it takes the first two steps; with --wait also the third, as soon as nobody holds it. --activate takes the third by itself, --activate --force
+although somebody holds it: what that one does not know yet, it refuses. --abort undoes what is not activated; after that there is no way back but
+another rotation. The schedule takes the same steps: it publishes at half of the root's life and activates at three quarters.
 
 With several clusters, DOMAIN (or --cluster) says whose root is meant.`,
 		Example:           example("isthmus trust rotate us --wait", "isthmus trust rotate us --status", "isthmus trust rotate us --activate --force", "isthmus trust rotate us --abort"),
@@ -73,7 +74,7 @@ With several clusters, DOMAIN (or --cluster) says whose root is meant.`,
 	flags.BoolVar(&r.abort, "abort", false, "undo what is not activated")
 	flags.BoolVar(&r.force, "force", false, "with --activate: although somebody holds it")
 	flags.BoolVar(&r.dryRun, "dry-run", false, "say what would be done, and do nothing")
-	flags.BoolVar(&r.wait, "wait", false, "wait until the new root signs, and say who is waited for")
+	flags.BoolVar(&r.wait, "wait", false, "wait until nobody holds it, activate, and say meanwhile who is waited for; with --status only watch")
 	flags.DurationVar(&r.patience, "patience", 10*time.Minute, "how long --wait waits")
 	flags.StringVar(&r.cluster, "cluster", "", "the `cluster` whose root is meant, when several are")
 	flags.VarP(&r.format, "output", "o", "output `format`: "+strings.Join(output.Formats, ", "))
@@ -104,18 +105,8 @@ func (r *rotation) run(ctx context.Context, domain string) error {
 		return err
 	}
 	out := rotated{Cluster: now.Cluster, TrustDomain: now.TrustDomain, Rotation: now.Rotation, DryRun: r.dryRun}
-	if !r.status {
-		step := "start"
-		switch {
-		case r.activate:
-			step = "activate"
-		case r.abort:
-			step = "abort"
-		}
-		bounded, cancel := context.WithTimeout(ctx, r.timeout)
-		defer cancel()
-		out.Rotation, err = t.Rotate(bounded, admin.RotationRequest{Step: step, Force: r.force, DryRun: r.dryRun})
-		if err != nil {
+	if step := r.step(now.Rotation); step != "" {
+		if out.Rotation, err = r.take(ctx, t, step); err != nil {
 			return r.advise(err, now)
 		}
 		r.say(step, out, now.Now)
@@ -130,6 +121,26 @@ func (r *rotation) run(ctx context.Context, domain string) error {
 		err = finding{fmt.Sprintf("%s: held: %s", out.TrustDomain, strings.Join(out.Holds, "; "))}
 	}
 	return err
+}
+
+// step is what is to be done at once; empty: nothing.
+func (r *rotation) step(now admin.Rotation) string {
+	switch {
+	case r.status, r.wait && (r.activate || now.Phase == admin.RotationPublished):
+		return ""
+	case r.activate:
+		return "activate"
+	case r.abort:
+		return "abort"
+	default:
+		return "start"
+	}
+}
+
+func (r *rotation) take(ctx context.Context, t target, step string) (admin.Rotation, error) {
+	ctx, cancel := context.WithTimeout(ctx, r.timeout)
+	defer cancel()
+	return t.Rotate(ctx, admin.RotationRequest{Step: step, Force: r.force, DryRun: r.dryRun})
 }
 
 // target is the cluster whose root is meant: the only one, or that of a domain.
@@ -183,7 +194,7 @@ func (r *rotation) say(step string, out rotated, now time.Time) {
 	}
 	_, _ = fmt.Fprintf(r.chatter, "%s: %s; %s\n", out.TrustDomain, done, phaseText(out.Rotation, now))
 	if step == "start" && !out.DryRun && !r.wait {
-		_, _ = fmt.Fprintf(r.chatter, "It signs by itself once nobody holds it. Next: isthmus trust rotate %s --status\n", out.TrustDomain)
+		_, _ = fmt.Fprintf(r.chatter, "Next: isthmus trust rotate %s --wait activates it once everybody has it; --status says who does\n", out.TrustDomain)
 	}
 }
 
@@ -211,8 +222,21 @@ func (r *rotation) await(ctx context.Context, t target, out rotated) (admin.Rota
 		one, cancelOne := context.WithTimeout(bounded, r.timeout)
 		now, err := t.Trust(one)
 		cancelOne()
-		if err == nil { // control may be restarting
-			last = now.Rotation
+		if err != nil {
+			continue // control may be restarting
+		}
+		last = now.Rotation
+		if r.status || last.Phase != admin.RotationPublished || len(last.Holds) > 0 && !r.force {
+			continue
+		}
+		next, err := r.take(bounded, t, "activate")
+		refused, is := errors.AsType[*admin.Error](err)
+		switch {
+		case err == nil:
+			last = next
+		case is && refused.Status == http.StatusConflict: // somebody holds it again, or was faster
+		case is:
+			return last, err
 		}
 	}
 	_, _ = fmt.Fprintf(r.chatter, "%s: the new root signs\n", out.TrustDomain)

@@ -307,10 +307,14 @@ func TestTrustRotate(t *testing.T) {
 		Phase: admin.RotationPublished, Since: time.Now(), Holds: []string{"sidecar shop/web-0 has not acknowledged"},
 		Members: []admin.RotationMember{{Name: "cluster eu", Acknowledged: true}, {Name: "sidecar shop/web-0", Reason: "not connected for 3m"}},
 	}
-	done := held
-	done.Phase, done.Holds = admin.RotationActivated, nil
-	us.rotation = []admin.Rotation{{Phase: admin.RotationIdle}, held, held, done}
+	free := held
+	free.Holds = nil
+	us.rotation = []admin.Rotation{{Phase: admin.RotationIdle}, held, held, free}
 	want(t, exitOK, w.args("trust", "rotate", "us", "--wait"), "1 of 2 have the next root in force", "waiting for sidecar shop/web-0 (not connected for 3m)", "the new root signs")
+	if last := us.rotates[len(us.rotates)-1]; last.Force || last.Step != "activate" {
+		t.Errorf("asked for %+v", last)
+	}
+	us.trust.Rotation = admin.Rotation{Phase: admin.RotationIdle}
 	us.rotation = []admin.Rotation{held}
 	want(t, exitFinding, w.args("trust", "rotate", "us", "--status"), "sidecar shop/web-0", "not connected for 3m", "held:")
 	want(t, exitTimeout, w.args("trust", "rotate", "us", "--status", "--wait", "--patience", "700ms"), "published, and not activated", "--status")
