@@ -16,6 +16,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/prometheus/client_golang/prometheus"
 	"github.com/rogpeppe/go-internal/txtar"
 	"github.com/spiffe/go-spiffe/v2/spiffeid"
 	"go.uber.org/goleak"
@@ -118,6 +119,7 @@ type cluster struct {
 	dir      string
 	registry *registry
 	checks   *ready.Checks
+	metrics  *prometheus.Registry
 	listener *live.Value[*bufconn.Listener] // of the control that runs now
 	stop     func()
 }
@@ -128,7 +130,7 @@ func (m *mesh) start(name, dir string, r *registry) *cluster {
 	if r == nil {
 		r = &registry{objects: new(live.Value[*control.Objects])}
 	}
-	c := &cluster{mesh: m, name: name, dir: dir, registry: r, checks: ready.New(), listener: live.NewValue(bufconn.Listen(64 << 10))}
+	c := &cluster{mesh: m, name: name, dir: dir, registry: r, checks: ready.New(), metrics: prometheus.NewRegistry(), listener: live.NewValue(bufconn.Listen(64 << 10))}
 	clusterName, err := topology.ParseClusterName(name)
 	if err != nil {
 		m.t.Fatal(err)
@@ -136,7 +138,7 @@ func (m *mesh) start(name, dir string, r *registry) *cluster {
 	c.Control, err = control.New(control.Config{
 		Cluster: clusterName, Domain: spiffeid.RequireTrustDomainFromString(name + ".example"), Region: "region-" + name,
 		StateDir: dir, Registry: r, Courier: &courier{m, name}, BusURLs: []string{"tls://" + name + ":4222"},
-		NodeProxies: []string{"node-0"}, GRPC: c.listener.Load(), Checks: c.checks, Attestor: m.attestor,
+		NodeProxies: []string{"node-0"}, GRPC: c.listener.Load(), Checks: c.checks, Attestor: m.attestor, Metrics: c.metrics,
 	})
 	if err != nil {
 		m.t.Fatal(err)

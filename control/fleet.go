@@ -34,6 +34,7 @@ type fleet struct {
 	sessions map[string]int            // guarded by mu: open config streams by receiver
 	reports  map[string][]linkReport   // guarded by mu: by gateway
 	versions map[string]programVersion // guarded by mu: what a program said of itself last, by receiver
+	issued   map[string]time.Time      // guarded by mu: when the last SVID of a sidecar ends, by receiver
 }
 
 // programVersion is what a program said of itself last.
@@ -53,6 +54,7 @@ func openFleet(path string, domain spiffeid.TrustDomain, now func() time.Time, l
 	return &fleet{
 		path: path, domain: domain, now: now, log: log, wake: wake, roster: r,
 		sessions: make(map[string]int), reports: make(map[string][]linkReport), versions: make(map[string]programVersion),
+		issued: make(map[string]time.Time),
 	}, nil
 }
 
@@ -75,8 +77,9 @@ func (f *fleet) change(edit func(*roster) error) error {
 	return nil
 }
 
-// joined notes that a gateway or node proxy got an SVID that ends then.
+// joined notes that a program got an SVID that ends then.
 func (f *fleet) joined(program, name string, svidEnds time.Time) error {
+	f.noteIssued(program, name, svidEnds)
 	return f.change(func(r *roster) error {
 		switch program {
 		case configstream.ProgramGateway:
@@ -230,6 +233,7 @@ func (f *fleet) retain(workloads []Workload) {
 		_, stays := exist[receiver]
 		return !stays
 	})
+	maps.DeleteFunc(f.issued, func(receiver string, _ time.Time) bool { _, stays := exist[receiver]; return !stays })
 	maps.DeleteFunc(f.reports, func(gateway string, _ []linkReport) bool { _, stays := f.roster.Gateways[gateway]; return !stays })
 }
 

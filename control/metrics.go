@@ -16,7 +16,7 @@ type metrics struct {
 	shed     prometheus.Counter
 }
 
-func newMetrics(registry *prometheus.Registry, streams func() float64) (*metrics, error) {
+func newMetrics(registry *prometheus.Registry, streams func() float64, more ...prometheus.Collector) (*metrics, error) {
 	gauge := func(name, help string) prometheus.Gauge {
 		return prometheus.NewGauge(prometheus.GaugeOpts{Name: "isthmus_control_" + name, Help: help})
 	}
@@ -33,10 +33,10 @@ func newMetrics(registry *prometheus.Registry, streams func() float64) (*metrics
 			Name: "isthmus_control_connections_shed_total", Help: "Connections without an SVID that were closed: too many, or open for too long.",
 		}),
 	}
-	for _, c := range []prometheus.Collector{
+	for _, c := range append([]prometheus.Collector{
 		m.services, m.exports, m.imports, m.problems, m.computed, m.shed,
 		prometheus.NewGaugeFunc(prometheus.GaugeOpts{Name: "isthmus_control_config_streams", Help: "Config streams that are open."}, streams),
-	} {
+	}, more...) {
 		if err := registry.Register(c); err != nil {
 			return nil, fmt.Errorf("control: metrics: %w", err)
 		}

@@ -142,7 +142,7 @@ func New(cfg Config) (*Control, error) {
 		OnDisconnect: func(s *configstream.Session, _ error) { c.fleet.disconnect(s) },
 		OnApplied:    func(*configstream.Session) { c.poke() },
 	})
-	c.metrics, err = newMetrics(cfg.Metrics, func() float64 { return float64(len(c.stream.Sessions())) })
+	c.metrics, err = newMetrics(cfg.Metrics, func() float64 { return float64(len(c.stream.Sessions())) }, telemetry.Expiries(cfg.Now, c.expiries))
 	return c, err
 }
 

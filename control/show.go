@@ -195,10 +195,10 @@ func conditionsOf(in []Condition) []admin.Condition {
 
 // proxies returns every program that has joined or is connected, ordered by program and name.
 func (c *Control) proxies() []admin.Proxy {
-	byReceiver := make(map[string]admin.Proxy)
+	byReceiver, issued := make(map[string]admin.Proxy), c.fleet.issuedUntil()
 	for receiver, said := range c.fleet.programs() {
 		program, name := cutProgram(receiver)
-		p := admin.Proxy{Program: program, Name: name, SPIFFEID: said.id.String(), Version: said.version, Admin: said.admin, Since: said.since}
+		p := admin.Proxy{Program: program, Name: name, SPIFFEID: said.id.String(), Version: said.version, Admin: said.admin, Since: said.since, SVIDEnds: issued[receiver]}
 		if said.id.IsZero() {
 			p.SPIFFEID = c.expectedID(program, name)
 		}

@@ -44,6 +44,7 @@ func (c *Control) Trust() admin.Trust {
 	out := admin.Trust{
 		Cluster: c.cfg.Cluster.String(), TrustDomain: c.cfg.Domain.Name(), Now: now,
 		Authority: c.authorityState(), Rotation: c.rotation(), Domains: []admin.TrustedDomain{c.ownDomain(now)}, Revocations: []admin.Revocation{},
+		MemberRoot: c.memberRoot(),
 	}
 	if p := c.present.Load(); p != nil {
 		for _, peer := range p.world.peers {
