@@ -3,6 +3,8 @@ package access_test
 import (
 	"fmt"
 	"net/http"
+	"slices"
+	"strings"
 	"sync"
 	"sync/atomic"
 	"testing"
@@ -71,6 +73,7 @@ var (
 		{{Paths: list(prefix("/admin/"), prefix("/a"), exact("/api/x/"))}},
 		{{Paths: list(suffix(".php"), suffix("/x"))}},
 		{{Paths: list(prefix(""))}},
+		{{Paths: list(suffix("/"))}},
 		{{Ports: list(services[0], services[2])}},
 		{{Headers: list(access.Header{Name: "X-Tenant", Values: list(exact("acme"), prefix("a-"), suffix("-z"))})}},
 		{{Headers: list(access.Header{Name: "x-tenant"}, access.Header{Name: "X-Debug", Absent: true})}},
@@ -141,8 +144,183 @@ func (w small) check(tb interface {
 	if got.Verdict != enforced || got.Audit != audited {
 		tb.Fatalf("%+v\nof %v, port %d, HTTP %v, %s %q, %v, %+v:\n%+v\nand by the oracle\n%+v, audit %+v", w.sets, r.Caller, r.Port, r.HTTP, r.Method, r.Path, r.Header, r.Tokens, got, enforced, audited)
 	}
-	if got.Allowed && (!w.set.Admits(r.Caller, r.Port) || !w.set.Admits(r.Caller, 0)) {
-		tb.Fatalf("%+v\nof %v, port %d: allowed, and not admitted", w.sets, r.Caller, r.Port)
+	for _, port := range list(r.Port, 0) {
+		admitted := w.set.Admits(r.Caller, port)
+		if got.Allowed && !admitted || admitted != admits(w.sets, r, port) {
+			tb.Fatalf("%+v\nof %v, port %d: %+v, admitted: %v", w.sets, r.Caller, port, got, admitted)
+		}
+	}
+}
+
+// admits tells whether there is some Allow rule for the caller and the port (0: any), and no Deny rule that asks for nothing else.
+func admits(sets [][]access.Policy, r *access.Request, port uint16) bool {
+	for _, set := range sets {
+		policies, allowed := 0, false
+		for _, p := range set {
+			if p.Audit {
+				continue
+			}
+			policies++
+			for _, rule := range p.Rules {
+				if !anyOf(rule.From, func(s access.Source) bool { return calls(s, r) }) {
+					continue
+				}
+				if !rule.Deny && anyOf(rule.To, func(o access.Operation) bool { return port == 0 || len(o.Ports) == 0 || slices.Contains(o.Ports, port) }) {
+					allowed = true
+				}
+				if rule.Deny && len(rule.Users) == 0 && anyOf(rule.To, func(o access.Operation) bool {
+					return len(o.Methods)+len(o.Paths)+len(o.Headers) == 0 && (len(o.Ports) == 0 || slices.Contains(o.Ports, port))
+				}) {
+					return false
+				}
+			}
+		}
+		if policies > 0 && (!allowed || r.Caller.IsZero()) {
+			return false
+		}
+	}
+	return true
+}
+
+// TestFilter: it is for what a Deny rule would match.
+func TestFilter(t *testing.T) {
+	matched, asked := 0, 0
+	for _, from := range sources {
+		for _, to := range operationKinds {
+			f, err := access.CompileFilter(from, to)
+			if err != nil {
+				t.Fatal(err)
+			}
+			for k, caller := range callers() {
+				for n := range shapes {
+					r := shapes[n]
+					r.Caller, r.Port = caller, services[k%len(services)]
+					path, form := plainPath(r.Path)
+					want := anyOf(from, func(s access.Source) bool { return calls(s, &r) }) && anyOf(to, func(o access.Operation) bool { return does(o, &r, path, form, true) })
+					if got := f.Matches(&r); got != want {
+						t.Fatalf("%+v, %+v: of %v, %s %q: %v, want %v", from, to, caller, r.Method, r.Path, got, want)
+					}
+					asked++
+					if want {
+						matched++
+					}
+				}
+			}
+		}
+	}
+	if matched == 0 || matched == asked {
+		t.Errorf("%d of %d matched: nothing was tested", matched, asked)
+	}
+	r := get(id(1), "/a")
+	f, err := access.CompileFilter(nil, list(access.Operation{Paths: list(prefix("/a"))}))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if n := testing.AllocsPerRun(100, func() { f.Matches(&r) }); n > 0 {
+		t.Errorf("%v allocations", n)
+	}
+}
+
+// TestWhatIsNotCompiled: what can't be meant, and what is above a limit, is refused, and says where it is.
+func TestWhatIsNotCompiled(t *testing.T) {
+	rule := func(r access.Rule) []access.Policy {
+		r.Name = "the-rule"
+		return list(access.Policy{Name: "ns/the-policy", Rules: list(r), Issuers: list(issuerA)})
+	}
+	from := func(s access.Source) []access.Policy { return rule(access.Rule{From: list(s)}) }
+	to := func(o access.Operation) []access.Policy { return rule(access.Rule{To: list(o)}) }
+	users := func(u access.User) []access.Policy { return rule(access.Rule{Users: list(u)}) }
+	many := func(n int, pattern func(k int) access.Pattern) (all []access.Pattern) {
+		for k := range n {
+			all = append(all, pattern(k))
+		}
+		return all
+	}
+	long := strings.Repeat("x", access.MaxPatternSize+1)
+	var pairs access.Rule
+	for k := range 200 {
+		pairs.From = append(pairs.From, access.Source{Domains: domains[:1], Namespaces: list(fmt.Sprint(k)), ServiceAccounts: list(fmt.Sprint(k))})
+		pairs.To = append(pairs.To, access.Operation{Methods: list(fmt.Sprint("M", k)), Ports: list(uint16(k))})
+	}
+	for name, policies := range map[string][]access.Policy{
+		"an unsound ID":                from(access.Source{Principals: list(exact("spiffe://eu.test//x"))}),
+		"half a trust domain":          from(access.Source{Principals: list(prefix("spiffe://eu"))}),
+		"no SPIFFE ID":                 from(access.Source{Principals: list(prefix("https://eu.test/"))}),
+		"an unsound trust domain":      from(access.Source{Principals: list(prefix("spiffe://EU.test/"))}),
+		"a suffix of any domain":       from(access.Source{Principals: list(suffix("/sa/web"))}),
+		"a namespace of any domain":    from(access.Source{Namespaces: list("shop")}),
+		"an account of any domain":     from(access.Source{ServiceAccounts: list("web")}),
+		"no kind of pattern":           from(access.Source{Domains: domains, Principals: list(access.Pattern{Kind: 3})}),
+		"a long pattern":               to(access.Operation{Headers: list(access.Header{Name: "X", Values: list(exact(long))})}),
+		"no method":                    to(access.Operation{Methods: list("")}),
+		"a long method":                to(access.Operation{Methods: list(strings.Repeat("M", 65))}),
+		"a path that is none":          to(access.Operation{Paths: list(exact("admin"))}),
+		"no path":                      to(access.Operation{Paths: list(exact(""))}),
+		"a path with dots":             to(access.Operation{Paths: list(prefix("/a/../b"))}),
+		"a path with parameters":       to(access.Operation{Paths: list(suffix(";x"))}),
+		"a path with a query":          to(access.Operation{Paths: list(exact("/a?b"))}),
+		"a path that may be shorter":   to(access.Operation{Paths: list(exact("/%61"))}),
+		"a suffix that may be shorter": to(access.Operation{Paths: list(suffix("%61"))}),
+		"a URL":                        to(access.Operation{Paths: list(prefix("http://h/a"))}),
+		"no header":                    to(access.Operation{Headers: list(access.Header{})}),
+		"the host":                     to(access.Operation{Headers: list(access.Header{Name: "host"})}),
+		"an absent header with values": to(access.Operation{Headers: list(access.Header{Name: "X", Absent: true, Values: list(exact("x"))})}),
+		"an issuer that is none":       users(access.User{Issuer: "other"}),
+		"a claim without a name":       users(access.User{Claims: list(access.Claim{})}),
+		"a claim too deep":             users(access.User{Claims: list(access.Claim{Path: make([]string, access.MaxClaimDepth+1)})}),
+		"users, and no issuers":        list(access.Policy{Name: "ns/the-policy", Rules: list(access.Rule{Name: "the-rule", Users: list(access.User{})})}),
+		"an issuer without a name":     list(access.Policy{Name: "ns/the-policy", Issuers: list(access.Issuer{})}),
+		"issuers of one name":          list(access.Policy{Name: "ns/the-policy", Issuers: list(issuerA, issuerA)}),
+		"too many rules":               list(access.Policy{Name: "ns/the-policy", Rules: make([]access.Rule, access.MaxRules+1)}),
+		"too many patterns":            to(access.Operation{Paths: many(access.MaxPatterns+1, func(k int) access.Pattern { return exact(fmt.Sprint("/", k)) })}),
+		"too many patterns of headers": to(access.Operation{Headers: list(access.Header{Name: "X", Values: many(access.MaxSlowPatterns+1, func(k int) access.Pattern { return exact(fmt.Sprint(k)) })})}),
+		"too many pairs":               rule(pairs),
+	} {
+		_, err := access.Compile(list(policies))
+		if err == nil || !strings.Contains(err.Error(), "ns/the-policy") || len(policies[0].Rules) == 1 && !strings.Contains(err.Error(), "the-rule") {
+			t.Errorf("%s: %v", name, err)
+		}
+	}
+	if _, err := access.Compile(list(make([]access.Policy, access.MaxPolicies+1))); err == nil {
+		t.Error("too many policies are compiled")
+	}
+	var issuers []access.Policy
+	for k := range access.MaxIssuers + 1 {
+		issuers = append(issuers, access.Policy{Issuers: list(access.Issuer{Name: "x", Issuer: fmt.Sprint(k)})})
+	}
+	if _, err := access.Compile(list(issuers)); err == nil {
+		t.Error("too many issuers are compiled")
+	}
+	// Nobody decides before anything is compiled.
+	r := get(id(1), "/")
+	if d := (*access.Set)(nil).Decide(&r); d.Allowed || d.Reason != access.NotReady || (*access.Set)(nil).Admits(id(1), 1) {
+		t.Errorf("without a set: %+v", d)
+	}
+}
+
+// TestIssuers: each once, whatever it is called, and however its audiences are ordered.
+func TestIssuers(t *testing.T) {
+	again := issuerB
+	again.Name, again.Audiences = "c", list("y", "x", "y")
+	same := issuerB
+	same.Audiences = list("x", "y")
+	w := world(t, list(access.Policy{Issuers: list(issuerA, same)}), list(access.Policy{Audit: true, Issuers: list(again, issuerB)}))
+	if got := w.set.Issuers(); len(got) != 3 || got[0].Issuer != issuerA.Issuer || got[0].Name != "" || !slices.Equal(got[1].Audiences, list("x", "y")) || got[2].Issuer != issuerB.Issuer {
+		t.Errorf("%+v", got)
+	}
+}
+
+// TestReasonsHaveWords: of their own.
+func TestReasonsHaveWords(t *testing.T) {
+	seen := map[string]bool{}
+	for _, r := range access.Reasons() {
+		if word := r.String(); word == "" || seen[word] || strings.ContainsFunc(word, func(c rune) bool { return c != '_' && (c < 'a' || c > 'z') }) {
+			t.Errorf("reason %d: %q", r, word)
+		}
+		seen[r.String()] = true
+	}
+	if got := access.Reason(200).String(); got != "reason_200" {
+		t.Error(got)
 	}
 }
 

@@ -256,6 +256,8 @@ func TestRefused(t *testing.T) {
 	deep := strings.Repeat(`{"a":`, 20) + "1" + strings.Repeat("}", 20)
 	claim := func(name string, value any) string { return es.sign(head(es), l.claims(map[string]any{name: value})) }
 	now := l.now.Unix()
+	const alphabet = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-_"
+	last := len(good) - 1
 	for _, c := range []struct {
 		name, token string
 		reason      enduser.Reason
@@ -289,7 +291,8 @@ func TestRefused(t *testing.T) {
 		{"padding", parts[0] + "=." + parts[1] + "." + parts[2], enduser.Malformed},
 		{"base64, not base64url", "+/" + good, enduser.Malformed},
 		{"a line break", parts[0] + ".\n" + parts[1] + "." + parts[2], enduser.Malformed},
-		{"bits left over", encode(`{"alg":"ES256"}`)[:19] + "1." + parts[1] + "." + parts[2], enduser.Malformed},
+		{"another spelling of the same signature", good[:last] + string(alphabet[strings.IndexByte(alphabet, good[last])^1]), enduser.Malformed},
+		{"an algorithm of elliptic curves, and an RSA key", es.sign(`{"alg":"ES256","kid":"rsa"}`, l.claims(nil)), enduser.WrongKey},
 		{"no JSON", encode("x") + "." + parts[1] + "." + parts[2], enduser.Malformed},
 		{"a list", es.sign(head(es), `[]`), enduser.Malformed},
 		{"JSON twice", es.sign(head(es), l.claims(nil)+"{}"), enduser.Malformed},
@@ -366,6 +369,20 @@ func TestHeaders(t *testing.T) {
 		got := l.group.Tokens(t.Context(), c.header, nil)
 		if states := [3]access.TokenState{got[0].State, got[1].State, got[2].State}; states != c.want {
 			t.Errorf("%s: %v, want %v (%v)", c.name, states, c.want, l.refused)
+		}
+	}
+}
+
+// TestAudiencesOfOneIssuer: who is believed for one audience is not for another, known or not.
+func TestAudiencesOfOneIssuer(t *testing.T) {
+	other := static("ES256")
+	other.Audiences = []string{"pay"}
+	l := newLab(t, static("ES256"), other)
+	s := signers()["ES256"]
+	token := "Bearer " + s.sign(head(s), l.claims(nil))
+	for range 2 {
+		if got := l.tokens(token); got[0].State != access.TokenValid || got[1].State != access.TokenInvalid {
+			t.Errorf("%+v", got)
 		}
 	}
 }
@@ -649,6 +666,10 @@ func TestKeysThatAreNone(t *testing.T) {
 	i := theIssuer
 	i.JWKS = fmt.Sprintf(`{"keys":[%s]}`, strings.Join(bad, ","))
 	l := newLab(t, i)
+	short := signer{"small", jose.RS256, small}
+	if got := l.tokens("Bearer " + short.sign(head(short), l.claims(nil))); got[0].State == access.TokenValid {
+		t.Error("a short RSA key verifies")
+	}
 	for _, id := range []string{"enc", "private", "alg", "oct"} {
 		if got := l.tokens("Bearer " + es.sign(fmt.Sprintf(`{"alg":"ES256","kid":%q}`, id), l.claims(nil))); got[0].State == access.TokenValid {
 			t.Errorf("the key %s verifies", id)
