@@ -173,6 +173,9 @@ func mergeOperations(ops []Operation) []Operation {
 
 // merge joins what has the same rest, by the list that field points at. No list is everything, and stays apart.
 func merge[T, E any](all []T, field func(*T) (list *[]E, rest string)) []T {
+	if len(all) < 2 {
+		return all
+	}
 	seen := map[string]int{}
 	out := all[:0]
 	for k := range all {
