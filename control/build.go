@@ -22,6 +22,7 @@ type inputs struct {
 	self    Self
 	objects *Objects
 	trust   trust.Bundle // of the own trust domain
+	revoked *revokedSet
 	// acknowledged says which bundles of peers are in force in all programs, by sequence.
 	acknowledged map[spiffeid.TrustDomain]uint64
 	views        []*federation.View     // of all pinned peers, ordered by cluster
@@ -64,7 +65,7 @@ type world struct {
 func build(in inputs) *world {
 	w := &world{in: in, services: make(map[topology.ServiceName]*resolved, len(in.objects.Services))}
 	w.peers, w.problems = acceptedPeers(in.self, in.objects.Peers)
-	w.usable = usableViews(in.views, w.peers)
+	w.usable = slices.DeleteFunc(usableViews(in.views, w.peers), func(v *federation.View) bool { return in.revoked.domain(v.Domain) })
 	w.silent = silentPeers(in.views, w.peers)
 	var problems []Problem
 	w.domains, problems = acceptedDomains(in.self, in.objects.Peers, in.objects.Domains)
@@ -190,6 +191,7 @@ func (w *world) reportStranded(r *resolved, exported bool) {
 // ownRecords computes what peers are told, and returns the exports that are valid, by service.
 func (w *world) ownRecords() map[topology.ServiceName]*ServiceExport {
 	w.own.Roots, w.own.JWTKeys, w.own.Acknowledged = w.in.trust.Authorities, w.in.trust.JWTAuthorities, w.in.acknowledged
+	w.own.Revoked, w.own.RevokedIDs = w.in.revoked.own(w.in.self.Domain)
 	w.own.PodCIDRs = w.ownPods()
 	for _, g := range w.in.gateways {
 		at := cmp.Or(w.in.objects.Outside.Gateways[g.ID], g.QUIC)
@@ -239,7 +241,7 @@ func (w *world) assemble(valid map[topology.ServiceName]*ServiceExport, exports 
 	add := func(r *configv1.Resource) { w.resources = append(w.resources, r) }
 	add(configstream.EncodeBundle(in.self.Domain, configstream.BundleData(in.trust)))
 	for _, v := range w.usable {
-		add(configstream.EncodeBundle(v.Domain, configstream.BundleData(v.Bundle)))
+		add(configstream.EncodeBundle(v.Domain, configstream.BundleData(in.revoked.onto(v.Domain, v.Bundle))))
 	}
 	for td, b := range w.federatedBundles() {
 		add(configstream.EncodeBundle(td, configstream.BundleData(b)))

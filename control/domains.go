@@ -59,8 +59,8 @@ func (w *world) federatedBundles() map[spiffeid.TrustDomain]trust.Bundle {
 	out := make(map[spiffeid.TrustDomain]trust.Bundle, len(w.domains))
 	for _, d := range w.domains {
 		i := slices.IndexFunc(w.in.domains, func(s bundleendpoint.State) bool { return s.Domain == d.Domain })
-		if i >= 0 && len(w.in.domains[i].Bundle.Authorities) > 0 {
-			out[d.Domain] = w.in.domains[i].Bundle
+		if i >= 0 && len(w.in.domains[i].Bundle.Authorities) > 0 && !w.in.revoked.domain(d.Domain) {
+			out[d.Domain] = w.in.revoked.onto(d.Domain, w.in.domains[i].Bundle)
 		}
 	}
 	return out
@@ -110,7 +110,7 @@ func (c *Control) bundleOf(td spiffeid.TrustDomain) (trust.Bundle, bool) {
 	if p := c.present.Load(); p != nil {
 		for _, v := range p.world.usable {
 			if v.Domain == td {
-				return v.Bundle, true
+				return p.world.in.revoked.onto(td, v.Bundle), true
 			}
 		}
 	}

@@ -19,6 +19,8 @@ func (f frozen) apply(views []*federation.View) (out []*federation.View, next fr
 			held := *v
 			held.Epoch, held.Seq = before.Epoch, before.Seq
 			held.Bundle, held.Gateways, held.Exports = before.Bundle, before.Gateways, before.Exports
+			held.BundleSequence = before.BundleSequence
+			held.Bundle.Revoked, held.Bundle.RevokedIDs = v.Bundle.Revoked, v.Bundle.RevokedIDs // who is put out stays out
 			v = &held
 		}
 		if v.Usable() {

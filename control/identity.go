@@ -8,6 +8,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"time"
 
 	"github.com/spiffe/go-spiffe/v2/spiffeid"
 	"google.golang.org/grpc/codes"
@@ -27,6 +28,7 @@ type identityServer struct {
 
 	directory *directory
 	tokens    *tokens
+	issuer    issuer
 	authority authority
 	peer      func(context.Context) (trust.Peer, error) // who is at the other end, verified and not over
 	log       *slog.Logger
@@ -88,6 +90,9 @@ func (s *identityServer) SignJWT(ctx context.Context, r *identityv1.SignJWTReque
 	if _, _, err = s.directory.renewable(peer.ID); err != nil { // who gets no SVID any more gets no token either
 		return nil, s.refuse(ctx, "JWT-SVID refused", peer.ID.String(), err)
 	}
+	if _, blocked := s.issuer.revoked.load().id(peer.ID); blocked {
+		return nil, s.refuse(ctx, "JWT-SVID refused", peer.ID.String(), errBlocked)
+	}
 	token, err := s.authority.SignJWT(peer.ID, r.GetAudience(), 0)
 	if err != nil {
 		s.log.ErrorContext(ctx, "JWT-SVID not signed", "spiffe_id", peer.ID.String(), "error", err)
@@ -105,7 +110,10 @@ func (s *identityServer) refuse(ctx context.Context, what, who string, err error
 }
 
 func (s *identityServer) issue(ctx context.Context, csr []byte, id spiffeid.ID, program, name string) (*identityv1.Certificate, error) {
-	chain, err := s.authority.Issue(csr, id)
+	chain, err := s.issuer.issue(ctx, csr, id)
+	if errors.Is(err, errBlocked) {
+		return nil, s.refuse(ctx, "SVID refused", id.String(), err)
+	}
 	if err != nil {
 		s.log.ErrorContext(ctx, "SVID not issued", "spiffe_id", id.String(), "error", err)
 		return nil, status.Error(codes.Unavailable, "the authority can't issue now")
@@ -125,6 +133,32 @@ func (s *identityServer) issue(ctx context.Context, csr []byte, id spiffeid.ID, 
 		out.Bundle = append(out.Bundle, c.Raw)
 	}
 	return out, nil
+}
+
+// issuer issues SVIDs to whom that is not refused.
+type issuer struct {
+	authority authority
+	revoked   *revocations
+	now       func() time.Time
+}
+
+func (c *Control) issuer() issuer { return issuer{c.authority, c.revoked, c.cfg.Now} }
+
+// issue issues an SVID that is good when it returns: after a revocation of the ID it begins later than that, a second at most.
+func (i issuer) issue(ctx context.Context, csr []byte, id spiffeid.ID) ([]*x509.Certificate, error) {
+	until, blocked := i.revoked.load().id(id)
+	if blocked {
+		return nil, fmt.Errorf("%s: %w", id, errBlocked)
+	}
+	chain, err := i.authority.IssueAfter(csr, id, until)
+	if err != nil {
+		return nil, err
+	}
+	if wait := chain[0].NotBefore.Sub(i.now()); wait > 0 && !pause(ctx, wait) {
+		return nil, context.Cause(ctx)
+	}
+	i.revoked.note(trust.Fingerprint(chain[0]), id, chain[0].NotAfter)
+	return chain, nil
 }
 
 // checkRequest takes a PKCS #10 request by whoever holds its P-256 key. Only the key counts; what it asks for does not.

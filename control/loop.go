@@ -115,12 +115,19 @@ func (l *loop) step(ctx context.Context) (again time.Duration) {
 	if wait > 0 {
 		return wait
 	}
+	pruned, prune, err := c.revoked.prune()
+	switch {
+	case err != nil:
+		c.cfg.Log.ErrorContext(ctx, "revocations of what has ended stay", "error", err)
+	case pruned:
+		c.enforce()
+	}
 	c.acks.published(c.member.OwnBundle())
 	acknowledged, later := l.acknowledged(objects.Workloads, now)
 	var words []*federation.View
 	words, l.frozen = l.frozen.apply(views.All())
 	w := build(inputs{
-		self: c.self, objects: objects, trust: c.ownBundle(), acknowledged: acknowledged, views: words, domains: c.follower.States(),
+		self: c.self, objects: objects, trust: c.ownBundle(), revoked: c.revoked.load(), acknowledged: acknowledged, views: words, domains: c.follower.States(),
 		gateways: fleet.gateways, nodes: fleet.nodes, known: fleet.known,
 		links: l.links.snapshot(), addresses: l.addresses, hosts: l.hosts, cidr: c.cfg.ClusterSetCIDR, complete: complete,
 		pods: c.cfg.PodCIDRs, peerPods: c.cfg.PeerPodCIDRs,
@@ -143,7 +150,7 @@ func (l *loop) step(ctx context.Context) (again time.Duration) {
 	if l.statusDue {
 		later = earliest(later, retryStatus)
 	}
-	return earliest(again, later)
+	return earliest(again, earliest(later, prune))
 }
 
 // earliest returns the shorter of two pauses, of which 0 is none.
@@ -246,7 +253,8 @@ func (l *loop) setAddresses(ctx context.Context, next allocation, hosts hostAllo
 // setOwn tells the peers, if it is news.
 func (l *loop) setOwn(ctx context.Context, own *federation.Own) {
 	if l.own != nil && slices.EqualFunc(l.own.Roots, own.Roots, (*x509.Certificate).Equal) && maps.EqualFunc(l.own.JWTKeys, own.JWTKeys, sameKey) &&
-		maps.Equal(l.own.Acknowledged, own.Acknowledged) &&
+		maps.Equal(l.own.Acknowledged, own.Acknowledged) && slices.Equal(l.own.Revoked, own.Revoked) &&
+		maps.EqualFunc(l.own.RevokedIDs, own.RevokedIDs, time.Time.Equal) &&
 		reflect.DeepEqual(l.own.Gateways, own.Gateways) && reflect.DeepEqual(l.own.Exports, own.Exports) &&
 		slices.Equal(l.own.PodCIDRs, own.PodCIDRs) {
 		return

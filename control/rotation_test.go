@@ -70,7 +70,7 @@ func TestRotation(t *testing.T) {
 				select {
 				case <-stop:
 					return
-				case <-time.After(time.Second):
+				case <-time.After(5 * time.Second):
 				}
 				for _, from := range programs {
 					svid, err := from.Identity.SVID()

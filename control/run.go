@@ -32,6 +32,7 @@ const (
 	rosterFile       = "roster.json"
 	addressesFile    = "clusterset-addresses.json"
 	heardFile        = "peers-heard.json"
+	revocationsFile  = "revocations.json"
 	trustBundleFile  = "trust-bundle.pem"
 	domainsFile      = "federated-domains.json"
 	domainsFolder    = "federated-bundles"
@@ -41,7 +42,7 @@ const (
 // most of it would be found out again. Memory is what peers would have to tell again.
 var (
 	Keys   = []string{authorityFolder, keysFolder}
-	Facts  = []string{rosterFile, addressesFile, heardFile, domainsFile}
+	Facts  = []string{rosterFile, addressesFile, heardFile, domainsFile, revocationsFile}
 	Memory = []string{federationFolder, domainsFolder}
 )
 
@@ -72,6 +73,7 @@ type Control struct {
 	leases    *leases
 	stream    *configstream.Server
 	acks      acknowledgements
+	revoked   *revocations
 	metrics   *metrics
 
 	wake    chan struct{}            // holds one: something for the owner loop to look at
@@ -88,7 +90,7 @@ type authority interface {
 	Roots() []*x509.Certificate
 	JWTKeys() map[string]crypto.PublicKey
 	Changed() <-chan struct{}
-	Issue(csr []byte, id spiffeid.ID) ([]*x509.Certificate, error)
+	IssueAfter(csr []byte, id spiffeid.ID, after time.Time) ([]*x509.Certificate, error)
 	SignJWT(id spiffeid.ID, audience []string, ttl time.Duration) (string, error)
 	IssueWeb(names []string) (*tls.Certificate, error)
 	State() trust.AuthorityState
@@ -166,6 +168,10 @@ func (c *Control) openTrust() error {
 	if err != nil {
 		return fmt.Errorf("control: %w", err)
 	}
+	c.revoked, err = openRevocations(c.path(revocationsFile), c.cfg.Domain, c.authority.State().SVIDLifetime, c.cfg.Now)
+	if err != nil {
+		return err
+	}
 	if err = c.takeRoots(); err != nil {
 		return err
 	}
@@ -191,12 +197,16 @@ func (c *Control) issueOwn(_ context.Context, csr []byte) ([]*x509.Certificate, 
 	if err != nil {
 		return nil, err
 	}
-	return c.authority.Issue(csr, id)
+	chain, err := c.authority.IssueAfter(csr, id, time.Time{})
+	if err == nil {
+		c.revoked.note(trust.Fingerprint(chain[0]), id, chain[0].NotAfter)
+	}
+	return chain, err
 }
 
 // ownBundle is what the own trust domain is verified with.
 func (c *Control) ownBundle() trust.Bundle {
-	return trust.Bundle{Authorities: c.authority.Roots(), JWTAuthorities: c.authority.JWTKeys()}
+	return c.revoked.load().onto(c.cfg.Domain, trust.Bundle{Authorities: c.authority.Roots(), JWTAuthorities: c.authority.JWTKeys()})
 }
 
 // takeRoots puts the authority's roots in force here, and into the file that programs are started with.

@@ -51,7 +51,7 @@ func (c *Control) serveGRPC(ctx context.Context) error {
 	)...)
 	configv1.RegisterConfigServer(server, c.stream)
 	identityv1.RegisterIdentityServer(server, &identityServer{
-		directory: c.directory, tokens: c.tokens, authority: c.authority, peer: c.peerOf, log: c.cfg.Log,
+		directory: c.directory, tokens: c.tokens, issuer: c.issuer(), authority: c.authority, peer: c.peerOf, log: c.cfg.Log,
 		attestor: c.cfg.Attestor, attestations: newAttestations(),
 	})
 	stopped := make(chan struct{})

@@ -26,6 +26,7 @@ func (c *Control) serveTrust(mux *http.ServeMux) {
 	mux.HandleFunc("GET /v1/trust", func(w http.ResponseWriter, _ *http.Request) { answer(w, c.Trust()) })
 	mux.HandleFunc("GET /v1/trust/bundles/{domain}", c.getBundle)
 	mux.HandleFunc("POST /v1/trust/rotation", c.postRotation)
+	c.serveRevocations(mux)
 }
 
 // keyID is a public key as people are shown it.
@@ -43,7 +44,7 @@ func (c *Control) Trust() admin.Trust {
 	now := c.cfg.Now()
 	out := admin.Trust{
 		Cluster: c.cfg.Cluster.String(), TrustDomain: c.cfg.Domain.Name(), Now: now,
-		Authority: c.authorityState(), Rotation: c.rotation(), Domains: []admin.TrustedDomain{c.ownDomain(now)}, Revocations: []admin.Revocation{},
+		Authority: c.authorityState(), Rotation: c.rotation(), Domains: []admin.TrustedDomain{c.ownDomain(now)}, Revocations: c.revocationList(),
 		MemberRoot: c.memberRoot(),
 	}
 	if p := c.present.Load(); p != nil {
@@ -51,19 +52,28 @@ func (c *Control) Trust() admin.Trust {
 			out.Domains = append(out.Domains, c.peerDomain(p, peer))
 		}
 		for i := range p.world.in.domains {
-			out.Domains = append(out.Domains, followedDomain(&p.world.in.domains[i]))
+			out.Domains = append(out.Domains, c.followedDomain(&p.world.in.domains[i]))
 		}
 	}
 	return out
 }
 
 // followedDomain is a domain of which an endpoint tells.
-func followedDomain(s *bundleendpoint.State) admin.TrustedDomain {
+func (c *Control) followedDomain(s *bundleendpoint.State) admin.TrustedDomain {
 	d := admin.TrustedDomain{
 		TrustDomain: s.Domain.Name(), Source: "endpoint", State: string(s.Freshness), Reason: s.Reason, Sequence: s.Sequence, Issued: s.Fetched,
 	}
-	fillBundle(&d, s.Bundle)
+	fillBundle(&d, c.revoked.load().onto(s.Domain, s.Bundle))
+	c.markRevoked(&d, s.Domain)
 	return d
+}
+
+// markRevoked says that a whole domain is revoked here, whatever it says.
+func (c *Control) markRevoked(d *admin.TrustedDomain, td spiffeid.TrustDomain) {
+	if r, ok := c.revoked.load().find(td.Name()); ok {
+		d.State = "Revoked"
+		d.Reason = cmp.Or(r.Reason, "revoked at "+r.At.UTC().Format(time.RFC3339))
+	}
 }
 
 func (c *Control) authorityState() admin.Authority {
@@ -115,7 +125,8 @@ func (c *Control) peerDomain(p *present, peer ClusterPeer) admin.TrustedDomain {
 	}
 	d.State, d.Reason, d.Sequence, d.Issued = v.State(), v.Reason, v.BundleSequence, v.Issued
 	d.Acknowledged = v.Acknowledged[c.cfg.Domain]
-	fillBundle(&d, v.Bundle)
+	fillBundle(&d, c.revoked.load().onto(v.Domain, v.Bundle))
+	c.markRevoked(&d, peer.Domain)
 	return d
 }
 
@@ -170,12 +181,12 @@ func (c *Control) bundleInForce(td spiffeid.TrustDomain) (trust.Bundle, uint64, 
 	if p := c.present.Load(); p != nil {
 		for _, v := range p.world.usable {
 			if v.Domain == td {
-				return v.Bundle, v.BundleSequence, true
+				return p.world.in.revoked.onto(td, v.Bundle), v.BundleSequence, true
 			}
 		}
 		for i := range p.world.in.domains {
-			if s := &p.world.in.domains[i]; s.Domain == td && len(s.Bundle.Authorities) > 0 {
-				return s.Bundle, s.Sequence, true
+			if s := &p.world.in.domains[i]; s.Domain == td && len(s.Bundle.Authorities) > 0 && !p.world.in.revoked.domain(td) {
+				return p.world.in.revoked.onto(td, s.Bundle), s.Sequence, true
 			}
 		}
 	}

@@ -44,12 +44,8 @@ func newOwnContent(domain spiffeid.TrustDomain, own Own) (*ownContent, error) {
 	if _, err := trust.MarshalBundle(domain, bundle, 1, 0); err != nil {
 		return nil, err
 	}
-	if n := len(own.Revoked); n > maxRevokedKeys {
-		// A revocation that is left out lets somebody in.
-		return nil, refuse(TooLarge, "%d revoked keys; the limit is %d", n, maxRevokedKeys)
-	}
-	if err := checkRevokedIDs(domain, own.RevokedIDs); err != nil {
-		return nil, err
+	if err := CheckRevoked(domain, own.Revoked, own.RevokedIDs); err != nil {
+		return nil, err // a revocation that is left out lets somebody in
 	}
 	c := &ownContent{bundle: bundle, revoked: slices.Clone(own.Revoked), ids: maps.Clone(own.RevokedIDs)}
 	slices.SortFunc(c.revoked, func(a, b [sha256.Size]byte) int { return bytes.Compare(a[:], b[:]) })
@@ -63,7 +59,11 @@ func newOwnContent(domain spiffeid.TrustDomain, own Own) (*ownContent, error) {
 	return c, errors.Join(marksErr, gatewaysErr, catalogErr)
 }
 
-func checkRevokedIDs(domain spiffeid.TrustDomain, ids map[spiffeid.ID]time.Time) error {
+// CheckRevoked tells whether a Head has room for what is revoked: public keys, and members of the domain.
+func CheckRevoked(domain spiffeid.TrustDomain, keys [][sha256.Size]byte, ids map[spiffeid.ID]time.Time) error {
+	if n := len(keys); n > maxRevokedKeys {
+		return refuse(TooLarge, "%d revoked keys; the limit is %d", n, maxRevokedKeys)
+	}
 	size := 0
 	for id := range ids {
 		if !id.MemberOf(domain) || id.Path() == "" {

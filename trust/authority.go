@@ -162,7 +162,7 @@ func (a *Authority) selfTest() error {
 	if err != nil {
 		return err
 	}
-	chain, err := a.issue(csr, id)
+	chain, err := a.issue(csr, id, time.Time{})
 	if err != nil {
 		return err
 	}
@@ -204,16 +204,22 @@ func (a *Authority) Changed() <-chan struct{} {
 // Issue signs an SVID for the key in csr (PKCS #10, DER; ECDSA P-256) and the identity that the caller has established;
 // whatever else csr says is ignored. The chain is the SVID and its issuing CA. It ends with the issuing CA at the latest.
 func (a *Authority) Issue(csr []byte, id spiffeid.ID) ([]*x509.Certificate, error) {
+	return a.IssueAfter(csr, id, time.Time{})
+}
+
+// IssueAfter is Issue for an ID of which what was issued up to a moment is revoked (Bundle.RevokedIDs): the SVID's validity begins after it,
+// which may be a second from now.
+func (a *Authority) IssueAfter(csr []byte, id spiffeid.ID, after time.Time) ([]*x509.Certificate, error) {
 	// As a rule Run was here in time. What failed is told by Run, and here when it keeps us from issuing.
 	failed := a.maintain(a.cfg.Now())
-	chain, err := a.issue(csr, id)
+	chain, err := a.issue(csr, id, after)
 	if err != nil {
 		return nil, fmt.Errorf("trust: issue %s: %w", id, errors.Join(err, failed))
 	}
 	return chain, nil
 }
 
-func (a *Authority) issue(csr []byte, id spiffeid.ID) ([]*x509.Certificate, error) {
+func (a *Authority) issue(csr []byte, id spiffeid.ID, after time.Time) ([]*x509.Certificate, error) {
 	switch {
 	case !id.MemberOf(a.cfg.TrustDomain):
 		return nil, fmt.Errorf("not a member of %s", a.cfg.TrustDomain)
@@ -230,7 +236,7 @@ func (a *Authority) issue(csr []byte, id spiffeid.ID) ([]*x509.Certificate, erro
 	if !now.Before(issuing.certificate.NotAfter) {
 		return nil, fmt.Errorf("the issuing CA ended at %s", issuing.certificate.NotAfter.Format(time.RFC3339))
 	}
-	leaf, err := issuing.sign(svidTemplate(id, now, a.cfg.SVIDLifetime), key)
+	leaf, err := issuing.sign(svidTemplate(id, now, a.cfg.SVIDLifetime, after), key)
 	if err != nil {
 		return nil, err
 	}

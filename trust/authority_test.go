@@ -139,6 +139,40 @@ func TestIssueRefuses(t *testing.T) {
 	}
 }
 
+// After a revocation an ID gets SVIDs that are good: they begin after it, and not by the usual backdating before.
+func TestIssueAfterRevocation(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		a := openAuthority(t, AuthorityConfig{Dir: t.TempDir()})
+		_, csr, err := NewRequest()
+		if err != nil {
+			t.Fatal(err)
+		}
+		time.Sleep(1500 * time.Millisecond)
+		for _, ago := range []time.Duration{0, time.Second, time.Minute, time.Hour} {
+			old := issueTo(t, a, gatewayA)
+			until := time.Now().Truncate(time.Second)
+			time.Sleep(ago)
+			chain, err := a.IssueAfter(csr, gatewayA, until)
+			if err != nil {
+				t.Fatal(err)
+			}
+			b := NewBundles()
+			b.Set(domainA, Bundle{Authorities: a.Roots(), RevokedIDs: map[spiffeid.ID]time.Time{gatewayA: until}})
+			if wait := time.Until(chain[0].NotBefore); wait > time.Second {
+				t.Errorf("%v after the revocation: good in %v", ago, wait)
+			} else {
+				time.Sleep(wait)
+			}
+			if _, err := b.Verify(chain, time.Now()); err != nil {
+				t.Errorf("%v after the revocation: %v", ago, err)
+			}
+			if _, err := b.Verify(old, time.Now()); err == nil {
+				t.Errorf("%v after the revocation: what was issued before passes", ago)
+			}
+		}
+	})
+}
+
 // What a request says about its maker is of no interest.
 func TestIssueIgnoresClaims(t *testing.T) {
 	a := openAuthority(t, AuthorityConfig{Dir: t.TempDir()})

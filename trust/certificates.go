@@ -49,10 +49,14 @@ func commonName(td spiffeid.TrustDomain, what string) string {
 	return name + " " + what
 }
 
-// svidTemplate has no subject: the URI SAN, then critical, is the name.
-func svidTemplate(id spiffeid.ID, now time.Time, lifetime time.Duration) *x509.Certificate {
+// svidTemplate has no subject: the URI SAN, then critical, is the name. It begins after a moment, in whole seconds as X.509 has them.
+func svidTemplate(id spiffeid.ID, now time.Time, lifetime time.Duration, after time.Time) *x509.Certificate {
+	begins := now.Add(-backdate)
+	if earliest := after.Truncate(time.Second).Add(time.Second); !after.IsZero() && begins.Before(earliest) {
+		begins = earliest
+	}
 	return &x509.Certificate{
-		NotBefore:             now.Add(-backdate),
+		NotBefore:             begins,
 		NotAfter:              now.Add(lifetime),
 		KeyUsage:              x509.KeyUsageDigitalSignature,
 		ExtKeyUsage:           []x509.ExtKeyUsage{x509.ExtKeyUsageServerAuth, x509.ExtKeyUsageClientAuth},

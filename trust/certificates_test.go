@@ -80,7 +80,7 @@ func TestSignEndsWithIssuer(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	leaf, err := issuing.sign(svidTemplate(gatewayA, now.Add(150*time.Minute), time.Hour), &newKey(t).PublicKey)
+	leaf, err := issuing.sign(svidTemplate(gatewayA, now.Add(150*time.Minute), time.Hour, time.Time{}), &newKey(t).PublicKey)
 	if err != nil {
 		t.Fatal(err)
 	}

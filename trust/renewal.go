@@ -35,8 +35,11 @@ type Renewal struct {
 	// Keep persists a new SVID; may be nil. Its failure is logged and doesn't keep the SVID from being used: a full disk
 	// must not end an identity.
 	Keep func(*x509svid.SVID) error
-	Now  func() time.Time // the clock; time.Now when nil
-	Log  *slog.Logger     // one line for each change of state; may be nil
+	// Early asks for a renewal now: the SVID is of no use any more. It is not asked for while one is failing, which goes on by itself. May be
+	// nil.
+	Early <-chan struct{}
+	Now   func() time.Time // the clock; time.Now when nil
+	Log   *slog.Logger     // one line for each change of state; may be nil
 }
 
 // renewalState is what was last told in the log.
@@ -64,8 +67,12 @@ func (r Renewal) Run(ctx context.Context) error {
 			l.plan(svid)
 		}
 		if wait := l.until(); wait > 0 {
-			if !nap(ctx, min(wait, longestNap), changed) {
+			early, goOn := l.nap(ctx, min(wait, longestNap), changed)
+			if !goOn {
 				return nil
+			}
+			if early && l.retryAt.IsZero() {
+				l.renewAt = l.now()
 			}
 			l.noteExpiry(svid)
 			continue
@@ -97,6 +104,20 @@ type renewalLoop struct {
 	// key and csr are what was asked for last and got no answer: an authority that is away costs no new key at each attempt.
 	key crypto.Signer
 	csr []byte
+}
+
+// nap waits for d, for a change of the SVID, or for somebody to ask for a new one early, and tells whether to go on.
+func (l *renewalLoop) nap(ctx context.Context, d time.Duration, changed <-chan struct{}) (early, goOn bool) {
+	timer := time.NewTimer(d)
+	defer timer.Stop()
+	select {
+	case <-ctx.Done():
+	case <-changed:
+	case <-l.Early:
+		early = true
+	case <-timer.C:
+	}
+	return early, ctx.Err() == nil
 }
 
 // plan draws the moment to renew a new SVID, whoever set it. It ends the troubles with the last one.

@@ -57,7 +57,7 @@ func (i *issuer) issue(_ context.Context, csr []byte) ([]*x509.Certificate, erro
 		i.t.Errorf("request: %v", err)
 		return nil, err
 	}
-	template := svidTemplate(i.id, time.Now(), i.lifetime)
+	template := svidTemplate(i.id, time.Now(), i.lifetime, time.Time{})
 	s := signer{certificate: i.ca.cert, key: i.ca.key}
 	leaf, err := s.sign(template, key)
 	if err != nil {
@@ -372,4 +372,35 @@ func TestBackOff(t *testing.T) {
 			t.Errorf("after %d failures: %v to %v, want %v to %v", failures, low, high, want/2, want)
 		}
 	}
+}
+
+// A renewal may be asked for early, once; one that fails goes on at its own pace, whoever asks.
+func TestRenewalEarly(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		i, early := newIssuer(t), make(chan struct{}, 1)
+		id := NewIdentity()
+		defer run(t, Renewal{Identity: id, Issue: i.issue, Early: early}.Run)()
+		time.Sleep(time.Minute)
+		first, err := id.SVID()
+		if err != nil {
+			t.Fatal(err)
+		}
+		early <- struct{}{}
+		synctest.Wait()
+		second, err := id.SVID()
+		if err != nil || second == first || len(i.times()) != 2 {
+			t.Fatalf("asked %d times: %v", len(i.times()), err)
+		}
+		i.failing(errors.New("away"))
+		for range 1000 {
+			select {
+			case early <- struct{}{}:
+			default:
+			}
+			time.Sleep(time.Second)
+		}
+		if n := len(i.times()); n < 15 || n > 40 {
+			t.Errorf("asked %d times in %v of failing", n, 1000*time.Second)
+		}
+	})
 }

@@ -66,6 +66,7 @@ type Agent struct {
 	roots   rootsFile         // owned by feed once Run runs
 	signing signing
 	spent   [sha256.Size]byte // of the join token that was accepted or refused last; owned by the renewal
+	early   chan struct{}     // holds one: the SVID is of no use any more
 
 	mu     sync.Mutex
 	checks []*ready.Checks // guarded by mu
@@ -101,6 +102,7 @@ func New(cfg Config) (*Agent, error) {
 		Bundles:  bundles,
 		Guard:    trust.NewGuard(bundles, cfg.Now, cfg.Log),
 		cfg:      cfg,
+		early:    make(chan struct{}, 1),
 		roots:    rootsFile{path: cfg.TrustBundleFile, log: cfg.Log},
 	}
 	var err error
@@ -142,7 +144,7 @@ func (a *Agent) loadIdentity() {
 
 // Run joins, renews, and keeps the stream open until ctx ends. It comes back when everything has stopped.
 func (a *Agent) Run(ctx context.Context) error {
-	renewal := trust.Renewal{Identity: a.Identity, Issue: a.issue, Keep: a.keep, Now: a.cfg.Now, Log: a.cfg.Log}
+	renewal := trust.Renewal{Identity: a.Identity, Issue: a.issue, Keep: a.keep, Early: a.early, Now: a.cfg.Now, Log: a.cfg.Log}
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
 	var (

@@ -9,6 +9,7 @@ import (
 	"io/fs"
 	"log/slog"
 	"slices"
+	"strings"
 	"time"
 
 	"github.com/spiffe/go-spiffe/v2/spiffeid"
@@ -16,6 +17,10 @@ import (
 	"github.com/isthmus-mesh/isthmus/internal/atomicfile"
 	"github.com/isthmus-mesh/isthmus/trust"
 )
+
+// refusedByPeer is in the error of a TLS connection whose other side refuses the certificate that it was shown (RFC 8446, 6.2): crypto/tls has
+// no type for it.
+const refusedByPeer = "tls: bad certificate"
 
 const (
 	rootsEvery   = time.Second // how often the trust bundle file is looked at while control is away
@@ -31,6 +36,7 @@ func (a *Agent) feed(ctx context.Context) error {
 		cut := a.Stream.Cuts().Load() // before the bundles: those are of it, or newer
 		a.updateBundles()
 		a.Stream.Applied(cut)
+		a.doubt()
 		tick := look.C
 		if a.Stream.Connected() {
 			tick = nil
@@ -43,6 +49,24 @@ func (a *Agent) feed(ctx context.Context) error {
 		case <-ctx.Done():
 			return nil
 		}
+	}
+}
+
+// doubt asks for a new SVID when the present one is of no use any more: it is revoked, or its root is gone, by what control said last, or by
+// how control itself takes it. One that has only ended is the renewal's business.
+func (a *Agent) doubt() {
+	svid, err := a.Identity.SVID()
+	if err != nil {
+		return
+	}
+	refused, _ := errors.AsType[*trust.VerifyError](a.unusable(svid.Certificates))
+	useless := refused != nil && (refused.Reason == trust.Revoked || refused.Reason == trust.BadChain)
+	if s := a.Stream.Status().Load(); !useless && (s.Err == nil || !strings.Contains(s.Err.Error(), refusedByPeer)) {
+		return
+	}
+	select {
+	case a.early <- struct{}{}:
+	default:
 	}
 }
 

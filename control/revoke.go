@@ -1,0 +1,167 @@
+package control
+
+import (
+	"crypto/sha256"
+	"errors"
+	"fmt"
+	"net/http"
+	"time"
+
+	"github.com/spiffe/go-spiffe/v2/spiffeid"
+
+	"github.com/isthmus-mesh/isthmus/api/admin"
+	"github.com/isthmus-mesh/isthmus/trust"
+)
+
+// serveRevocations adds what the admin API does about revocations, and SVIDs.
+func (c *Control) serveRevocations(mux *http.ServeMux) {
+	mux.HandleFunc("POST "+admin.RevocationsPath, c.postRevocation)
+	mux.HandleFunc("DELETE "+admin.RevocationsPath, c.deleteRevocation)
+	mux.HandleFunc("POST /v1/trust/svids", c.postSVID)
+}
+
+func (c *Control) postRevocation(w http.ResponseWriter, r *http.Request) {
+	var ask admin.Revocation
+	if !decodeAsk(w, r, "revocation", maxAsk, &ask) {
+		return
+	}
+	err := c.checkRevocable(ask.Subject)
+	var done revocation
+	if err == nil {
+		done, err = c.revoked.add(ask, ask.DryRun)
+	}
+	if err != nil {
+		refuse(w, revocationCode(err), err)
+		return
+	}
+	out := c.revocationOf(done)
+	if out.DryRun = ask.DryRun; !ask.DryRun {
+		c.cfg.Log.WarnContext(r.Context(), "revoked by an operator", "subject", done.Subject, "block", done.Block, "reason", done.Reason)
+		c.enforce()
+	}
+	answer(w, out)
+}
+
+func (c *Control) deleteRevocation(w http.ResponseWriter, r *http.Request) {
+	subject := r.URL.Query().Get("subject")
+	if err := c.revoked.remove(subject); err != nil {
+		refuse(w, revocationCode(err), err)
+		return
+	}
+	c.cfg.Log.WarnContext(r.Context(), "revocation undone by an operator", "subject", subject)
+	c.enforce()
+	w.WriteHeader(http.StatusNoContent)
+}
+
+func revocationCode(err error) int {
+	switch {
+	case errors.Is(err, errRevocation):
+		return http.StatusBadRequest
+	case errors.Is(err, errNotRevoked):
+		return http.StatusNotFound
+	case errors.Is(err, errManyRevoked), errors.Is(err, errRevokeNot):
+		return http.StatusConflict
+	}
+	return http.StatusInternalServerError
+}
+
+// enforce puts what is revoked in force: here at once, and has everybody told.
+func (c *Control) enforce() {
+	if err := c.takeRoots(); err != nil {
+		c.cfg.Log.Error("trust bundle not written", "error", err)
+	}
+	c.poke()
+}
+
+// checkRevocable refuses what would put the whole cluster out: the keys that the own domain lives by.
+func (c *Control) checkRevocable(subject string) error {
+	s, own := c.authority.State(), c.ownBundle()
+	if s.Issuing != nil && subject == keyID(trust.Fingerprint(s.Issuing)) {
+		return fmt.Errorf("%w: it is the key of the CA that issues this cluster's SVIDs: rotate the root", errRevokeNot)
+	}
+	var previous *[sha256.Size]byte
+	if a, ok := c.authority.(rotates); ok {
+		if r := a.Rotation(); r.Previous != nil {
+			sum := trust.Fingerprint(r.Previous)
+			previous = &sum
+		}
+	}
+	for _, root := range own.Authorities {
+		sum := trust.Fingerprint(root)
+		if subject == keyID(sum) && (previous == nil || *previous != sum) {
+			return fmt.Errorf("%w: it is the key of this cluster's own root, which everything of it hangs on: rotate it, and revoke it then", errRevokeNot)
+		}
+	}
+	return nil
+}
+
+// revocationOf is a revocation as people are shown it.
+func (c *Control) revocationOf(r revocation) admin.Revocation {
+	out := admin.Revocation{
+		Subject: r.Subject, Kind: r.Kind, Block: r.Block, Reason: r.Reason, At: r.At, Ends: r.Ends,
+		Told: r.Kind == revokedKey || r.Kind == revokedID && r.id.MemberOf(c.cfg.Domain),
+	}
+	out.Bound = "here within 1 s of its making, in every program that is connected to control; other clusters decide for themselves, and are not told"
+	if out.Told {
+		out.Bound = "here within 1 s of its making, in every program that is connected to control; " +
+			"in a peer within 10 s, if a way over the bus leads to it, and else when it hears of us again"
+	}
+	if !r.Ends.IsZero() {
+		out.Bound += "; whoever hears nothing is safe from " + r.Ends.UTC().Format(time.RFC3339) + " on, when all that it speaks of has ended"
+	}
+	holder, known := c.revoked.holder(r.key)
+	counted := make(map[string]bool)
+	for _, s := range c.stream.Sessions() {
+		if r.Kind == revokedID && s.ID == r.id || r.Kind == revokedKey && known && s.ID == holder.id {
+			counted[s.Receiver] = true
+		}
+	}
+	out.Matches = len(counted)
+	return out
+}
+
+// revocationList is all that is revoked, as people are shown it.
+func (c *Control) revocationList() []admin.Revocation {
+	out := []admin.Revocation{}
+	for _, r := range c.revoked.load().list() {
+		out = append(out, c.revocationOf(r))
+	}
+	return out
+}
+
+// postSVID issues an SVID to whomever the operator names.
+func (c *Control) postSVID(w http.ResponseWriter, r *http.Request) {
+	var ask admin.SVIDRequest
+	if !decodeAsk(w, r, "SVID request", 2*maxCSR, &ask) {
+		return
+	}
+	id, err := spiffeid.FromString(ask.SPIFFEID)
+	if err == nil && !id.MemberOf(c.cfg.Domain) {
+		err = fmt.Errorf("%s is not of %s", id, c.cfg.Domain.Name())
+	}
+	if err == nil && trust.IsControl(id) {
+		err = fmt.Errorf("%s is control itself, which issues its own", id)
+	}
+	if err == nil {
+		err = checkRequest(ask.CSR)
+	}
+	if err != nil {
+		refuse(w, http.StatusBadRequest, fmt.Errorf("SVID request: %w", err))
+		return
+	}
+	chain, err := c.issuer().issue(r.Context(), ask.CSR, id)
+	switch {
+	case errors.Is(err, errBlocked):
+		refuse(w, http.StatusConflict, err)
+		return
+	case err != nil:
+		refuse(w, http.StatusServiceUnavailable, err)
+		return
+	}
+	c.cfg.Log.WarnContext(r.Context(), "SVID issued to an operator", "spiffe_id", id.String(), "not_after", chain[0].NotAfter)
+	out := admin.SVID{SPIFFEID: id.String()}
+	for _, cert := range chain {
+		out.Chain = append(out.Chain, cert.Raw)
+	}
+	answer(w, out)
+}
