@@ -55,8 +55,8 @@ func newTrustRevoke(g *global) *cobra.Command {
   sha256:…    the key of one SVID, or of an authority and so of all below it (isthmus trust verify says the key of each)
   FILE        the key of the first certificate in that PEM file
 
-Connections that are open are closed, with the reason. Of its own domain a cluster tells its peers, too. BOUND is how long until everybody has
-heard. ENDED is how many programs that are connected to that cluster's control it ends.`,
+Connections that are open are closed, with the reason. Of its own domain a cluster tells its peers, too. ENDED is how many programs that are
+connected to that cluster's control it ends. Below is how long it takes until everybody has heard.`,
 		Example: example("isthmus trust revoke us.example.org --reason 'its CA key was copied'", "isthmus trust revoke us.example.org --undo",
 			"isthmus trust revoke spiffe://eu.example.org/ns/shop/sa/web --block", "isthmus trust revoke svid.pem --dry-run"),
 		Args:              cobra.ExactArgs(1),
@@ -92,6 +92,9 @@ func (r *revocation) run(ctx context.Context, what string) error {
 	}
 	out := r.each(ctx, all, subject, kind)
 	err = output.Write(r.stdout, r.format, out, func() output.Table { return r.table(out) })
+	if err == nil && r.format.IsTable() && !r.undo {
+		err = writeBounds(r.stdout, out)
+	}
 	var errs []error
 	did := 0
 	for i := range out {
@@ -229,7 +232,7 @@ func readCertificates(file string) ([]*x509.Certificate, error) {
 }
 
 func (r *revocation) table(all []revokedIn) output.Table {
-	t := output.Table{Columns: []string{"CLUSTER", "SUBJECT", "KIND", "DONE", "ENDED", "PEERS TOLD", "BOUND", "UNTIL"}}
+	t := output.Table{Columns: []string{"CLUSTER", "SUBJECT", "KIND", "DONE", "ENDED", "PEERS TOLD", "UNTIL"}}
 	for i := range all {
 		in := &all[i]
 		v := in.Revocation
@@ -257,10 +260,34 @@ func (r *revocation) table(all []revokedIn) output.Table {
 			if in.Undone {
 				until = ""
 			}
-			t.Row(in.Cluster, v.Subject, v.Kind, done, strconv.Itoa(v.Matches), yesNo(v.Told), v.Bound, until)
+			t.Row(in.Cluster, v.Subject, v.Kind, done, strconv.Itoa(v.Matches), yesNo(v.Told), until)
 		}
 	}
 	return t
+}
+
+// writeBounds says how long until everybody has heard, once for the clusters of which it is the same.
+func writeBounds(w io.Writer, all []revokedIn) error {
+	var bounds []string
+	by := map[string][]string{}
+	for i := range all {
+		v := all[i].Revocation
+		if v == nil || v.Bound == "" {
+			continue
+		}
+		if by[v.Bound] == nil {
+			bounds = append(bounds, v.Bound)
+		}
+		by[v.Bound] = append(by[v.Bound], all[i].Cluster)
+	}
+	if len(bounds) == 0 {
+		return nil
+	}
+	_, err := fmt.Fprintln(w, "\nHOW LONG UNTIL EVERYBODY HAS HEARD")
+	for _, b := range bounds {
+		_, err = fmt.Fprintf(w, "%s: %s\n", list(by[b]), b)
+	}
+	return err
 }
 
 // next says what to do after that.

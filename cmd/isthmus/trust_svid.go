@@ -107,7 +107,7 @@ func newSVIDIssue(g *global) *cobra.Command {
 		Long: `issue has the authority of the ID's own cluster sign an X.509-SVID for a key that is made here and does not leave this machine. DIR gets svid.pem (the
 chain), key.pem, and bundle.pem (the roots of its trust domain). It is good for as long as any SVID, and nobody renews it. Control logs it.
 
-IDs below /isthmus/ are of the mesh's own programs; control refuses them.`,
+It is not asked whether there is such a workload. Revoke it with isthmus trust revoke DIR/svid.pem.`,
 		Example: example("isthmus trust svid issue spiffe://eu.example.org/ns/ops/sa/probe --out probe"),
 		Args:    cobra.ExactArgs(1),
 		RunE: func(c *cobra.Command, args []string) error {
