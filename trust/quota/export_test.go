@@ -17,3 +17,6 @@ func (l *Limiter) Keys() int { return len(l.buckets) }
 
 // Fair is fair.
 var Fair = fair
+
+// Copies is how many copies are remembered.
+func (d *Divider) Copies(name string) int { return len(d.limits[name].seen) }

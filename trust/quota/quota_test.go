@@ -445,7 +445,10 @@ func TestAnswersMayBeLost(t *testing.T) {
 	if got := ask("a", 500); got != 50 {
 		t.Errorf("while nothing is heard of the other one has %v, want 50", got)
 	}
-	ask("b", 0)
+	ask("a", 500)
+	if got := ask("b", 0); got > 10 {
+		t.Errorf("one that wants nothing has %v", got)
+	}
 	if got := ask("a", 500); got != 50 {
 		t.Errorf("the other has asked once, and may not have heard the answer: %v, want 50", got)
 	}
@@ -506,5 +509,126 @@ func BenchmarkTake(b *testing.B) {
 				l.Take(all[k%keys], now)
 			}
 		})
+	}
+}
+
+// TestRatesOverTime: each second is counted at the rate that was in force in it.
+func TestRatesOverTime(t *testing.T) {
+	// Of 2 a second for two copies, an even share is 1, and what is left without a lease 0.1.
+	limit := quota.Limit{Name: "q", Rate: 2, Burst: 20, Shared: true, Replicas: 2}
+	at := func(seconds float64) time.Time { return start.Add(time.Duration(seconds * float64(time.Second))) }
+	var l *quota.Limiter
+	var key quota.Key
+	empty := func() (bucket string) {
+		l = limiter(t, limit)
+		for l.Take(key, start).Allowed {
+		}
+		return l.Demands(start)[0].Bucket
+	}
+	passes := func(now time.Time) (n int) {
+		for l.Take(key, now).Allowed {
+			n++
+		}
+		return n
+	}
+	empty()
+	l.Apply(nil, time.Second, at(5), at(5))
+	if got := passes(at(5)); got != 5 {
+		t.Errorf("five seconds without control: %d, want 5 of an even share", got)
+	}
+	bucket := empty()
+	l.Apply(nil, 3*time.Second, start, start)
+	l.Apply([]quota.Share{{Bucket: bucket, Rate: 2}}, 3*time.Second, at(2), at(2))
+	if got := passes(at(2)); got != 0 {
+		t.Errorf("a lease counts %d before it is there", got)
+	}
+	if got := passes(at(4)); got != 4 {
+		t.Errorf("two seconds of a lease of 2: %d", got)
+	}
+	bucket = empty()
+	l.Apply([]quota.Share{{Bucket: bucket, Rate: 2}}, 3*time.Second, start, start)
+	if got := passes(at(5)); got != 8 {
+		t.Errorf("three seconds of a lease of 2, and two of an even share: %d, want 8", got)
+	}
+	// What came late, what is too much, and what can't be meant is no lease.
+	bucket = empty()
+	l.Apply([]quota.Share{{Bucket: bucket, Rate: 0.5}}, 3*time.Second, at(1), at(1))
+	for _, s := range []quota.Share{{Bucket: bucket, Rate: 2}, {Bucket: "other", Rate: 2}} {
+		l.Apply([]quota.Share{s}, 3*time.Second, start, at(1))
+	}
+	for _, rate := range []float64{2.1, -1, math.NaN(), math.Inf(1)} {
+		l.Apply([]quota.Share{{Bucket: bucket, Rate: rate}}, 3*time.Second, at(1.5), at(1.5))
+	}
+	l.Apply([]quota.Share{{Bucket: bucket, Rate: 2}}, time.Hour, at(1.5), at(1.5))
+	l.Apply([]quota.Share{{Bucket: bucket, Rate: 2}}, -1, at(1.5), at(1.5))
+	l.Apply([]quota.Share{{Bucket: bucket, Rate: 2}}, time.Second, start, at(1.5))
+	if got := l.Rate(key, at(2)); got != 0.5 {
+		t.Errorf("the rate is %v, want the 0.5 that was leased", got)
+	}
+	// A smaller burst holds at once, for what was saved too.
+	l = limiter(t, quota.Limit{Name: "q", Rate: 1, Burst: 50})
+	l.Take(key, start)
+	if err := l.Update(quota.Limit{Name: "q", Rate: 1, Burst: 2}, start); err != nil {
+		t.Fatal(err)
+	}
+	if got := passes(start); got != 2 {
+		t.Errorf("after the burst was set to 2, %d pass at once", got)
+	}
+}
+
+// TestDividerIsBounded: who asks without end makes it remember no more, and lose nothing that counts; who is gone is forgotten.
+func TestDividerIsBounded(t *testing.T) {
+	limit := quota.Limit{Name: "q", Rate: 100, Shared: true, Replicas: 2}
+	d := quota.NewDivider(0, start)
+	if err := d.Configure(map[string]quota.Limit{"q": limit}, start); err != nil {
+		t.Fatal(err)
+	}
+	now := start.Add(quota.DefaultTTL)
+	ask := func(replica string, rate float64) (share float64, ok bool) {
+		now = now.Add(10 * time.Millisecond)
+		shares, _, ok := d.Lease("q", replica, []quota.Demand{{Bucket: "x", Rate: rate}}, now)
+		if !ok {
+			return 0, false
+		}
+		return shares[0].Rate, true
+	}
+	most := 0.0
+	for range 1000 {
+		most, _ = ask("a", 500)
+		ask("b", 0)
+	}
+	if most < 90 {
+		t.Fatalf("the only one that is asked has %v", most)
+	}
+	for rate := 200.0; rate > 1; rate *= 0.9 {
+		ask("a", rate) // each less than before: none of them can be forgotten for the next
+	}
+	if got, _ := ask("b", 500); got > 100-most+1e-6 {
+		t.Errorf("one may still have %v, and the other has %v", most, got)
+	}
+	// Another rate: what was leased before has to end first.
+	limit.Rate = 10
+	if err := d.Configure(map[string]quota.Limit{"q": limit}, now); err != nil {
+		t.Fatal(err)
+	}
+	if got, ok := ask("b", 500); ok {
+		t.Errorf("a lease of %v while there are some of another rate", got)
+	}
+	now = now.Add(quota.DefaultTTL)
+	if _, ok := ask("b", 500); !ok {
+		t.Error("no lease")
+	}
+	for k := range 1000 {
+		ask(fmt.Sprint(k), 1)
+		now = now.Add(quota.DefaultTTL / 10)
+	}
+	if n := d.Copies("q"); n > 50 {
+		t.Errorf("%d copies are remembered of which most are gone", n)
+	}
+	if err := d.Configure(map[string]quota.Limit{"q": {Rate: -1}}, now); err == nil {
+		t.Error("a bad limit is taken")
+	}
+	if _, ok := ask("b", 1); !ok {
+		t.Error("a bad limit took the good one away")
 	}
 }
