@@ -2,6 +2,8 @@ package access_test
 
 import (
 	"net/url"
+	"os"
+	"regexp"
 	"slices"
 	"strings"
 	"testing"
@@ -187,6 +189,55 @@ func TestNormalPath(t *testing.T) {
 	} {
 		if got, form := access.NormalPath(c.target); got != c.want || form != c.form {
 			t.Errorf("%.60q: %.60q, %d; want %.60q, %d", c.target, got, form, c.want, c.form)
+		}
+	}
+}
+
+// TestPathsReference: docs/reference/paths.md says what is so.
+func TestPathsReference(t *testing.T) {
+	page, err := os.ReadFile("../../docs/reference/paths.md")
+	if err != nil {
+		t.Fatal(err)
+	}
+	quoted := regexp.MustCompile("`([^`]+)`")
+	words := func(cell string) (all []string) {
+		for _, m := range quoted.FindAllStringSubmatch(cell, -1) {
+			all = append(all, m[1])
+		}
+		return all
+	}
+	rows := 0
+	for line := range strings.Lines(string(page)) {
+		cells := strings.Split(line, "|")
+		if len(cells) < 4 {
+			continue
+		}
+		targets, want, form := words(cells[1]), words(cells[2]), access.PathNormal
+		switch {
+		case strings.Contains(cells[2], "**ambiguous**"):
+			form = access.PathAmbiguous
+		case strings.Contains(cells[2], "**bad**"):
+			form = access.PathBad
+		case strings.Contains(cells[2], "as they are"):
+			want = targets
+		}
+		for k, target := range targets {
+			rows++
+			wanted := ""
+			if form == access.PathNormal {
+				wanted = want[min(k, len(want)-1)]
+			}
+			if got, is := access.NormalPath(target); got != wanted || is != form {
+				t.Errorf("%q: %q, %d; the page says %s", target, got, is, cells[2])
+			}
+		}
+	}
+	if rows < 30 {
+		t.Errorf("only %d paths are on the page", rows)
+	}
+	for _, reason := range []access.Reason{access.AmbiguousPath, access.BadPath} {
+		if !strings.Contains(string(page), "`"+reason.String()+"`") {
+			t.Errorf("the page says nothing of %s", reason)
 		}
 	}
 }
