@@ -13,7 +13,7 @@ VERSION        ?=
 LDFLAGS        := $(if $(VERSION),-ldflags "-X github.com/isthmus-mesh/isthmus/internal/version.release=$(VERSION)")
 
 .DEFAULT_GOAL := help
-.PHONY: help build images demo chaos test race lint generate check fuzz bench kube-binaries kube-test kube-mutants kind-image kind-up kind-down kind-test clean
+.PHONY: help build images demo chaos test race lint generate check fuzz bench bench-gateway kube-binaries kube-test kube-mutants kind-image kind-up kind-down kind-test clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  %-13s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -60,6 +60,10 @@ fuzz: ## every fuzz target for FUZZTIME (10s)
 
 bench: ## benchmarks: handshakes, choosing, the gateway pair, the sidecar pair
 	$(GO) test -run '^$$' -bench . -benchmem ./topology ./trust/... ./federation/... ./gateway ./sidecar/... ./internal/...
+
+bench-gateway: build ## the gateways beside direct TCP, haproxies and HTTP/2, over a WAN of several delays and losses (root; about ten minutes; ARGS='-rtt 20 -loss 1')
+	$(GO) build -o $(BIN)/wanbench ./gateway/wanbench
+	$(BIN)/wanbench -report $(BIN)/bench-gateway.json $(ARGS)
 
 kube-binaries: ## etcd and Kubernetes' API server from Go modules, for kube-test: about ten minutes, once
 	kind-tests/kubernetes/build

@@ -69,6 +69,16 @@ func (st state) address(u unit, purpose string) string {
 	return net.JoinHostPort(st.hostOf(u), strconv.Itoa(st.port(u, purpose)))
 }
 
+// NamespaceOf returns the network namespace that a process is in; empty: the machine's own.
+func (p *Playground) NamespaceOf(cluster, process string) string {
+	for _, u := range p.state.all() {
+		if u.cluster == cluster && u.name == process && p.state.Network != nil {
+			return p.state.Network.Host(u.cluster, u.host())
+		}
+	}
+	return ""
+}
+
 // firstFixedPort is the first of the ports in a network of the playground's own, where nobody else has any.
 const firstFixedPort = 10001
 

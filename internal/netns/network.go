@@ -12,6 +12,9 @@ import (
 	"strings"
 )
 
+// packets is how many wait for whoever carries them, on each device: losses are to be those that somebody asked for.
+const packets = 10_000
+
 // Device is the name of the TUN device in each site's own namespace.
 const Device = "wan0"
 
@@ -143,11 +146,11 @@ func (n Network) plan() []batch {
 // attach is what ip has to do once the TUN devices are there.
 func (n Network) attach() []batch {
 	plan := []batch{{commands: []string{
-		fmt.Sprintf("addr add %s/32 dev %s", n.Machine(), n.Name), "link set " + n.Name + " up",
+		fmt.Sprintf("addr add %s/32 dev %s", n.Machine(), n.Name), fmt.Sprintf("link set %s txqueuelen %d up", n.Name, packets),
 		fmt.Sprintf("route add %s dev %s src %s", n.Whole(), n.Name, n.Machine()),
 	}}}
 	for _, s := range n.Sites {
-		plan = append(plan, batch{namespace: n.Router(s.Name), commands: []string{"link set " + Device + " up", "route add default dev " + Device}})
+		plan = append(plan, batch{namespace: n.Router(s.Name), commands: []string{fmt.Sprintf("link set %s txqueuelen %d up", Device, packets), "route add default dev " + Device}})
 	}
 	return plan
 }
