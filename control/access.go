@@ -53,22 +53,42 @@ type other struct {
 
 // newPolicing finds out which policies are for which copies. Services must be resolved.
 func newPolicing(w *world) *policing {
-	p := &policing{
-		w: w, workloads: make(map[copyID]*Workload), at: make(map[netip.AddrPort]copyID), others: make(map[copyID]*other),
-		access: make(map[copyID][]picked), sets: make(map[string]*configv1.AccessSet),
-		quotas: make(map[copyID][]picked), receivers: make(map[string]map[int]struct{}), limits: make(map[int][]*configv1.Quota),
-	}
+	p := newExplorer(w)
 	o := w.in.objects
 	if len(o.Access)+len(o.Quotas) == 0 {
 		return p
 	}
-	for i := range o.Workloads {
-		p.workloads[copyID(o.Workloads[i].ID())] = &o.Workloads[i]
+	members := p.explore()
+	for i := range o.Access {
+		p.copies = append(p.copies, p.pick(p.access, i, o.Access[i].Namespace, o.Access[i].Selects, members))
 	}
-	names := slices.SortedFunc(maps.Keys(w.services), topology.ServiceName.Compare)
+	for i := range o.Quotas {
+		p.limited = append(p.limited, p.pick(p.quotas, i, o.Quotas[i].Namespace, o.Quotas[i].Selects, members))
+	}
+	if len(p.quotas) > 0 {
+		p.divide()
+	}
+	return p
+}
+
+// newExplorer returns a policing that knows of no policies.
+func newExplorer(w *world) *policing {
+	return &policing{
+		w: w, workloads: make(map[copyID]*Workload), at: make(map[netip.AddrPort]copyID), others: make(map[copyID]*other),
+		access: make(map[copyID][]picked), sets: make(map[string]*configv1.AccessSet),
+		quotas: make(map[copyID][]picked), receivers: make(map[string]map[int]struct{}), limits: make(map[int][]*configv1.Quota),
+	}
+}
+
+// explore finds out which copies there are, and returns those behind each Service, ordered.
+func (p *policing) explore() map[topology.ServiceName][]copyID {
+	for i := range p.w.in.objects.Workloads {
+		p.workloads[copyID(p.w.in.objects.Workloads[i].ID())] = &p.w.in.objects.Workloads[i]
+	}
+	names := slices.SortedFunc(maps.Keys(p.w.services), topology.ServiceName.Compare)
 	for _, name := range names {
-		s := w.services[name].service
-		for _, workload := range w.services[name].workloads {
+		s := p.w.services[name].service
+		for _, workload := range p.w.services[name].workloads {
 			for _, t := range workloadTargets(s, workload) {
 				p.at[t] = copyID(workload.ID())
 			}
@@ -76,7 +96,7 @@ func newPolicing(w *world) *policing {
 	}
 	members := make(map[topology.ServiceName][]copyID, len(names))
 	for _, name := range names {
-		r := w.services[name]
+		r := p.w.services[name]
 		for _, workload := range r.workloads {
 			members[name] = append(members[name], copyID(workload.ID()))
 		}
@@ -86,16 +106,7 @@ func newPolicing(w *world) *policing {
 		slices.Sort(members[name])
 		members[name] = slices.Compact(members[name])
 	}
-	for i := range o.Access {
-		p.copies = append(p.copies, p.pick(p.access, i, o.Access[i].Namespace, o.Access[i].Selects, members))
-	}
-	for i := range o.Quotas {
-		p.limited = append(p.limited, p.pick(p.quotas, i, o.Quotas[i].Namespace, o.Quotas[i].Selects, members))
-	}
-	if len(p.quotas) > 0 {
-		p.divide(names)
-	}
-	return p
+	return members
 }
 
 // know returns which copy a plain one is, and remembers what is told of it.
@@ -206,7 +217,7 @@ func (p *policing) setOf(id copyID) (key string, set *configv1.AccessSet) {
 	for _, c := range policies {
 		policy := p.w.policyOf(&p.w.in.objects.Access[c.policy])
 		if c.perhaps {
-			policy.Rules = slices.DeleteFunc(policy.Rules, func(r access.Rule) bool { return !r.Deny })
+			policy = Perhaps(policy)
 		}
 		out = append(out, policy)
 	}
@@ -241,22 +252,28 @@ func (p *policing) fits(policies []access.Policy, set *configv1.AccessSet) error
 	return err
 }
 
-// policyOf puts trust domains in the place of clusters.
-func (w *world) policyOf(p *AccessPolicy) access.Policy {
+// policyOf is a policy as sidecars have it.
+func (w *world) policyOf(p *AccessPolicy) access.Policy { return p.Resolve(w.domainOf) }
+
+func (w *world) sourcesOf(in []Caller) []access.Source { return resolveCallers(in, w.domainOf) }
+
+// Resolve puts trust domains in the place of clusters. domainOf returns that of a cluster, or of the own one (topology.Same); zero where there
+// is none of the name: then nobody is meant.
+func (p *AccessPolicy) Resolve(domainOf func(cluster string) spiffeid.TrustDomain) access.Policy {
 	out := access.Policy{Name: p.Namespace + "/" + p.Name, Audit: p.Audit, Issuers: p.Issuers}
 	for _, r := range p.Rules {
-		out.Rules = append(out.Rules, access.Rule{Name: r.Name, Deny: r.Deny, From: w.sourcesOf(r.From), To: r.To, Users: r.Users})
+		out.Rules = append(out.Rules, access.Rule{Name: r.Name, Deny: r.Deny, From: resolveCallers(r.From, domainOf), To: r.To, Users: r.Users})
 	}
 	return out
 }
 
-func (w *world) sourcesOf(in []Caller) []access.Source {
+func resolveCallers(in []Caller, domainOf func(cluster string) spiffeid.TrustDomain) []access.Source {
 	var out []access.Source
 	for _, c := range in {
 		s := c.Source
 		s.Domains = slices.Clone(s.Domains)
 		for _, name := range c.Clusters {
-			if d := w.domainOf(name); !d.IsZero() {
+			if d := domainOf(name); !d.IsZero() {
 				s.Domains = append(s.Domains, d)
 			}
 		}
@@ -264,6 +281,20 @@ func (w *world) sourcesOf(in []Caller) []access.Source {
 		out = append(out, s)
 	}
 	return out
+}
+
+// Perhaps leaves of a policy what counts where it can't be told whether it is for a workload: what it denies.
+func Perhaps(p access.Policy) access.Policy {
+	p.Rules = slices.DeleteFunc(slices.Clone(p.Rules), func(r access.Rule) bool { return !r.Deny })
+	return p
+}
+
+// Picks reports whether a workload of the policy's namespace is meant, by its labels and the Services that it is behind.
+func (s Selection) Picks(labels map[string]string, services []topology.ServiceName) bool {
+	if len(s.Services) > 0 {
+		return slices.ContainsFunc(s.Services, func(n topology.ServiceName) bool { return slices.Contains(services, n) })
+	}
+	return selects(s.Labels, labels)
 }
 
 // domainOf returns the trust domain of a cluster; zero where there is none of the name.

@@ -23,6 +23,7 @@ func (c *Control) API() http.Handler {
 	mux.HandleFunc("GET /v1/peers", c.list(func(p *present) any { return p.peers() }))
 	mux.HandleFunc("GET /v1/exports", c.list(func(p *present) any { return p.exports() }))
 	mux.HandleFunc("GET /v1/imports", c.list(func(p *present) any { return p.imports() }))
+	mux.HandleFunc("GET /v1/policies", c.list(func(p *present) any { return p.policies() }))
 	mux.HandleFunc("GET /v1/problems", func(w http.ResponseWriter, _ *http.Request) { answer(w, notNil(c.manifests().Problems)) })
 	mux.HandleFunc("GET /v1/introduction", func(w http.ResponseWriter, _ *http.Request) { answer(w, c.Introduction()) })
 	mux.HandleFunc("GET /v1/proxies", func(w http.ResponseWriter, _ *http.Request) { answer(w, c.proxies()) })

@@ -16,9 +16,8 @@ import (
 )
 
 // divide finds out who enforces which quotas, and so among how many each is divided.
-func (p *policing) divide(names []topology.ServiceName) {
-	for _, name := range names {
-		r := p.w.services[name]
+func (p *policing) divide() {
+	for _, r := range p.w.services {
 		for receiver := range r.inbounds {
 			for _, id := range p.behind(receiver, r) {
 				for _, q := range p.quotas[id] {

@@ -8,6 +8,7 @@ import (
 	"sync"
 	"time"
 
+	"github.com/isthmus-mesh/isthmus/api/admin"
 	"github.com/isthmus-mesh/isthmus/topology"
 	"github.com/isthmus-mesh/isthmus/trust/access"
 )
@@ -19,43 +20,6 @@ const (
 	maxNewDecisions = 200
 	maxDecisionPath = 512 // bytes; longer ones are cut
 )
-
-// Decision is what was asked of the workload, and what policies said of it last. Requests that differ in nothing of it are one. Of headers,
-// queries, bodies and tokens it holds nothing.
-type Decision struct {
-	Caller  string               `json:"caller"` // SPIFFE ID
-	Service topology.ServiceName `json:"service"`
-	Port    uint16               `json:"port"`   // where the application listens
-	Opaque  bool                 `json:"opaque"` // a connection whose bytes nobody reads
-	Method  string               `json:"method,omitempty"`
-	Path    string               `json:"path,omitempty"` // without the query
-	// User tells that there was a good token of an end user.
-	User bool `json:"user"`
-
-	Allowed bool           `json:"allowed"`
-	Policy  string         `json:"policy,omitempty"`
-	Rule    string         `json:"rule,omitempty"`
-	Reason  string         `json:"reason"`
-	Audit   *AuditDecision `json:"audit,omitempty"` // policies in audit mode would have refused it
-
-	Count uint64    `json:"count"`
-	First time.Time `json:"first"`
-	Last  time.Time `json:"last"`
-}
-
-// AuditDecision is who would have refused.
-type AuditDecision struct {
-	Policy string `json:"policy"`
-	Rule   string `json:"rule,omitempty"`
-	Reason string `json:"reason"`
-}
-
-// Decisions are those that are remembered.
-type Decisions struct {
-	Since     time.Time  `json:"since"`   // of the sidecar's start
-	Dropped   uint64     `json:"dropped"` // kinds of request that found no place, or had to make some
-	Decisions []Decision `json:"decisions"`
-}
 
 // kindOf is what tells one kind of request from another.
 type kindOf struct {
@@ -125,28 +89,28 @@ func (d *decisions) note(k kindOf, what *access.Decision) {
 }
 
 // all returns what is remembered, ordered by service, caller, path and method.
-func (d *decisions) all() Decisions {
+func (d *decisions) all() admin.Decisions {
 	d.mu.Lock()
 	defer d.mu.Unlock()
-	out := Decisions{Since: d.since, Dropped: d.dropped, Decisions: []Decision{}}
+	out := admin.Decisions{Since: d.since, Dropped: d.dropped, Decisions: []admin.Decision{}}
 	for at := d.recent.Front(); at != nil; at = at.Next() {
 		e := at.Value.(*decided) //nolint:forcetypeassert // as above
-		x := Decision{
-			Caller: e.kind.caller, Service: e.kind.service, Port: e.kind.port, Opaque: e.kind.opaque,
+		x := admin.Decision{
+			Caller: e.kind.caller, Service: e.kind.service.String(), Port: e.kind.port, Opaque: e.kind.opaque,
 			Method: e.kind.method, Path: e.kind.path, User: e.kind.user,
 			Allowed: e.last.Allowed, Policy: e.last.Policy, Rule: e.last.Rule, Reason: e.last.Reason.String(),
 			Count: e.count, First: e.first, Last: e.seen,
 		}
 		if !e.last.Audit.Allowed {
-			x.Audit = &AuditDecision{e.last.Audit.Policy, e.last.Audit.Rule, e.last.Audit.Reason.String()}
+			x.Audit = &admin.AuditDecision{Policy: e.last.Audit.Policy, Rule: e.last.Audit.Rule, Reason: e.last.Audit.Reason.String()}
 		}
 		out.Decisions = append(out.Decisions, x)
 	}
-	slices.SortFunc(out.Decisions, func(a, b Decision) int {
-		return cmp.Or(a.Service.Compare(b.Service), cmp.Compare(a.Caller, b.Caller), cmp.Compare(a.Path, b.Path), cmp.Compare(a.Method, b.Method), cmp.Compare(a.Port, b.Port))
+	slices.SortFunc(out.Decisions, func(a, b admin.Decision) int {
+		return cmp.Or(cmp.Compare(a.Service, b.Service), cmp.Compare(a.Caller, b.Caller), cmp.Compare(a.Path, b.Path), cmp.Compare(a.Method, b.Method), cmp.Compare(a.Port, b.Port))
 	})
 	return out
 }
 
 // Decisions returns what was asked of the workload, and what the policies said.
-func (s *Sidecar) Decisions() Decisions { return s.inbound.decisions.all() }
+func (s *Sidecar) Decisions() admin.Decisions { return s.inbound.decisions.all() }
