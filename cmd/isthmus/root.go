@@ -75,7 +75,7 @@ Exit codes: 0 ok, 1 a finding, 2 usage, 3 unreachable, 4 time-out.`,
 	root.AddCommand(
 		newInstall(g), newUpgrade(g), newUninstall(g),
 		newStatus(g), newCheck(g), newGet(g), newExplain(g),
-		newTrust(g), newPeer(g), newIntroduction(g), newJoinToken(g), newInject(g),
+		newTrust(g), newPolicy(g), newPeer(g), newIntroduction(g), newJoinToken(g), newInject(g),
 		newPlayground(g), newVersion(),
 		newAdminPipe(), newProbe(),
 	)
