@@ -372,8 +372,13 @@ func (in *Inbound) decided(ctx context.Context, a *arrival, to *topology.Inbound
 	}
 }
 
-// refusalsEvery is how often at most the log tells of a refusal at level WARN. The access log (log.requests) has each.
-const refusalsEvery = time.Second
+// How often the log tells of refusals at level WARN: of the same caller and rule once in refusalsEvery, of all together refusalsMost times
+// a second. The access log (log.requests) has each.
+const (
+	refusalsEvery = 10 * time.Second
+	refusalsMost  = 10
+	maxRefusals   = 1_000 // callers and rules that are told apart
+)
 
 // refusals tells the log of refusals, and of how many it did not tell.
 type refusals struct {
@@ -381,26 +386,37 @@ type refusals struct {
 	now func() time.Time
 
 	mu     sync.Mutex
-	last   time.Time // guarded by mu
-	untold int       // guarded by mu
+	told   map[[3]string]time.Time // guarded by mu: caller, policy and rule
+	second time.Time               // guarded by mu: in which spent were told
+	spent  int                     // guarded by mu
+	untold int                     // guarded by mu
 }
 
 // due says whether the log may be told now, and of how many refusals it was not.
-func (r *refusals) due() (untold int, ok bool) {
+func (r *refusals) due(caller, policy, rule string) (untold int, ok bool) {
+	key := [3]string{caller, policy, rule}
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	now := r.now()
-	if now.Sub(r.last) < refusalsEvery {
+	if now.Sub(r.second) >= time.Second {
+		r.second, r.spent = now, 0
+	}
+	last, known := r.told[key]
+	if known && now.Sub(last) < refusalsEvery || r.spent >= refusalsMost {
 		r.untold++
 		return 0, false
 	}
-	untold = r.untold
-	r.last, r.untold = now, 0
+	if len(r.told) >= maxRefusals || r.told == nil {
+		r.told = make(map[[3]string]time.Time)
+	}
+	r.told[key] = now
+	r.spent++
+	untold, r.untold = r.untold, 0
 	return untold, true
 }
 
 func (r *refusals) tell(ctx context.Context, a *arrival, v access.Verdict, decision string) {
-	if untold, ok := r.due(); ok {
+	if untold, ok := r.due(a.peer.ID.String(), v.Policy, v.Rule); ok {
 		r.log.LogAttrs(ctx, slog.LevelWarn, "policy decided",
 			slog.String("decision", decision),
 			slog.String("caller", a.peer.ID.String()), slog.String("service", a.service.String()), slog.Int("port", int(a.port)),
