@@ -239,11 +239,7 @@ func exportOf(e *ServiceExport, r *resolved) federation.Export {
 func (w *world) assemble(valid map[topology.ServiceName]*ServiceExport, exports map[topology.ClusterName][]federation.Export) {
 	in := &w.in
 	add := func(r *configv1.Resource) { w.resources = append(w.resources, r) }
-	add(configstream.EncodeBundle(in.self.Domain, configstream.BundleData(in.trust)))
-	for _, v := range w.usable {
-		add(configstream.EncodeBundle(v.Domain, configstream.BundleData(in.revoked.onto(v.Domain, v.Bundle))))
-	}
-	for td, b := range w.federatedBundles() {
+	for td, b := range w.bundles() {
 		add(configstream.EncodeBundle(td, configstream.BundleData(b)))
 	}
 	for _, g := range in.gateways {

@@ -58,8 +58,13 @@ type Config struct {
 	GRPC   net.Listener // required: config stream and identities, for the own cluster's programs
 	Socket net.Listener // the admin API, for who may open it; nil: not served
 	Admin  net.Listener // metrics and probes; nil: not served
+	// WorkloadAPI is a Unix socket for the processes of this machine: who runs as the user that a Workload names gets its identity there (SPIFFE
+	// Workload API). nil: not served.
+	WorkloadAPI net.Listener
 	// Webhook is what the platform calls; default: none.
 	Webhook *Webhook
+	// FederationEndpoint serves the own trust bundle to everybody; default: none.
+	FederationEndpoint *FederationEndpoint
 
 	Checks  *ready.Checks        // default: none
 	Metrics *prometheus.Registry // default: none
@@ -94,6 +99,9 @@ func (c Config) withDefaults() (Config, error) {
 	}
 	if w := c.Webhook; w != nil && (w.Listener == nil || w.Handler == nil || len(w.Names) == 0) {
 		return c, fmt.Errorf("control: a webhook without listener, handler or name")
+	}
+	if e := c.FederationEndpoint; e != nil && e.Listener == nil {
+		return c, fmt.Errorf("control: a federation endpoint without listener")
 	}
 	if c.PeerPodCIDRs == nil {
 		c.PeerPodCIDRs = DefaultPeerPodCIDRs

@@ -54,9 +54,14 @@ func followedDomains(accepted []FederatedTrustDomain) []bundleendpoint.Domain {
 	return out
 }
 
-// federatedBundles returns what workloads here are told of domains that are no clusters of the mesh.
-func (w *world) federatedBundles() map[spiffeid.TrustDomain]trust.Bundle {
-	out := make(map[spiffeid.TrustDomain]trust.Bundle, len(w.domains))
+// bundles returns what the programs here verify members of all trust domains with: of the own, of peers whose word counts, and of domains that
+// are no clusters of the mesh.
+func (w *world) bundles() map[spiffeid.TrustDomain]trust.Bundle {
+	out := make(map[spiffeid.TrustDomain]trust.Bundle, 1+len(w.usable)+len(w.domains))
+	out[w.in.self.Domain] = w.in.trust
+	for _, v := range w.usable {
+		out[v.Domain] = w.in.revoked.onto(v.Domain, v.Bundle)
+	}
 	for _, d := range w.domains {
 		i := slices.IndexFunc(w.in.domains, func(s bundleendpoint.State) bool { return s.Domain == d.Domain })
 		if i >= 0 && len(w.in.domains[i].Bundle.Authorities) > 0 && !w.in.revoked.domain(d.Domain) {

@@ -138,6 +138,7 @@ func (l *loop) step(ctx context.Context) (again time.Duration) {
 	if err := c.leases.set(w.policing); err != nil {
 		c.cfg.Log.ErrorContext(ctx, "shared quotas are not divided", "error", err) // the registry should have refused it
 	}
+	c.told.Replace(w.bundles())
 	l.setResources(w.resources)
 	c.acks.note(w.usable, w.in.trust.Authorities, c.nextRoot(), l.revision)
 	if now, _ := l.acknowledged(objects.Workloads, now); !maps.Equal(now, acknowledged) {

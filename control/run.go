@@ -74,6 +74,7 @@ type Control struct {
 	stream    *configstream.Server
 	acks      acknowledgements
 	revoked   *revocations
+	told      *trust.Bundles // of all trust domains, as the programs are told of them
 	metrics   *metrics
 
 	wake    chan struct{}            // holds one: something for the owner loop to look at
@@ -119,7 +120,7 @@ func New(cfg Config) (*Control, error) {
 		cfg:  cfg,
 		self: Self{Cluster: cfg.Cluster, Domain: cfg.Domain, Region: cfg.Region, Zone: cfg.Zone},
 		wake: make(chan struct{}, 1), started: cfg.Now(),
-		identity: trust.NewIdentity(), bundles: trust.NewBundles(),
+		identity: trust.NewIdentity(), bundles: trust.NewBundles(), told: trust.NewBundles(),
 		tokens: &tokens{now: cfg.Now},
 	}
 	c.clients.Store(new([]string))
@@ -282,21 +283,30 @@ func (c *Control) Run(ctx context.Context) error {
 			return telemetry.ServeHTTP(ctx, c.cfg.Admin, telemetry.Admin(c.cfg.Metrics, c.cfg.Checks))
 		})
 	}
+	if c.cfg.WorkloadAPI != nil {
+		parts = append(parts, c.serveWorkloads)
+	}
 	if c.cfg.Webhook != nil {
 		parts = append(parts, c.serveWebhook)
+	}
+	if c.cfg.FederationEndpoint != nil {
+		parts = append(parts, c.serveFederationEndpoint)
 	}
 	return runAll(ctx, cancel, parts)
 }
 
 func (c *Control) closeListeners() error {
 	var errs []error
-	for _, l := range []interface{ Close() error }{c.cfg.GRPC, c.cfg.Socket, c.cfg.Admin} {
+	for _, l := range []interface{ Close() error }{c.cfg.GRPC, c.cfg.Socket, c.cfg.Admin, c.cfg.WorkloadAPI} {
 		if l != nil {
 			errs = append(errs, l.Close())
 		}
 	}
 	if c.cfg.Webhook != nil {
 		errs = append(errs, c.cfg.Webhook.Listener.Close())
+	}
+	if c.cfg.FederationEndpoint != nil {
+		errs = append(errs, c.cfg.FederationEndpoint.Listener.Close())
 	}
 	return errors.Join(errs...)
 }

@@ -23,7 +23,7 @@ type Webhook struct {
 	Handler  http.Handler // required
 }
 
-// Limits of a webhook. Its one honest client opens few connections, each for one request.
+// Limits of a webhook, and of the federation endpoint. Honest clients open few connections, each for one request.
 const (
 	webhookTimeout      = 10 * time.Second // for a request and its answer
 	webhookHeaders      = 16 << 10
@@ -39,17 +39,22 @@ func (c *Control) serveWebhook(ctx context.Context) error {
 	if err != nil {
 		return errors.Join(fmt.Errorf("control: webhook: %w", err), w.Listener.Close())
 	}
+	return c.serveStrangers(ctx, "webhook", w.Listener, certificate.Config(), w.Handler)
+}
+
+// serveStrangers serves HTTP over TLS to clients that nobody knows, each connection for one request, until ctx ends.
+func (c *Control) serveStrangers(ctx context.Context, what string, l net.Listener, config *tls.Config, h http.Handler) error {
 	server := &http.Server{
-		Handler:           w.Handler,
+		Handler:           h,
 		ReadHeaderTimeout: webhookTimeout / 2, // the handshake too
 		ReadTimeout:       webhookTimeout,
 		WriteTimeout:      webhookTimeout,
 		MaxHeaderBytes:    webhookHeaders,
-		ErrorLog:          slog.NewLogLogger(c.cfg.Log.With("from", "webhook").Handler(), slog.LevelDebug), // of handshakes that strangers break off
+		ErrorLog:          slog.NewLogLogger(c.cfg.Log.With("from", what).Handler(), slog.LevelDebug), // of handshakes that strangers break off
 	}
 	server.SetKeepAlivesEnabled(false) // the gate gives no connection longer than a call takes
 	limits := gateLimits{strangers: poolLimits{maxWebhook, maxWebhookOfAddress, webhookBytes}}
-	listener := tls.NewListener(newGate(w.Listener, limits, c.metrics.shed), certificate.Config())
+	listener := tls.NewListener(newGate(l, limits, c.metrics.shed), config)
 	stopped := make(chan error, 1)
 	stop := context.AfterFunc(ctx, func() {
 		grace, cancel := context.WithTimeout(context.WithoutCancel(ctx), stopGrace)
@@ -60,9 +65,9 @@ func (c *Control) serveWebhook(ctx context.Context) error {
 		}
 		stopped <- shutdownErr
 	})
-	err = server.Serve(listener)
+	err := server.Serve(listener)
 	if stop() { // ctx has not ended: the listener failed
-		return fmt.Errorf("control: webhook: %w", err)
+		return fmt.Errorf("control: %s: %w", what, err)
 	}
 	return <-stopped
 }

@@ -14,6 +14,7 @@ import (
 	"github.com/isthmus-mesh/isthmus/internal/strictyaml"
 	"github.com/isthmus-mesh/isthmus/internal/telemetry"
 	"github.com/isthmus-mesh/isthmus/topology"
+	"github.com/isthmus-mesh/isthmus/trust/bundleendpoint"
 )
 
 // config is the file; help documents it.
@@ -43,11 +44,15 @@ type config struct {
 		Socket string             `json:"socket"`
 		Listen strictyaml.Address `json:"listen"`
 	} `json:"admin"`
-	ClusterSetCIDR string   `json:"clusterSetCIDR"`
-	PodCIDRs       []string `json:"podCIDRs"`
-	PeerPodCIDRs   []string `json:"peerPodCIDRs"`
-	NodeProxies    []string `json:"nodeProxies"`
-	Log            struct {
+	WorkloadAPI struct {
+		Socket string `json:"socket"`
+	} `json:"workloadAPI"`
+	FederationEndpoint *federationEndpoint `json:"federationEndpoint"`
+	ClusterSetCIDR     string              `json:"clusterSetCIDR"`
+	PodCIDRs           []string            `json:"podCIDRs"`
+	PeerPodCIDRs       []string            `json:"peerPodCIDRs"`
+	NodeProxies        []string            `json:"nodeProxies"`
+	Log                struct {
 		Level  string `json:"level"`
 		Format string `json:"format"`
 	} `json:"log"`
@@ -65,6 +70,14 @@ type injection struct {
 	Names    []string           `json:"names"`
 	Settings string             `json:"settings"`
 	Webhook  string             `json:"webhook"`
+}
+
+// federationEndpoint is where the own trust bundle is served to other implementations of SPIFFE.
+type federationEndpoint struct {
+	Listen      strictyaml.Address `json:"listen"`
+	Profile     string             `json:"profile"`
+	Certificate string             `json:"certificate"`
+	Key         string             `json:"key"`
 }
 
 // maxPlace bounds region and zone: they are label values in manifests and records.
@@ -170,6 +183,12 @@ func (c *config) check(d *strictyaml.Document) error {
 	if k := c.Kubernetes; k != nil && k.Injection != nil {
 		k.Injection.check(wrong)
 	}
+	if c.Kubernetes != nil && c.WorkloadAPI.Socket != "" {
+		wrong("workloadAPI.socket", "is for processes of this machine: in Kubernetes the sidecars serve the Workload API (listen.workloadAPI)")
+	}
+	if c.FederationEndpoint != nil {
+		c.FederationEndpoint.check(wrong)
+	}
 	if inside(c.Manifests, c.State) {
 		wrong("state", "is inside the folder of manifests; keep them apart")
 	}
@@ -188,6 +207,29 @@ func (i *injection) check(wrong func(field, format string, args ...any)) {
 		if f.value == "" {
 			wrong(at+f.field, "is missing")
 		}
+	}
+}
+
+func (e *federationEndpoint) check(wrong func(field, format string, args ...any)) {
+	const at = "federationEndpoint."
+	if e.Listen == "" {
+		wrong(at+"listen", "is missing")
+	}
+	if err := e.Listen.Check(); err != nil {
+		wrong(at+"listen", "%v", err)
+	}
+	files := e.Certificate != "" || e.Key != ""
+	switch bundleendpoint.Profile(e.Profile) {
+	case bundleendpoint.HTTPSSPIFFE:
+		if files {
+			wrong(at+"certificate", "certificate and key are for the profile %s; with %s control shows its SVID", bundleendpoint.HTTPSWeb, e.Profile)
+		}
+	case bundleendpoint.HTTPSWeb:
+		if e.Certificate == "" || e.Key == "" {
+			wrong(at+"certificate", "certificate and key are needed with the profile %s: a chain for the DNS name, and its key, as files (PEM)", e.Profile)
+		}
+	default:
+		wrong(at+"profile", "%q: want %s or %s", e.Profile, bundleendpoint.HTTPSSPIFFE, bundleendpoint.HTTPSWeb)
 	}
 }
 

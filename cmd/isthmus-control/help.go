@@ -43,6 +43,17 @@ that environment variable.
     socket: /run/isthmus/control.sock  Unix socket for the isthmus CLI. Whoever opens it administers the cluster: it is
                                     readable by this user alone. Default: control.sock in the state directory.
     listen: 127.0.0.1:7481          TCP, plain HTTP: /metrics, /livez, /readyz. Default: none.
+  workloadAPI:
+    socket: /run/isthmus/workload.sock  Unix socket for the SPIFFE Workload API: processes of this machine get the identities of
+                                    the Workloads that name their user (spec.unix.uid). Every user may open it. Not with
+                                    kubernetes, where the sidecars serve it. Default: none.
+  federationEndpoint:               Serves the trust domain's bundle to everybody, for other implementations of SPIFFE
+                                    (SPIFFE federation endpoint). Default: none.
+    listen: 0.0.0.0:8443            TCP, HTTPS. Required.
+    profile: https_spiffe           https_spiffe: it shows control's SVID, spiffe://<trust domain>/isthmus/control.
+                                    https_web: it shows the certificate. Required.
+    certificate: /etc/isthmus/tls.crt  Chain (PEM) for its DNS name, with https_web. Read again when it changes.
+    key: /etc/isthmus/tls.key       Its key (PEM), not readable by everybody.
   clusterSetCIDR: 241.0.0.0/8       Where the addresses of imported services come from. Default 241.0.0.0/8.
   podCIDRs: [10.1.0.0/16]           The addresses of the cluster's pods, told to peers. Default: those that its Kubernetes Nodes say.
   peerPodCIDRs: [10.0.0.0/8]        Which addresses peers may say their pods have: within them, headless copies of other clusters are

@@ -6,6 +6,8 @@ import (
 	"flag"
 	"fmt"
 	"io"
+	"io/fs"
+	"log/slog"
 	"net"
 	"path/filepath"
 	"sync"
@@ -90,12 +92,16 @@ func serve(ctx context.Context, c *config, t *telemetry.Telemetry) error {
 	if err != nil {
 		return err
 	}
+	endpoint, err := c.endpoint(l.endpoint, t.Log)
+	if err != nil {
+		return err
+	}
 	attestor, _ := registry.(control.Attestor) // a folder vouches for nobody
 	plane, err := control.New(control.Config{
 		Cluster: c.cluster, Domain: c.domain, Region: c.Region, Zone: c.Zone,
 		StateDir: c.State, Registry: registry, Courier: &courier{listen: string(c.Bus.Listen), log: t.Log}, BusURLs: c.Bus.Advertise, Attestor: attestor,
 		ClusterSetCIDR: c.cidr, PodCIDRs: c.pods, PeerPodCIDRs: c.peers, NodeProxies: c.NodeProxies,
-		GRPC: l.grpc, Socket: l.socket, Admin: l.admin, Webhook: webhook,
+		GRPC: l.grpc, Socket: l.socket, Admin: l.admin, Webhook: webhook, WorkloadAPI: l.workloadAPI, FederationEndpoint: endpoint,
 		Checks: checks, Metrics: t.Metrics, Log: t.Log, Version: version.String(),
 	})
 	if err != nil {
@@ -107,6 +113,22 @@ func serve(ctx context.Context, c *config, t *telemetry.Telemetry) error {
 		return err
 	}
 	return together(ctx, plane, registry, state)
+}
+
+// endpoint returns how the own trust bundle is served; nil: it is not.
+func (c *config) endpoint(l net.Listener, log *slog.Logger) (*control.FederationEndpoint, error) {
+	e := c.FederationEndpoint
+	if e == nil {
+		return nil, nil //nolint:nilnil // control takes nil for none
+	}
+	out := &control.FederationEndpoint{Listener: l}
+	if e.Certificate != "" {
+		var err error
+		if out.Web, err = trust.OpenWebFiles(e.Certificate, e.Key, nil, log); err != nil {
+			return nil, fmt.Errorf("federationEndpoint: %w", err)
+		}
+	}
+	return out, nil
 }
 
 // keeper keeps the state directory somewhere else too.
@@ -189,12 +211,12 @@ func together(ctx context.Context, plane *control.Control, registry registry, st
 
 // listeners are all that control accepts on, but for the bus, which listens for itself.
 type listeners struct {
-	grpc, socket, admin, webhook net.Listener
+	grpc, socket, admin, webhook, workloadAPI, endpoint net.Listener
 }
 
-// listenSocket listens on a Unix socket that only this user can open. A path that can't be one is a mistake in the configuration.
-func listenSocket(path string) (net.Listener, error) {
-	l, err := unixsocket.Listen(path, 0o600)
+// listenSocket listens on a Unix socket. A path that can't be one is a mistake in the configuration.
+func listenSocket(path string, mode fs.FileMode) (net.Listener, error) {
+	l, err := unixsocket.Listen(path, mode)
 	if errors.Is(err, unixsocket.ErrPath) {
 		return nil, &usageError{err}
 	}
@@ -210,8 +232,19 @@ func listen(c *config) (l listeners, err error) {
 	if l.grpc, err = net.Listen("tcp", string(c.Listen)); err != nil {
 		return l, fmt.Errorf("listen: %w", err)
 	}
-	if l.socket, err = listenSocket(c.Admin.Socket); err != nil {
+	if l.socket, err = listenSocket(c.Admin.Socket, 0o600); err != nil {
 		return l, fmt.Errorf("admin.socket: %w", err)
+	}
+	if path := c.WorkloadAPI.Socket; path != "" {
+		// Everybody may connect: who it is, is looked at then.
+		if l.workloadAPI, err = listenSocket(path, 0o666); err != nil {
+			return l, fmt.Errorf("workloadAPI.socket: %w", err)
+		}
+	}
+	if e := c.FederationEndpoint; e != nil {
+		if l.endpoint, err = net.Listen("tcp", string(e.Listen)); err != nil {
+			return l, fmt.Errorf("federationEndpoint.listen: %w", err)
+		}
 	}
 	if k := c.Kubernetes; k != nil && k.Injection != nil {
 		if l.webhook, err = net.Listen("tcp", string(k.Injection.Listen)); err != nil {
@@ -229,7 +262,7 @@ func listen(c *config) (l listeners, err error) {
 
 // close closes what is open. What control has closed itself stays so.
 func (l listeners) close() {
-	for _, ln := range []net.Listener{l.grpc, l.socket, l.admin, l.webhook} {
+	for _, ln := range []net.Listener{l.grpc, l.socket, l.admin, l.webhook, l.workloadAPI, l.endpoint} {
 		if ln != nil {
 			_ = ln.Close()
 		}

@@ -1,3 +1,5 @@
+//go:build linux
+
 package main
 
 import (
@@ -23,7 +25,13 @@ import (
 	"github.com/isthmus-mesh/isthmus/internal/ready"
 )
 
-func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
+func TestMain(m *testing.M) {
+	if os.Getenv(childSocket) != "" {
+		asChild()
+		return
+	}
+	goleak.VerifyTestMain(m)
+}
 
 // patience is how long a loaded machine may take; it fails a test, it never makes one pass.
 const patience = 60 * time.Second
@@ -42,6 +50,7 @@ func TestHelpNamesEveryKey(t *testing.T) {
 	for _, key := range []string{
 		"cluster:", "trustDomain:", "region:", "zone:", "manifests:", "kubernetes:", "kubeconfig:", "context:", "state:", "listen:", "bus:", "advertise:", "admin:", "socket:",
 		"clusterSetCIDR:", "podCIDRs:", "peerPodCIDRs:", "nodeProxies:", "log:", "level:", "format:", "injection:", "names:", "settings:", "webhook:",
+		"workloadAPI:", "federationEndpoint:", "profile:", "certificate:", "key:",
 	} {
 		if !strings.Contains(help, "  "+key) {
 			t.Errorf("--help does not name %s", key)
@@ -90,24 +99,29 @@ bus: {listen: "127.0.0.1:4222"}
 		"cluster: eu\n":                      "c.yaml:1: trustDomain: is missing",
 		good + "clusterSetCIDR: 241.0.0.0\n": "c.yaml:7: clusterSetCIDR: ",
 		good + "podCIDRs: [10.1.0.0]\n":      "c.yaml:7: podCIDRs: ",
-		good + "peerPodCIDRs: [10.0.0.0/8, ten]\n":                                       "c.yaml:7: peerPodCIDRs: entry 2",
-		good + "nodeProxies: [a, a]\n":                                                   "c.yaml:7: nodeProxies: ",
-		good + "admin: {listen: here}\n":                                                 `c.yaml:7: admin.listen: "here": want host:port`,
-		good + "log:\n  level: verbose\n":                                                `c.yaml:8: log.level: "verbose": want debug`,
-		good + "log:\n  format: xml\n":                                                   `c.yaml:8: log.format: "xml": want text`,
-		strings.Replace(good, "127.0.0.1:0", "7400", 1):                                  "c.yaml:5: listen: is a number, want host:port",
-		strings.Replace(good, "127.0.0.1:4222", "127.0.0.1:99999", 1):                    "c.yaml:6: bus.listen: ",
-		good + "region: " + strings.Repeat("x", 64) + "\n":                               "c.yaml:7: region: ",
-		strings.Replace(good, "manifests: m\n", "", 1):                                   "manifests: is missing; for a Kubernetes cluster: kubernetes: {}",
-		good + "kubernetes: {}\n":                                                        "c.yaml:7: kubernetes: stands beside manifests",
-		good + "kubernetes: {kubeConfig: x}\n":                                           "c.yaml:7: kubernetes.kubeConfig: unknown field",
-		strings.Replace(good, "manifests: m", "kubernetes: {context: x}", 1):             "c.yaml:3: kubernetes.context: is one of a kubeconfig's",
-		strings.Replace(good, "manifests: m", "kubernetes: {injection: {listen: x}}", 1): `c.yaml:3: kubernetes.injection.listen: "x": want host:port`,
-		strings.Replace(good, "manifests: m", "kubernetes: {injection: {}}", 1):          "c.yaml:3: kubernetes.injection.settings: is missing",
-		strings.Replace(good, "eu\n", "Not_A_Name\n", 1):                                 "c.yaml:1: cluster: ",
-		strings.Replace(good, "eu.example", "spiffe://eu.example", 1):                    "c.yaml:2: trustDomain: want the name alone",
-		strings.Replace(good, "state: s", "state: m/s", 1):                               "c.yaml:4: state: is inside",
-		strings.Replace(good, `{listen: "`, `{advertise: [x], listen: "`, 1):             "c.yaml:6: bus.advertise: entry 1",
+		good + "peerPodCIDRs: [10.0.0.0/8, ten]\n":                                                "c.yaml:7: peerPodCIDRs: entry 2",
+		good + "nodeProxies: [a, a]\n":                                                            "c.yaml:7: nodeProxies: ",
+		good + "admin: {listen: here}\n":                                                          `c.yaml:7: admin.listen: "here": want host:port`,
+		good + "log:\n  level: verbose\n":                                                         `c.yaml:8: log.level: "verbose": want debug`,
+		good + "log:\n  format: xml\n":                                                            `c.yaml:8: log.format: "xml": want text`,
+		strings.Replace(good, "127.0.0.1:0", "7400", 1):                                           "c.yaml:5: listen: is a number, want host:port",
+		strings.Replace(good, "127.0.0.1:4222", "127.0.0.1:99999", 1):                             "c.yaml:6: bus.listen: ",
+		good + "region: " + strings.Repeat("x", 64) + "\n":                                        "c.yaml:7: region: ",
+		strings.Replace(good, "manifests: m\n", "", 1):                                            "manifests: is missing; for a Kubernetes cluster: kubernetes: {}",
+		good + "kubernetes: {}\n":                                                                 "c.yaml:7: kubernetes: stands beside manifests",
+		good + "kubernetes: {kubeConfig: x}\n":                                                    "c.yaml:7: kubernetes.kubeConfig: unknown field",
+		strings.Replace(good, "manifests: m", "kubernetes: {context: x}", 1):                      "c.yaml:3: kubernetes.context: is one of a kubeconfig's",
+		strings.Replace(good, "manifests: m", "kubernetes: {injection: {listen: x}}", 1):          `c.yaml:3: kubernetes.injection.listen: "x": want host:port`,
+		strings.Replace(good, "manifests: m", "kubernetes: {injection: {}}", 1):                   "c.yaml:3: kubernetes.injection.settings: is missing",
+		strings.Replace(good, "manifests: m", "kubernetes: {}\nworkloadAPI: {socket: w.sock}", 1): "c.yaml:4: workloadAPI.socket: is for processes of this machine",
+		good + "federationEndpoint: {}\n":                                                         "c.yaml:7: federationEndpoint.listen: is missing",
+		good + "federationEndpoint: {listen: ':1', profile: https}\n":                             `c.yaml:7: federationEndpoint.profile: "https": want https_spiffe or https_web`,
+		good + "federationEndpoint: {listen: ':1', profile: https_web, key: k}\n":                 "c.yaml:7: federationEndpoint.certificate: certificate and key are needed",
+		good + "federationEndpoint: {listen: ':1', profile: https_spiffe, key: k}\n":              "c.yaml:7: federationEndpoint.certificate: certificate and key are for the profile https_web",
+		strings.Replace(good, "eu\n", "Not_A_Name\n", 1):                                          "c.yaml:1: cluster: ",
+		strings.Replace(good, "eu.example", "spiffe://eu.example", 1):                             "c.yaml:2: trustDomain: want the name alone",
+		strings.Replace(good, "state: s", "state: m/s", 1):                                        "c.yaml:4: state: is inside",
+		strings.Replace(good, `{listen: "`, `{advertise: [x], listen: "`, 1):                      "c.yaml:6: bus.advertise: entry 1",
 	} {
 		if _, err := readConfig(write(text)); err == nil || !strings.Contains(err.Error(), want) {
 			t.Errorf("%s\n%v; want %q", text, err, want)
@@ -136,7 +150,7 @@ type process struct {
 	stop   func() error
 }
 
-func startControl(t *testing.T, dir, cluster string, manifests bool) *process {
+func startControl(t *testing.T, dir, cluster string, manifests bool, more ...string) *process {
 	t.Helper()
 	p := &process{dir: dir, client: admin.NewClient(filepath.Join(dir, "state", "control.sock")), stderr: new(lines)}
 	p.probe = fmt.Sprintf("127.0.0.1:%d", freePort(t))
@@ -146,7 +160,7 @@ func startControl(t *testing.T, dir, cluster string, manifests bool) *process {
 		}
 	}
 	config := fmt.Sprintf("cluster: %s\ntrustDomain: %[1]s.example\nmanifests: %[2]s/manifests\nstate: %[2]s/state\nlisten: 127.0.0.1:0\n"+
-		"bus: {listen: \"127.0.0.1:%[3]d\"}\nadmin: {listen: %[4]q}\nnodeProxies: [node-0]\n", cluster, dir, freePort(t), p.probe)
+		"bus: {listen: \"127.0.0.1:%[3]d\"}\nadmin: {listen: %[4]q}\nnodeProxies: [node-0]\n", cluster, dir, freePort(t), p.probe) + strings.Join(more, "")
 	path := filepath.Join(dir, "control.yaml")
 	if err := os.WriteFile(path, []byte(config), 0o600); err != nil {
 		t.Fatal(err)
@@ -305,11 +319,11 @@ func fetch(t *testing.T, url string) (string, int) {
 func TestSocket(t *testing.T) {
 	dir := t.TempDir()
 	path := filepath.Join(dir, "s.sock")
-	first, err := listenSocket(path)
+	first, err := listenSocket(path, 0o600)
 	if err != nil {
 		t.Fatal(err)
 	}
-	if _, err = listenSocket(path); err == nil || !strings.Contains(err.Error(), "another process answers") {
+	if _, err = listenSocket(path, 0o600); err == nil || !strings.Contains(err.Error(), "another process answers") {
 		t.Errorf("while somebody answers there: %v", err)
 	}
 	// As a process leaves it that was killed.
@@ -319,7 +333,7 @@ func TestSocket(t *testing.T) {
 	if err = first.Close(); err != nil {
 		t.Fatal(err)
 	}
-	second, err := listenSocket(path)
+	second, err := listenSocket(path, 0o600)
 	if err != nil {
 		t.Fatalf("over a socket that a dead process left: %v", err)
 	}
@@ -327,10 +341,10 @@ func TestSocket(t *testing.T) {
 	if err := os.WriteFile(path, []byte("precious"), 0o600); err != nil {
 		t.Fatal(err)
 	}
-	if _, err := listenSocket(path); err == nil || !strings.Contains(err.Error(), "is no socket") {
+	if _, err := listenSocket(path, 0o600); err == nil || !strings.Contains(err.Error(), "is no socket") {
 		t.Errorf("over a file: %v", err)
 	}
-	if _, err := listenSocket(filepath.Join(dir, strings.Repeat("long/", 30), "s")); exitCode(err) != 2 {
+	if _, err := listenSocket(filepath.Join(dir, strings.Repeat("long/", 30), "s"), 0o600); exitCode(err) != 2 {
 		t.Errorf("a path that is too long: %v", err)
 	}
 }
