@@ -22,6 +22,8 @@ const DefaultTTL = 3 * time.Second
 // the last TTL it keeps a tenth of an even share, of one that has not a whole one, as that is what they fall back to. A share that is taken from a copy
 // goes to another when its lease has ended, because the answer that took it may be lost.
 //
+// A question costs about 0.1 µs for each bucket that it names and each copy that shares that: 100 copies that each ask for 1,000 take a core.
+//
 // What may pass beyond rate×time + burst: each time a copy is cut off (it asks no more, or hears no answers) while others hold leases,
 // an even share from when its lease has ended until theirs have, which is 2×TTL at most after control has last heard of it; each time a copy starts anew, its part of
 // the burst; and one request a copy, where there are more of them than the burst.
@@ -32,25 +34,27 @@ type Divider struct {
 	mu      sync.Mutex
 	limits  map[string]*divided
 	buckets int
+	swept   time.Time
 }
 
 // divided is one limit.
 type divided struct {
 	limit   Limit
-	seen    map[string]presence // by copy
-	buckets map[string]map[string]*lease
+	seen    map[string]*presence // by copy
+	buckets map[string][]*lease
 }
 
 // presence is when a copy was answered: for the first time since it was last silent, and for the last.
 type presence struct{ since, last time.Time }
 
 // lives tells whether the copy hears what it is told: it has asked again after an answer.
-func (p presence) lives(now time.Time, ttl time.Duration) bool {
+func (p *presence) lives(now time.Time, ttl time.Duration) bool {
 	return now.Sub(p.last) < ttl && p.last.After(p.since)
 }
 
 // lease is what one copy has of one bucket.
 type lease struct {
+	who    *presence
 	demand float64
 	until  time.Time // of the demand
 	grants []grant   // that may still be in force
@@ -85,7 +89,7 @@ func (d *Divider) Configure(limits map[string]Limit, now time.Time) error {
 			continue
 		}
 		// Leases of another rate may still be held, and are more than this one has: it gives none before they have ended.
-		next[name] = &divided{limit: limit, seen: map[string]presence{}, buckets: map[string]map[string]*lease{}}
+		next[name] = &divided{limit: limit, seen: map[string]*presence{}, buckets: map[string][]*lease{}}
 		if d.limits[name] != nil {
 			d.started = now
 		}
@@ -113,66 +117,70 @@ func (d *Divider) Lease(name, replica string, demands []Demand, now time.Time) (
 		return nil, 0, false
 	}
 	p := l.seen[replica]
+	if p == nil {
+		p = &presence{}
+		l.seen[replica] = p
+	}
 	if p.last.IsZero() || now.Sub(p.last) >= d.ttl {
 		p.since = now
 	}
 	p.last = now
-	l.seen[replica] = p
-	others := l.others(replica, now, d.ttl)
+	others := l.others(p, now, d.ttl)
 	for _, demand := range demands[:min(len(demands), MaxDemands)] {
 		if !(demand.Rate >= 0) || len(demand.Bucket) > MaxBucketName {
 			continue
 		}
-		b := l.buckets[demand.Bucket]
-		if b == nil {
+		b, known := l.buckets[demand.Bucket]
+		if !known {
 			if d.buckets >= MaxBuckets && !d.sweep(now) {
 				continue
 			}
-			b = map[string]*lease{}
-			l.buckets[demand.Bucket] = b
 			d.buckets++
 		}
-		shares = append(shares, Share{demand.Bucket, l.grant(b, replica, others, min(demand.Rate, MaxRate), now, d.ttl)})
+		b, rate := l.grant(b, p, others, min(demand.Rate, MaxRate), now, d.ttl)
+		l.buckets[demand.Bucket] = b
+		shares = append(shares, Share{demand.Bucket, rate})
 	}
 	return shares, d.ttl, true
 }
 
 // others counts the copies but one that live, and forgets those that are long gone.
-func (l *divided) others(replica string, now time.Time, ttl time.Duration) (live int) {
+func (l *divided) others(one *presence, now time.Time, ttl time.Duration) (live int) {
 	for name, p := range l.seen {
 		switch {
 		case now.Sub(p.last) > 2*ttl:
 			delete(l.seen, name)
-		case name != replica && p.lives(now, ttl):
+		case p != one && p.lives(now, ttl):
 			live++
 		}
 	}
 	return live
 }
 
-// grant leases one bucket to one copy, where so many others live.
-func (l *divided) grant(b map[string]*lease, replica string, live int, demand float64, now time.Time, ttl time.Duration) float64 {
-	if b[replica] == nil {
-		b[replica] = &lease{}
+// grant leases one bucket to one copy, where so many others live, and returns the bucket without the leases that have ended.
+func (l *divided) grant(b []*lease, one *presence, live int, demand float64, now time.Time, ttl time.Duration) ([]*lease, float64) {
+	k := slices.IndexFunc(b, func(at *lease) bool { return at.who == one })
+	if k < 0 {
+		k = len(b)
+		b = append(b, &lease{who: one})
 	}
-	b[replica].demand, b[replica].until = demand, now.Add(ttl)
+	mine := b[k]
+	mine.demand, mine.until = demand, now.Add(ttl)
 
 	silent := max(0, l.limit.Replicas-1-live)
 	held := 0.0 // by others, with what is kept for them
-	var wanted []float64
-	mine, idle, holders := 0, live, 0
-	for name, at := range b {
+	asking, idle, holders := make([]float64, 0, len(b)), live, 0
+	left := b[:0]
+	for _, at := range b {
 		at.grants = slices.DeleteFunc(at.grants, func(g grant) bool { return !g.until.After(now) })
 		hold := 0.0
 		for _, g := range at.grants {
 			hold = max(hold, g.rate)
 		}
 		asks := at.until.After(now)
-		lives := l.seen[name].lives(now, ttl)
 		switch {
-		case name == replica:
-			mine = len(wanted)
-		case lives:
+		case at == mine:
+		case at.who.lives(now, ttl):
 			holders++
 			held += max(hold, l.limit.floor())
 			if asks {
@@ -183,21 +191,27 @@ func (l *divided) grant(b map[string]*lease, replica string, live int, demand fl
 			silent--
 			asks = false
 		default:
-			delete(b, name)
+			continue
 		}
+		left = append(left, at)
 		if asks {
-			// A quarter more than was asked, so that it may grow.
-			wanted = append(wanted, max(at.demand*headroom, l.limit.floor()))
+			asking = append(asking, l.wants(at))
 		}
 	}
+	clear(b[len(left):])
 	kept := float64(max(0, silent)) * l.limit.even()
 	held += kept + float64(max(0, live-holders))*l.limit.floor()
 	// Those that live and ask nothing keep their little; the rest is divided.
-	target := fair(wanted, max(0, l.limit.Rate-kept-float64(idle)*l.limit.floor()))[mine]
+	target := fair(asking, l.wants(mine), max(0, l.limit.Rate-kept-float64(idle)*l.limit.floor()))
 	share := max(l.limit.floor(), min(target, l.limit.Rate-held))
-	b[replica].add(grant{share, now.Add(ttl)})
-	return share
+	mine.add(grant{share, now.Add(ttl)})
+	return left, share
 }
+
+// wants is what a copy is to have if all can: a quarter more than it was asked, so that it may grow.
+func (l *divided) wants(at *lease) float64 { return max(at.demand*headroom, l.limit.floor()) }
+
+const headroom = 1.25
 
 // maxGrants bounds what is remembered of a copy that asks without end.
 const maxGrants = 8
@@ -212,46 +226,40 @@ func (l *lease) add(g grant) {
 	l.grants = append(l.grants, g)
 }
 
-const headroom = 1.25
-
-// fair divides a rate among demands: nobody gets more while another has less than it asked for and less than he (max-min); what is
-// left then goes to all alike.
-func fair(demands []float64, rate float64) []float64 {
-	shares := make([]float64, len(demands))
-	order := make([]int, len(demands))
-	for k := range order {
-		order[k] = k
-	}
-	slices.SortFunc(order, func(a, b int) int {
-		switch {
-		case demands[a] < demands[b]:
-			return -1
-		case demands[a] > demands[b]:
-			return 1
-		default:
-			return a - b
+// fair is what one of some demands gets of a rate: nobody gets more while another has less than it asked for and less than he (max-min);
+// what is left then goes to all alike.
+func fair(demands []float64, one, rate float64) float64 {
+	level, met := 0.0, -1
+	for {
+		// Who asks for less than the others could have gets it, and leaves more to them.
+		sum, n := 0.0, 0
+		for _, d := range demands {
+			if d <= level {
+				sum += d
+				n++
+			}
 		}
-	})
-	left := rate
-	for k, at := range order {
-		shares[at] = min(demands[at], left/float64(len(order)-k))
-		left -= shares[at]
+		switch {
+		case n == len(demands):
+			return one + max(0, rate-sum)/float64(n)
+		case n == met:
+			return min(one, level)
+		}
+		level, met = max(0, rate-sum)/float64(len(demands)-n), n
 	}
-	for k := range shares {
-		shares[k] += left / float64(len(shares))
-	}
-	return shares
 }
 
-// sweep makes room, and tells whether there is some.
+// sweep makes room, not more often than leases end, and tells whether there is some.
 func (d *Divider) sweep(now time.Time) bool {
-	d.buckets = 0
+	if now.Sub(d.swept) < d.ttl {
+		return false
+	}
+	d.swept, d.buckets = now, 0
 	for _, l := range d.limits {
-		maps.DeleteFunc(l.buckets, func(_ string, b map[string]*lease) bool {
-			maps.DeleteFunc(b, func(_ string, at *lease) bool {
-				return !at.until.After(now) && !slices.ContainsFunc(at.grants, func(g grant) bool { return g.until.After(now) })
+		maps.DeleteFunc(l.buckets, func(_ string, b []*lease) bool {
+			return !slices.ContainsFunc(b, func(at *lease) bool {
+				return at.until.After(now) || slices.ContainsFunc(at.grants, func(g grant) bool { return g.until.After(now) })
 			})
-			return len(b) == 0
 		})
 		d.buckets += len(l.buckets)
 	}

@@ -632,3 +632,24 @@ func TestDividerIsBounded(t *testing.T) {
 		t.Error("a bad limit took the good one away")
 	}
 }
+
+// BenchmarkLease is what one question costs control, of a copy that names so many buckets, each of which so many copies are asked for.
+func BenchmarkLease(b *testing.B) {
+	for _, c := range []struct{ copies, buckets int }{{3, 10}, {10, 100}, {100, 1000}} {
+		b.Run(fmt.Sprintf("copies=%d/buckets=%d", c.copies, c.buckets), func(b *testing.B) {
+			d := quota.NewDivider(0, start)
+			if err := d.Configure(map[string]quota.Limit{"q": {Name: "q", Rate: 1000, Shared: true, Replicas: c.copies}}, start); err != nil {
+				b.Fatal(err)
+			}
+			now := start.Add(quota.DefaultTTL)
+			demands := make([]quota.Demand, c.buckets)
+			for k := range demands {
+				demands[k] = quota.Demand{Bucket: fmt.Sprint(k), Rate: float64(k % 50)}
+			}
+			for k := 0; b.Loop(); k++ {
+				now = now.Add(time.Second / time.Duration(c.copies))
+				d.Lease("q", fmt.Sprint(k%c.copies), demands, now)
+			}
+		})
+	}
+}
