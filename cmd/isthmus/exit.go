@@ -38,6 +38,15 @@ type advised struct {
 func (a advised) Error() string { return a.err.Error() + "\n" + a.advice }
 func (a advised) Unwrap() error { return a.err }
 
+// briefly is an error that was printed already, in other words.
+type briefly struct {
+	err  error
+	what string
+}
+
+func (b briefly) Error() string { return b.what }
+func (b briefly) Unwrap() error { return b.err }
+
 func exitCode(err error) int {
 	var u usage
 	switch {

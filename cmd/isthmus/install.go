@@ -198,7 +198,7 @@ func (g *global) install(c *cobra.Command, f *installFlags, o install.Options) e
 	if o.MustExist {
 		work = oneByOne
 	}
-	return work(engines, func(i int, e *install.Engine) error {
+	err = work(engines, func(i int, e *install.Engine) error {
 		p := plans[i]
 		if p.ClusterFrom != "" {
 			e.Say(fmt.Sprintf("cluster %s, by %s", p.Cluster, p.ClusterFrom))
@@ -216,6 +216,20 @@ func (g *global) install(c *cobra.Command, f *installFlags, o install.Options) e
 		e.Say(fmt.Sprintf("Isthmus is %s in cluster %s", done, p.Cluster))
 		return nil
 	})
+	if err == nil && !o.MustExist {
+		_, _ = fmt.Fprintln(c.ErrOrStderr(), afterInstall(engines))
+	}
+	return err
+}
+
+// afterInstall says what to do next.
+func afterInstall(engines []*install.Engine) string {
+	a, b := shellQuote(engines[0].Context), "OTHER"
+	if len(engines) > 1 {
+		b = shellQuote(engines[1].Context)
+	}
+	return fmt.Sprintf("Next: isthmus check --context %s; then link clusters: isthmus peer invite --context %s | isthmus peer accept --context %s | isthmus peer accept --context %s",
+		a, a, b, a)
 }
 
 func (g *global) showPlans(c *cobra.Command, engines []*install.Engine, plans []*install.Plan, o install.Options) error {

@@ -153,7 +153,9 @@ func strictHelp(root *cobra.Command) {
 // markUsage makes every error about arguments and flags, of every verb, one of usage.
 func markUsage(c *cobra.Command) {
 	c.SetFlagErrorFunc(func(_ *cobra.Command, err error) error { return usage{err} })
-	if args := c.Args; args != nil {
+	if c.HasSubCommands() {
+		c.Args = knownVerb
+	} else if args := c.Args; args != nil {
 		c.Args = func(c *cobra.Command, given []string) error {
 			if err := args(c, given); err != nil {
 				return usage{err}
@@ -164,6 +166,20 @@ func markUsage(c *cobra.Command) {
 	for _, sub := range c.Commands() {
 		markUsage(sub)
 	}
+}
+
+// knownVerb is the argument check of a command that has verbs below it: what comes to it is none of them.
+func knownVerb(c *cobra.Command, given []string) error {
+	if len(given) == 0 {
+		return nil
+	}
+	var names []string
+	for _, sub := range c.Commands() {
+		if sub.IsAvailableCommand() {
+			names = append(names, sub.Name())
+		}
+	}
+	return usage{fmt.Errorf("unknown command %q for %q%s", given[0], c.CommandPath(), didYouMean(given[0], names))}
 }
 
 // example indents examples as help shows them.

@@ -76,6 +76,9 @@ It exits with 1 when something is not as it should be, and with 3 when a control
 				return err
 			}
 			if err := failures(asked); err != nil {
+				if format.IsTable() { // the findings have said which, and why
+					err = briefly{err, fmt.Sprintf("%d of %d control planes did not answer", len(asked)-len(answered(asked)), len(asked))}
+				}
 				return err
 			}
 			if findings > 0 {

@@ -133,7 +133,7 @@ var inOne = []one{
 
 	afterControl, afterGateways, afterNodes, afterVersions, afterWebhook, afterStub, afterDNS, afterBare, afterFindings, afterExports,
 	afterPeers, afterLinks, afterCertificates, afterClock,
-	afterExpiry, afterRotation, afterRevocations, afterRoots,
+	afterExpiry, afterRotation, afterRevocations, afterRoots, afterLabels,
 }
 
 func prefixed(prefix string, in []string) []string {

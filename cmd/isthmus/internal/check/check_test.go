@@ -258,6 +258,10 @@ func TestFaultsAreFound(t *testing.T) {
 		"IST7118 failed eu.test and us.test both have the root sha256:eu": func(c *check.Cluster) {
 			c.Control.Value.Trust.Value.Domains[1].Roots[0].KeyID = "sha256:eu"
 		},
+		`IST7119 warning namespace shop has "yes"; Pod shop/web has "enabled"`: func(c *check.Cluster) {
+			c.Kube.Namespaces.Value[1].Labels["isthmus.dev/inject"] = "yes"
+			c.Kube.Pods.Value[1].Labels["isthmus.dev/inject"] = "enabled"
+		},
 		"IST7114 warning 6s behind": func(c *check.Cluster) { c.Control.Value.Ahead = -6 * time.Second },
 	} {
 		c := healthy("eu", "us")
