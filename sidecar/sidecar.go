@@ -212,17 +212,24 @@ func (s *Sidecar) self() topology.Self {
 // Explain tells where requests of that query would go now, and why: by what control says, and by what this sidecar's own
 // requests have shown.
 func (s *Sidecar) Explain(ctx context.Context, q topology.Query) topology.Explanation {
+	x, _ := s.ExplainAsIf(ctx, q, nil) // only places can be wrong
+	return x
+}
+
+// ExplainAsIf is Explain, and tells where they would go if some places were down, as topology.ExplainAsIf takes them. The error names one that
+// no copy is at.
+func (s *Sidecar) ExplainAsIf(ctx context.Context, q topology.Query, down []string) (topology.Explanation, error) {
 	snapshot, err := s.outbound.resolver.snapshot(ctx, q.Service)
 	if err != nil {
-		return topology.Explain(topology.Plan{Query: q}, err)
+		return topology.Explain(topology.Plan{Query: q}, err), nil
 	}
 	load, _ := s.outbound.health.Evidence()
-	x := topology.Explain(topology.Choose(snapshot, q, load))
+	x, err := topology.ExplainAsIf(snapshot, q, load, down)
 	for i := range x.Rows {
 		r := &x.Rows[i]
 		r.NextTry = s.outbound.health.NextTry(topology.Target{Service: q.Service, Port: q.Port, Cluster: r.Cluster, Endpoint: r.Endpoint})
 	}
-	return x
+	return x, err
 }
 
 // Checks makes c wait for what the sidecar needs before it can serve: a configuration, and its listeners.

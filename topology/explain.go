@@ -15,6 +15,7 @@ type Explanation struct {
 	From     Caller           `json:"from"`
 	Rows     []ExplanationRow `json:"rows"`
 	Error    *Failure         `json:"error,omitempty"` // why there is nowhere to go
+	AsIf     []string         `json:"as_if,omitempty"` // places that were supposed to be down, for AsIf of the rows
 }
 
 // Caller is who asked.
@@ -41,6 +42,7 @@ type ExplanationRow struct {
 	Reason   string      `json:"reason"` // the cause and its evidence in words
 	// NextTry is, of an ejected copy, from when on a request tries it again. Explain doesn't know it: who keeps health sets it.
 	NextTry time.Time `json:"next_try,omitzero"`
+	AsIf    *AsIf     `json:"as_if,omitempty"` // what it would be; only where something was supposed
 }
 
 // State is what a copy is to a caller now.

@@ -132,7 +132,7 @@ func (c *config) workloadServer(a *agent.Agent, t *telemetry.Telemetry) (*worklo
 	return workload.NewServer(workload.Config{Source: own, Bundles: a.Bundles, Log: t.Log})
 }
 
-// explain answers GET /explain?to=NAME[&port=N].
+// explain answers GET /explain?to=NAME[&port=N][&down=PLACE]….
 func explain(s *sidecar.Sidecar) http.Handler {
 	return near(func(w http.ResponseWriter, r *http.Request) {
 		q, err := sidecar.ParseQuery(r.URL.Query().Get("to"), r.URL.Query().Get("port"))
@@ -140,8 +140,13 @@ func explain(s *sidecar.Sidecar) http.Handler {
 			http.Error(w, err.Error(), http.StatusBadRequest)
 			return
 		}
+		x, err := s.ExplainAsIf(r.Context(), q, r.URL.Query()["down"])
+		if err != nil {
+			http.Error(w, err.Error(), http.StatusBadRequest)
+			return
+		}
 		w.Header().Set("Content-Type", "application/json")
-		_ = json.NewEncoder(w).Encode(s.Explain(r.Context(), q)) // the client went away
+		_ = json.NewEncoder(w).Encode(x) // the client went away
 	})
 }
 

@@ -32,17 +32,21 @@ const maxExplanation = 16 << 20
 func newExplain(g *global) *cobra.Command {
 	format := output.TableFormat
 	var port uint16
+	var asIf []string
 	c := &cobra.Command{
 		Use:   "explain {CLUSTER/WORKLOAD SERVICE.NAMESPACE | ISTnnnn}",
 		Short: "Why a call goes where it goes, or what an error code means",
 		Long: `explain asks the sidecar of a workload where its calls to a service go, in which order, and why. The answer comes from
 the process that decides, by the function that decides.
 
+With --as-if us=down it also says what would become of them then: without waiting for the bad day, and without touching anything. Of a copy:
+--as-if eu/checkout-0=down.
+
 SERVICE.NAMESPACE means the name of the clusterset, SERVICE.NAMESPACE.svc.clusterset.local; full names are taken too.
 With an error code, as errors of Isthmus carry them, it says what the code means and what to do.
 
 It exits with 1 when there is nowhere to go.`,
-		Example: example("isthmus explain eu/web checkout.shop", "isthmus explain eu/web checkout.shop --port 9090", "isthmus explain IST2005"),
+		Example: example("isthmus explain eu/web checkout.shop", "isthmus explain eu/web checkout.shop --as-if us=down", "isthmus explain eu/web checkout.shop --port 9090", "isthmus explain IST2005"),
 		Args: func(_ *cobra.Command, args []string) error {
 			if len(args) < 1 || len(args) > 2 {
 				return errors.New("explain what? CLUSTER/WORKLOAD SERVICE.NAMESPACE, for example eu/web checkout.shop, or an error code")
@@ -51,6 +55,10 @@ It exits with 1 when there is nowhere to go.`,
 		},
 		ValidArgsFunction: g.completeExplain,
 		RunE: func(c *cobra.Command, args []string) error {
+			down, err := supposed(asIf)
+			if err != nil {
+				return err
+			}
 			if len(args) == 1 {
 				return explainCode(c.OutOrStdout(), args[0])
 			}
@@ -60,7 +68,7 @@ It exits with 1 when there is nowhere to go.`,
 			if err != nil {
 				return err
 			}
-			x, raw, err := askSidecar(ctx, sidecar, args[1], port)
+			x, raw, err := askSidecar(ctx, sidecar, args[1], port, down)
 			if err != nil {
 				return fmt.Errorf("the sidecar of %s (its calls are decided there, so nobody else can tell): %w", args[0], err)
 			}
@@ -79,8 +87,21 @@ It exits with 1 when there is nowhere to go.`,
 		},
 	}
 	c.Flags().Uint16Var(&port, "port", 0, "the service's port `number` (default: its first, or 80)")
+	c.Flags().StringArrayVar(&asIf, "as-if", nil, "suppose that a place is down: `CLUSTER=down` or CLUSTER/COPY=down; may be given several times")
 	c.Flags().VarP(&format, "output", "o", "output `format`: "+strings.Join(output.Formats, ", "))
 	return c
+}
+
+// supposed reads what --as-if says: the places that are supposed to be down.
+func supposed(asIf []string) (down []string, err error) {
+	for _, s := range asIf {
+		place, is, ok := strings.Cut(s, "=")
+		if !ok || is != "down" || place == "" {
+			return nil, usage{fmt.Errorf("--as-if %q: want CLUSTER=down or CLUSTER/COPY=down", s)}
+		}
+		down = append(down, place)
+	}
+	return down, nil
 }
 
 // codeForm is how a code of Isthmus is written.
@@ -237,11 +258,14 @@ func saysError(b []byte) string {
 }
 
 // askSidecar returns the explanation and, for programs, all that the sidecar said.
-func askSidecar(ctx context.Context, ask asker, to string, port uint16) (topology.Explanation, any, error) {
+func askSidecar(ctx context.Context, ask asker, to string, port uint16, down []string) (topology.Explanation, any, error) {
 	var x topology.Explanation
 	query := url.Values{"to": {to}}
 	if port != 0 {
 		query.Set("port", strconv.Itoa(int(port)))
+	}
+	if len(down) > 0 {
+		query["down"] = down
 	}
 	status, b, err := ask(ctx, "/explain", query)
 	if err != nil {
@@ -275,6 +299,10 @@ func printExplanation(w io.Writer, format output.Format, x topology.Explanation)
 		Wide:    []string{"ADDRESS", "SHARE IN TIER"},
 		Empty:   "no copies",
 	}
+	supposing := len(x.AsIf) > 0
+	if supposing {
+		t.Columns = slices.Insert(t.Columns, 4, "AS IF")
+	}
 	for _, r := range x.Rows {
 		rank := "-"
 		if r.Rank > 0 {
@@ -295,11 +323,24 @@ func printExplanation(w io.Writer, format output.Format, x topology.Explanation)
 		if r.Endpoint != "" {
 			target = r.Cluster.String() + "/" + r.Endpoint
 		}
-		t.Row(rank, r.Tier, target, percent(r.Traffic), strconv.Itoa(r.Ready), strings.ReplaceAll(string(r.State), "_", " "), why,
-			r.Address, percent(r.Share))
+		row := []string{rank, r.Tier, target, percent(r.Traffic), strconv.Itoa(r.Ready), strings.ReplaceAll(string(r.State), "_", " "), why,
+			r.Address, percent(r.Share)}
+		if supposing {
+			then := "-"
+			if r.AsIf != nil {
+				then = percent(r.AsIf.Traffic)
+			}
+			row = slices.Insert(row, 4, then)
+		}
+		t.Row(row...)
 	}
 	if err = output.Write(w, format, nil, func() output.Table { return t }); err != nil {
 		return err
+	}
+	if supposing {
+		if _, err = fmt.Fprintf(w, "\nAS IF is the share if this were down: %s.\n", list(x.AsIf)); err != nil {
+			return err
+		}
 	}
 	if x.Error != nil {
 		_, err = fmt.Fprintf(w, "\nNowhere to go: %s\n", x.Error.Message)
