@@ -198,7 +198,7 @@ func (g *global) install(c *cobra.Command, f *installFlags, o install.Options) e
 	if o.MustExist {
 		work = oneByOne
 	}
-	err = work(engines, func(i int, e *install.Engine) error {
+	failed := work(engines, func(i int, e *install.Engine) error {
 		p := plans[i]
 		if p.ClusterFrom != "" {
 			e.Say(fmt.Sprintf("cluster %s, by %s", p.Cluster, p.ClusterFrom))
@@ -216,10 +216,10 @@ func (g *global) install(c *cobra.Command, f *installFlags, o install.Options) e
 		e.Say(fmt.Sprintf("Isthmus is %s in cluster %s", done, p.Cluster))
 		return nil
 	})
-	if err == nil && !o.MustExist {
+	if failed == nil && !o.MustExist {
 		_, _ = fmt.Fprintln(c.ErrOrStderr(), afterInstall(engines))
 	}
-	return err
+	return failed
 }
 
 // afterInstall says what to do next.
