@@ -1,6 +1,7 @@
 package topology_test
 
 import (
+	"maps"
 	"math"
 	"strings"
 	"testing"
@@ -22,9 +23,7 @@ func TestAsIfIsWhatWouldBe(t *testing.T) {
 		}
 		x, err := topology.ExplainAsIf(s, q, load, []string{place})
 		happened := make(topology.Load)
-		for target, evidence := range load {
-			happened[target] = evidence
-		}
+		maps.Copy(happened, load)
 		there := false
 		for _, r := range now.Rows {
 			if r.Cluster.String() == place {

@@ -323,8 +323,10 @@ func printExplanation(w io.Writer, format output.Format, x topology.Explanation)
 		if r.Endpoint != "" {
 			target = r.Cluster.String() + "/" + r.Endpoint
 		}
-		row := []string{rank, r.Tier, target, percent(r.Traffic), strconv.Itoa(r.Ready), strings.ReplaceAll(string(r.State), "_", " "), why,
-			r.Address, percent(r.Share)}
+		row := []string{
+			rank, r.Tier, target, percent(r.Traffic), strconv.Itoa(r.Ready), strings.ReplaceAll(string(r.State), "_", " "), why,
+			r.Address, percent(r.Share),
+		}
 		if supposing {
 			then := "-"
 			if r.AsIf != nil {
