@@ -144,7 +144,10 @@ func TestWorkloadsOfOtherUsers(t *testing.T) {
 		t.Fatal(err)
 	}
 	child := filepath.Join(dir, "child")
-	if err = os.WriteFile(child, binary, 0o755); err != nil {
+	if err = os.WriteFile(child, binary, 0o700); err != nil {
+		t.Fatal(err)
+	}
+	if err = os.Chmod(child, 0o755); err != nil { // whatever the umask is: the control that starts changes it for a moment
 		t.Fatal(err)
 	}
 	for uid, want := range map[uint32]string{

@@ -32,7 +32,7 @@ func settingsOf(tb testing.TB, more string) *Settings {
 
 // TestGolden: what comes out of manifests, to the letter, and the same again when it goes in once more.
 func TestGolden(t *testing.T) {
-	for name, more := range map[string]string{"deployment": "", "everything": "log: {format: json}\n", "list": "", "cni": "captureBy: cni\ncapture: [\"fd00:241::/64\"]\n"} {
+	for name, more := range map[string]string{"deployment": "", "everything": "log: {format: json}\n", "list": "", "workload-api": "", "cni": "captureBy: cni\ncapture: [\"fd00:241::/64\"]\n"} {
 		t.Run(name, func(t *testing.T) {
 			from := name
 			if name == "cni" {

@@ -26,6 +26,8 @@ type overrides struct {
 	skipPorts []string
 	skipTo    []string
 	skipUsers []string
+	// workloadAPI: the application gets the sidecar's SPIFFE Workload API.
+	workloadAPI bool
 }
 
 // overridesOf reads a Pod's annotations. What is wrong is an error: a sidecar that is not as its owner wrote would be found out late.
@@ -60,6 +62,10 @@ func (s *Settings) overridesOf(pod *corev1.Pod) (o overrides, warnings []string,
 			var more []string
 			more, err = list(value, "a user ID", func(v string) bool { return isNumber(v, 32) })
 			o.skipUsers = append(o.skipUsers, more...)
+		case "workload-api":
+			if o.workloadAPI = value == "true"; value != "true" && value != "false" {
+				err = fmt.Errorf("%q: want \"true\" or \"false\"", value)
+			}
 		default:
 			warnings = append(warnings, "annotation "+name+": there is no such setting")
 		}

@@ -28,6 +28,7 @@ type parts struct {
 	containers  []corev1.Container // init containers, in order
 	volumes     []corev1.Volume
 	annotations map[string]string
+	workloadAPI bool // the application's containers get the socket
 }
 
 func (s *Settings) parts(o overrides, bundle string) *parts {
@@ -43,6 +44,10 @@ func (s *Settings) parts(o overrides, bundle string) *parts {
 		p.annotations[CaptureAnnotation] = s.captureRules(o)
 	}
 	p.containers = append(p.containers, s.capture(o), s.sidecar(o))
+	if o.workloadAPI {
+		p.workloadAPI = true
+		p.volumes = append(p.volumes, workloadVolumeOf())
+	}
 	p.annotations[injectedAnnotation] = p.digest()
 	return p
 }
@@ -62,6 +67,10 @@ func (p *parts) digest() string {
 // config is the sidecar's configuration. What differs from Pod to Pod comes from its environment: a Pod's name is not known yet when it is
 // made from a template.
 func (s *Settings) config(o overrides) string {
+	socket, who := "", ""
+	if o.workloadAPI {
+		socket, who = "  workloadAPI: "+workloadSocket+"\n", workloadConfig
+	}
 	return fmt.Sprintf(`workload: ${POD_NAMESPACE}/${POD_NAME}
 control: %s
 trustDomain: %s
@@ -72,8 +81,8 @@ listen:
   inbound: 0.0.0.0:%d
   captured: "%s:%d"
   admin: 0.0.0.0:%d
-log: {level: %s, format: %s}
-`, s.Control, s.TrustDomain, statePath, configPath, InboundPort, s.loopback(), CapturedPort, AdminPort, o.logLevel, s.Log.Format)
+%s%slog: {level: %s, format: %s}
+`, s.Control, s.TrustDomain, statePath, configPath, InboundPort, s.loopback(), CapturedPort, AdminPort, socket, who, o.logLevel, s.Log.Format)
 }
 
 func (s *Settings) captureArgs(o overrides) []string {
@@ -171,6 +180,9 @@ func (s *Settings) sidecar(o overrides) corev1.Container {
 		{Name: configVolume, MountPath: configPath, ReadOnly: true},
 		{Name: stateVolume, MountPath: statePath},
 	}
+	if o.workloadAPI {
+		c.VolumeMounts = append(c.VolumeMounts, corev1.VolumeMount{Name: workloadVolume, MountPath: workloadPath})
+	}
 	c.SecurityContext = restricted(SidecarUser)
 	return c
 }
@@ -207,6 +219,11 @@ func (p *parts) in(pod *corev1.Pod) bool {
 			return false
 		}
 	}
+	for i := range pod.Spec.Containers {
+		if p.workloadAPI != mountsSocket(&pod.Spec.Containers[i]) {
+			return false
+		}
+	}
 	for i := range p.containers {
 		if !slices.ContainsFunc(pod.Spec.InitContainers, func(c corev1.Container) bool { return c.Name == p.containers[i].Name }) {
 			return false
@@ -237,7 +254,7 @@ func (p *parts) patch(pod *corev1.Pod) []Op {
 		}
 	}
 	for i, v := range slices.Backward(pod.Spec.Volumes) {
-		if v.Name == configVolume || v.Name == stateVolume {
+		if v.Name == configVolume || v.Name == stateVolume || v.Name == workloadVolume {
 			ops = append(ops, Op{Op: "remove", Path: fmt.Sprintf("/spec/volumes/%d", i)})
 		}
 	}
@@ -248,6 +265,7 @@ func (p *parts) patch(pod *corev1.Pod) []Op {
 			ops = append(ops, Op{Op: "add", Path: "/spec/volumes/-", Value: p.volumes[i]})
 		}
 	}
+	ops = append(ops, p.appOps(pod)...)
 	return append(ops, p.annotate(pod.Annotations)...)
 }
 
