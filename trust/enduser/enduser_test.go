@@ -424,6 +424,28 @@ func TestVerifiedTokensAreKept(t *testing.T) {
 	}
 }
 
+// TestWhatIsKeptIsBounded: many tokens, and long ones, push others out; what is pushed out is verified again.
+func TestWhatIsKeptIsBounded(t *testing.T) {
+	s := signers()["EdDSA"]
+	for _, c := range []struct{ tokens, filler int }{{enduser.MaxCached + 50, 1}, {enduser.MaxCachedBytes/5000 + 50, 3500}} {
+		l := newLab(t, static("EdDSA"))
+		first := "Bearer " + s.sign(head(s), l.claims(map[string]any{"jti": "first"}))
+		l.tokens(first)
+		for k := range c.tokens {
+			token := s.sign(head(s), l.claims(map[string]any{"jti": k, "x": strings.Repeat("x", c.filler)}))
+			if got := l.tokens("Bearer " + token); got[0].State != access.TokenValid {
+				t.Fatal(l.refused)
+			}
+		}
+		if n, size, counted := l.group.Kept(); n > enduser.MaxCached || size > enduser.MaxCachedBytes || size != counted || n < 500 {
+			t.Errorf("%d tokens of %d bytes (%d) are kept", n, size, counted)
+		}
+		if got := l.tokens(first); got[0].State != access.TokenValid {
+			t.Error(l.refused)
+		}
+	}
+}
+
 // web is an issuer's server.
 type web struct {
 	answer  func(*http.Request) (int, string)

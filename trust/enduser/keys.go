@@ -52,13 +52,15 @@ type keySet struct {
 	document [sha256.Size]byte
 	keys     []key
 	fresh    atomic.Int64 // when they were had last, in Unix nanoseconds; 0: they are in the policy, and always fresh
-	// mu guards verified.
+	// mu guards what is below.
 	mu       sync.RWMutex
 	verified map[[sha256.Size]byte]verified
+	bytes    int // of the tokens in it
 }
 
 type verified struct {
 	user *access.EndUser
+	size int
 	end  time.Time
 }
 

@@ -96,7 +96,7 @@ func (s *source) verify(ctx context.Context, text string, sum [sha256.Size]byte,
 	if err != nil {
 		return nil, err
 	}
-	keys.keep(sum, user, end, at)
+	keys.keep(sum, user, len(text), end, at)
 	return user, nil
 }
 

@@ -21,9 +21,10 @@ import (
 
 // Limits of tokens and of what is kept of them.
 const (
-	MaxToken  = 8 << 10 // bytes
-	MaxCached = 10_000  // verified tokens of one issuer
-	Leeway    = 30 * time.Second
+	MaxToken       = 8 << 10 // bytes
+	MaxCached      = 4096    // verified tokens of one issuer, and
+	MaxCachedBytes = 4 << 20 // bytes of these together, as they come: what they say takes several times as much
+	Leeway         = 30 * time.Second
 )
 
 // Config is what a Verifier needs. The zero value works, without files.
@@ -223,20 +224,25 @@ func (s *source) cached(sum [sha256.Size]byte, now time.Time) *access.EndUser {
 	return v.user
 }
 
-// keep remembers a token until it ends.
-func (k *keySet) keep(sum [sha256.Size]byte, user *access.EndUser, end, now time.Time) {
+// keep remembers a token of so many bytes until it ends.
+func (k *keySet) keep(sum [sha256.Size]byte, user *access.EndUser, size int, end, now time.Time) {
 	k.mu.Lock()
 	defer k.mu.Unlock()
-	if len(k.verified) >= MaxCached {
+	for len(k.verified) > 0 && (len(k.verified) >= MaxCached || k.bytes+size > MaxCachedBytes) {
 		looked := 0
 		for old, v := range k.verified { // in no order: none can be aimed at
-			if looked++; !now.Before(v.end) || looked == evictions {
+			if looked++; !now.Before(v.end) || looked == evictions || looked == len(k.verified) {
 				delete(k.verified, old)
+				k.bytes -= v.size
 				break
 			}
 		}
 	}
-	k.verified[sum] = verified{user, end}
+	if had, ok := k.verified[sum]; ok {
+		k.bytes -= had.size
+	}
+	k.verified[sum] = verified{user, size, end}
+	k.bytes += size
 }
 
 // evictions is how many kept tokens are looked at for one that has ended, before one goes that has not.
