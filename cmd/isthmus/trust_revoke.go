@@ -1,6 +1,7 @@
 package main
 
 import (
+	"cmp"
 	"context"
 	"crypto/x509"
 	"encoding/pem"
@@ -233,16 +234,15 @@ func readCertificates(file string) ([]*x509.Certificate, error) {
 
 func (r *revocation) table(all []revokedIn) output.Table {
 	t := output.Table{Columns: []string{"CLUSTER", "SUBJECT", "KIND", "DONE", "ENDED", "PEERS TOLD", "UNTIL"}}
+	not := func(cluster, why string) { t.Row(cluster, "", "", "no: "+why, "", "", "") }
 	for i := range all {
 		in := &all[i]
 		v := in.Revocation
 		switch {
 		case v == nil && in.Error == "" && in.Skipped == "":
-			t.Row(in.Cluster, "", "", "no: it did not answer")
-		case v == nil && in.Error != "":
-			t.Row(in.Cluster, "", "", "no: "+in.Error)
+			not(in.Cluster, "it did not answer")
 		case v == nil:
-			t.Row(in.Cluster, "", "", "no: "+in.Skipped)
+			not(in.Cluster, cmp.Or(in.Error, in.Skipped))
 		default:
 			done := "revoked"
 			switch {
