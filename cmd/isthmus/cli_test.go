@@ -285,7 +285,7 @@ func TestEnvAndBack(t *testing.T) {
 		t.Errorf("exit %d:\n%s", code, out)
 	}
 	undo, _, code := isthmus(t, "playground", "env", "--unset", "--dir", t.TempDir())
-	if want := "unset http_proxy HTTP_PROXY no_proxy NO_PROXY ISTHMUS_PLAYGROUND\n"; code != exitOK || undo != want {
+	if want := "unset http_proxy HTTP_PROXY no_proxy NO_PROXY SPIFFE_ENDPOINT_SOCKET ISTHMUS_PLAYGROUND\n"; code != exitOK || undo != want {
 		t.Errorf("exit %d: %q, want %q", code, undo, want)
 	}
 	for args, want := range map[string]string{"env": "call as whom?", "env --unset eu/web": "unexpected argument"} {

@@ -13,7 +13,7 @@ import (
 )
 
 // envVariables are those that env sets.
-var envVariables = []string{"http_proxy", "HTTP_PROXY", "no_proxy", "NO_PROXY", envPlayground}
+var envVariables = []string{"http_proxy", "HTTP_PROXY", "no_proxy", "NO_PROXY", "SPIFFE_ENDPOINT_SOCKET", envPlayground}
 
 const unsetLine = `eval "$(isthmus playground env --unset)"`
 
@@ -24,7 +24,7 @@ func newPlaygroundEnv(p *playground) *cobra.Command {
 		Short: "Shell lines that let this shell call as a workload of the playground",
 		Long: `env prints export lines. After  eval "$(isthmus playground env eu/web)"  plain curl goes through the sidecar of eu/web, and the
 other isthmus verbs speak of this playground: ISTHMUS_CONTROL and ISTHMUS_CONTEXT, which would win, are unset where they
-are set.
+are set. Programs that know SPIFFE have the workload's identity, by SPIFFE_ENDPOINT_SOCKET.
 
 env --unset prints the lines that undo it. It needs no playground: use it after "isthmus playground down" too.`,
 		Example: example(`eval "$(isthmus playground env eu/web)"`, "curl http://checkout.shop.svc.clusterset.local/", unsetLine),
@@ -64,6 +64,10 @@ func printEnv(w io.Writer, pg *lab.Playground, workload string) error {
 	if err != nil {
 		return err
 	}
+	api, err := pg.WorkloadAPIOf(workload)
+	if err != nil {
+		return err
+	}
 	dnsHost, dnsPort, _ := strings.Cut(dns, ":")
 	var wins strings.Builder
 	for _, name := range []string{envControl, envContext} {
@@ -76,12 +80,13 @@ export HTTP_PROXY=http://%[1]s
 export no_proxy=localhost,127.0.0.1,::1
 export NO_PROXY=localhost,127.0.0.1,::1
 export ISTHMUS_PLAYGROUND=%[2]s
+export SPIFFE_ENDPOINT_SOCKET=%[7]s
 %[5]s# HTTP:      curl -i http://checkout.shop.svc.clusterset.local/
 # any TCP:   curl -sN --proxytunnel --proxy http://%[1]s telnet://checkout.shop.svc.clusterset.local:7000
 # gRPC:      HTTPS_PROXY=http://%[1]s grpcurl -plaintext checkout.shop.svc.clusterset.local:9090 grpc.health.v1.Health/Check
 # names:     dig @%[3]s -p %[4]s checkout.shop.svc.clusterset.local
 # undo:      %[6]s
-`, proxy, shellQuote(pg.Dir()), dnsHost, dnsPort, wins.String(), unsetLine)
+`, proxy, shellQuote(pg.Dir()), dnsHost, dnsPort, wins.String(), unsetLine, shellQuote("unix://"+api))
 	return err
 }
 

@@ -59,6 +59,9 @@ listen:
   proxy: {{.At "proxy"}}
   dns: {{.At "dns"}}
   admin: {{.At "admin"}}
+{{- if .WorkloadAPI}}
+  workloadAPI: {{quote .WorkloadAPI}}
+{{- end}}
 advertise:
   inbound: {{.At "inbound"}}
 `
@@ -88,6 +91,7 @@ type configView struct {
 	State       string
 	Token       string
 	TrustBundle string
+	WorkloadAPI string // of a sidecar; empty: not served
 }
 
 // At returns the address of one of the program's own ports.
@@ -103,12 +107,16 @@ func (p *Playground) config(u unit) ([]byte, error) {
 	if !ok {
 		return nil, fmt.Errorf("%s: %w", u.id(), ErrNoTarget)
 	}
+	workloadAPI := ""
+	if u.program == Sidecar {
+		workloadAPI = p.workloadSocket(u)
+	}
 	var b bytes.Buffer
 	err := t.Execute(&b, configView{
 		p: p, u: u, Cluster: c, Name: u.name, Workload: u.workload,
 		Control:   p.state.address(unit{cluster: c.Name, name: "control"}, "grpc"),
 		Manifests: p.ManifestsOf(c.Name), Socket: p.SocketOf(c.Name), State: p.stateDir(u),
-		Token: p.tokenFile(u), TrustBundle: p.trustBundle(c.Name),
+		Token: p.tokenFile(u), TrustBundle: p.trustBundle(c.Name), WorkloadAPI: workloadAPI,
 	})
 	if err != nil {
 		return nil, fmt.Errorf("%s: configuration: %w", u.id(), err)

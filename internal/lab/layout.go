@@ -6,6 +6,7 @@ import "path/filepath"
 //
 //	playground.json               what it is made of, and what was started
 //	sockets/<cluster>.sock        admin sockets (elsewhere when the path would be too long)
+//	sockets/<cluster>-<workload>.spiffe    where its sidecar serves the SPIFFE Workload API
 //	<cluster>/manifests/          the cluster: drop manifests here
 //	<cluster>/<process>/config.yaml
 //	<cluster>/<process>/state/
@@ -14,6 +15,22 @@ import "path/filepath"
 // SocketOf returns where a cluster's control serves api/admin.
 func (p *Playground) SocketOf(cluster string) string {
 	return filepath.Join(p.state.Sockets, socketName(cluster))
+}
+
+// workloadSocket is where a sidecar serves the SPIFFE Workload API.
+func (p *Playground) workloadSocket(u unit) string {
+	return filepath.Join(p.state.Sockets, workloadSocketName(u.cluster, u.workload.Name))
+}
+
+func workloadSocketName(cluster, workload string) string { return cluster + "-" + workload + ".spiffe" }
+
+// WorkloadAPIOf returns the socket of the SPIFFE Workload API of a workload, "eu/web".
+func (p *Playground) WorkloadAPIOf(workload string) (string, error) {
+	u, err := p.state.sidecarOf(workload)
+	if err != nil {
+		return "", err
+	}
+	return p.workloadSocket(u), nil
 }
 
 // ManifestsOf returns a cluster's folder of manifests.

@@ -3,6 +3,7 @@ package lab_test
 import (
 	"bytes"
 	"context"
+	"crypto/sha256"
 	"errors"
 	"fmt"
 	"io"
@@ -19,6 +20,7 @@ import (
 	"time"
 
 	"github.com/rogpeppe/go-internal/testscript"
+	"github.com/spiffe/go-spiffe/v2/workloadapi"
 
 	"github.com/isthmus-mesh/isthmus/internal/lab"
 )
@@ -76,6 +78,7 @@ var commands = map[string]func(ts *testscript.TestScript, neg bool, args []strin
 	"expect":     command((*mesh).expect),
 	"watch":      command((*mesh).watch),
 	"wan":        command((*mesh).wan),
+	"svid":       command((*mesh).svid),
 	"eventually": command((*mesh).eventually),
 	"never":      command((*mesh).never),
 	"call":       command((*mesh).call),
@@ -145,6 +148,37 @@ func (m *mesh) net(ctx context.Context, ts *testscript.TestScript, args []string
 	}
 	m.isNet = true
 	return m.up(ctx, ts, args[:i], lab.Options{Runtime: lab.Netns, Links: links})
+}
+
+// svid asks the SPIFFE Workload API of a workload, by SPIFFE's own client, and prints what it says.
+func (m *mesh) svid(ts *testscript.TestScript, args []string) error {
+	text, err := m.svidText(args)
+	_, _ = io.WriteString(ts.Stdout(), text)
+	return err
+}
+
+func (m *mesh) svidText(args []string) (string, error) {
+	if len(args) != 1 {
+		return "", errUsage
+	}
+	socket, err := m.pg.WorkloadAPIOf(args[0])
+	if err != nil {
+		return "", err
+	}
+	ctx, cancel := context.WithTimeout(m.ctx, patience)
+	defer cancel()
+	got, err := workloadapi.FetchX509Context(ctx, workloadapi.WithAddr("unix://"+socket))
+	if err != nil {
+		return "", err
+	}
+	var out strings.Builder
+	for _, s := range got.SVIDs {
+		fmt.Fprintf(&out, "%s %x\n", s.ID, sha256.Sum256(s.Certificates[0].Raw))
+	}
+	for _, b := range got.Bundles.Bundles() {
+		fmt.Fprintf(&out, "%s %d roots\n", b.TrustDomain().Name(), len(b.X509Authorities()))
+	}
+	return out.String(), nil
 }
 
 // wan changes what lies between clusters.
@@ -244,6 +278,8 @@ func (m *mesh) repeatable(ts *testscript.TestScript, args []string) (string, err
 		return m.output(args[1:])
 	case "logs":
 		return m.logText(args[1:])
+	case "svid":
+		return m.svidText(args[1:])
 	case "isthmus":
 		return m.isthmusText(ts, args[1:])
 	default:

@@ -38,7 +38,8 @@ import (
 //	traffic stop NAME
 //	expect NAME failed|total|CLUSTER OP N
 //	logs TARGET...                      prints what the programs logged
-//	eventually REGEXP COMMAND...        repeats call, logs or isthmus until its output matches
+//	svid FROM                           what SPIFFE's own client hears from the Workload API of a workload: its SVIDs, and how many roots of whom
+//	eventually REGEXP COMMAND...        repeats call, logs, svid or isthmus until its output matches
 //	never N REGEXP COMMAND...           repeats it N times; its output must not match
 //	watch start TEXT, watch stop        listens on every wire for TEXT in the clear; fails if it is seen anywhere but between an
 //	                                    application and its own sidecar, or is not seen there

@@ -93,6 +93,9 @@ func socketDir(dir string, spec Spec) (string, error) {
 	longest := len(wanSocket)
 	for _, c := range spec.Clusters {
 		longest = max(longest, len(socketName(c.Name)))
+		for _, w := range c.Workloads {
+			longest = max(longest, len(workloadSocketName(c.Name, w.Name)))
+		}
 	}
 	inside := filepath.Join(dir, "sockets")
 	if len(inside)+1+longest <= maxSocketPath {
