@@ -407,6 +407,11 @@ func (w *world) accepted(m *Meta, closed bool, s Selection, callers []Caller, co
 				unknown = append(unknown, fmt.Sprintf("cluster %s is neither this one nor a peer, so that nobody is meant by it", name))
 			}
 		}
+		for _, d := range domainsIn(&c.Source) {
+			if !w.verifies(d) {
+				unknown = append(unknown, fmt.Sprintf("trust domain %s is neither this cluster's nor a peer's, and no FederatedTrustDomain is of it, so that nobody comes from it", d.Name()))
+			}
+		}
 	}
 	slices.Sort(unknown)
 	if unknown = slices.Compact(unknown); len(unknown) > 0 {
@@ -421,6 +426,25 @@ func (w *world) accepted(m *Meta, closed bool, s Selection, callers []Caller, co
 		return Condition{Type: conditionAccepted, Status: True, Reason: reasonNoWorkloads, Message: "there is no workload that it is for"}
 	}
 	return Condition{Type: conditionAccepted, Status: True, Reason: reasonAccepted, Message: "for " + copiesText(copies)}
+}
+
+// domainsIn returns the trust domains that a source names, in its principals too.
+func domainsIn(s *access.Source) []spiffeid.TrustDomain {
+	out := slices.Clone(s.Domains)
+	for _, p := range s.Principals {
+		rest, _ := strings.CutPrefix(p.Text, "spiffe://")
+		name, _, whole := strings.Cut(rest, "/")
+		if d, err := spiffeid.TrustDomainFromString(name); err == nil && whole && p.Kind != access.Suffix {
+			out = append(out, d)
+		}
+	}
+	return out
+}
+
+// verifies reports whether anybody of a trust domain can come here.
+func (w *world) verifies(d spiffeid.TrustDomain) bool {
+	return d == w.in.self.Domain || slices.ContainsFunc(w.peers, func(p ClusterPeer) bool { return p.Domain == d }) ||
+		slices.ContainsFunc(w.domains, func(f FederatedTrustDomain) bool { return f.Domain == d })
 }
 
 // maxNamedCopies is how many copies a condition names.

@@ -266,6 +266,29 @@ func TestForeignDomain(t *testing.T) {
 	}
 }
 
+// TestForeignIdentities: in a trust domain that is no cluster's, any identity may be a caller's; in a cluster's, a workload's or a node proxy's.
+func TestForeignIdentities(t *testing.T) {
+	k := &keeper{log: discard, users: enduser.New(enduser.Config{}), now: time.Now, snapshots: live.NewValue(topology.NewSnapshot(topology.SnapshotSpec{
+		Self: topology.Self{Cluster: cluster("eu"), Domain: eu}, Clusters: []*topology.Cluster{{Name: cluster("us"), Domain: us}},
+	}))}
+	for id, want := range map[string]bool{
+		"spiffe://elsewhere.test/backend":             true,
+		"spiffe://elsewhere.test/ns/shop/sa/web":      true,
+		"spiffe://elsewhere.test/isthmus/gateway/g-0": false,
+		"spiffe://elsewhere.test/isthmus":             false,
+		"spiffe://us.test/backend":                    false,
+		"spiffe://us.test/ns/shop/sa/web":             true,
+		"spiffe://eu.test/isthmus/gateway/g-0":        false,
+	} {
+		if err := mayOpen(k.present(), trust.Peer{ID: spiffeid.RequireFromString(id)}); (err == nil) != want {
+			t.Errorf("%s: %v, want it let in: %v", id, err, want)
+		}
+	}
+	if err := mayOpen(nil, trust.Peer{ID: spiffeid.RequireFromString("spiffe://elsewhere.test/backend")}); err == nil {
+		t.Error("nothing is known yet, and somebody is let in")
+	}
+}
+
 // TestCompiledOnce: what has not changed is not compiled anew, and services with the same policies share what is.
 func TestCompiledOnce(t *testing.T) {
 	other := must(topology.NewServiceName("shop", "other"))
