@@ -255,8 +255,6 @@ func (p *policing) fits(policies []access.Policy, set *configv1.AccessSet) error
 // policyOf is a policy as sidecars have it.
 func (w *world) policyOf(p *AccessPolicy) access.Policy { return p.Resolve(w.domainOf) }
 
-func (w *world) sourcesOf(in []Caller) []access.Source { return resolveCallers(in, w.domainOf) }
-
 // Resolve puts trust domains in the place of clusters. domainOf returns that of a cluster, or of the own one (topology.Same); zero where there
 // is none of the name: then nobody is meant.
 func (p *AccessPolicy) Resolve(domainOf func(cluster string) spiffeid.TrustDomain) access.Policy {

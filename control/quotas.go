@@ -39,7 +39,7 @@ func (p *policing) divide() {
 		if replicas[i] == 0 {
 			continue
 		}
-		for _, q := range p.w.quotasOf(&p.w.in.objects.Quotas[i], replicas[i]) {
+		for _, q := range p.w.in.objects.Quotas[i].Resolve(p.w.domainOf, replicas[i]) {
 			p.limits[i] = append(p.limits[i], configstream.EncodeQuota(&q))
 		}
 	}
@@ -83,14 +83,17 @@ func (p *policing) quotasOf(receiver string, r *resolved) []*configv1.Quota {
 	return out
 }
 
-// quotasOf turns a policy's limits into what sidecars enforce.
-func (w *world) quotasOf(p *QuotaPolicy, replicas int) []topology.Quota {
+// Resolve turns a policy's limits into what so many sidecars enforce, with trust domains in the place of clusters; as AccessPolicy.Resolve.
+func (p *QuotaPolicy) Resolve(domainOf func(cluster string) spiffeid.TrustDomain, replicas int) []topology.Quota {
 	var out []topology.Quota
 	for _, l := range p.Limits {
 		q := topology.Quota{
 			Name: p.Namespace + "/" + p.Name + "/" + l.Name, Per: topology.QuotaPer(l.Per), Audit: p.Audit,
-			From: w.sourcesOf(l.From), To: l.To, Issuers: p.Issuers,
-			Limit: quota.Limit{Name: l.Name, Rate: float64(l.Requests) / l.Window.Seconds(), Burst: int(l.Burst), Window: l.Window, Shared: l.Shared, Replicas: replicas},
+			From: resolveCallers(l.From, domainOf), To: l.To, Issuers: p.Issuers,
+			Limit: quota.Limit{
+				Name: l.Name, Rate: float64(l.Requests) / l.Window.Seconds(), Burst: int(l.Burst), Window: l.Window, Shared: l.Shared,
+				Replicas: min(replicas, quota.MaxReplicas),
+			},
 		}
 		out = append(out, q)
 	}
