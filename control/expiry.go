@@ -10,8 +10,8 @@ import (
 	"github.com/isthmus-mesh/isthmus/internal/telemetry"
 )
 
-// expiries tells when what the cluster's trust stands on ends: control's own SVID, the issuing CA, the root that signs, the federation's member
-// root, and the last root of each trust domain.
+// expiries tells when what the cluster's trust stands on ends: control's own SVID, the issuing CA, the root that signs, the key for JWT-SVIDs, the
+// federation's member root, and the last root of each trust domain.
 func (c *Control) expiries() []telemetry.Expiry {
 	own := c.cfg.Domain.Name()
 	var out []telemetry.Expiry
@@ -24,6 +24,9 @@ func (c *Control) expiries() []telemetry.Expiry {
 	t := c.Trust()
 	if t.Authority.Issuing != nil {
 		add("issuing", own, t.Authority.Issuing.NotAfter)
+	}
+	if t.Authority.JWTKey != nil {
+		add("jwt_key", own, t.Authority.JWTKey.NotAfter)
 	}
 	if t.MemberRoot != nil {
 		add("member_root", own, t.MemberRoot.NotAfter)
@@ -38,6 +41,21 @@ func (c *Control) expiries() []telemetry.Expiry {
 		}
 	}
 	return out
+}
+
+// jwtKey is the key that signs JWT-SVIDs; nil: another signs them.
+func (c *Control) jwtKey() *admin.Certificate {
+	a, ok := c.authority.(interface {
+		JWTKeyDue() (id string, since, due time.Time)
+	})
+	if !ok {
+		return nil
+	}
+	id, since, due := a.JWTKeyDue()
+	if id == "" {
+		return nil
+	}
+	return &admin.Certificate{Subject: "JWT key", KeyID: id, NotBefore: since, NotAfter: due}
 }
 
 // memberRoot is what the federation's signing keys stand on; nil before the first was made.

@@ -42,12 +42,13 @@ func TestExpiries(t *testing.T) {
 		for what, want := range map[string]time.Duration{
 			"svid eu.example": 59 * time.Minute, "issuing eu.example": 2*day - time.Minute, "root eu.example": 90*day - time.Minute,
 			"member_root eu.example": 90*day - time.Minute, "bundle eu.example": 90*day - time.Minute, "bundle us.example": 90*day - time.Minute,
+			"jwt_key eu.example": 2*day - time.Minute,
 		} {
 			if got[what] != want {
 				t.Errorf("%s: %v, want %v", what, got[what], want)
 			}
 		}
-		if len(got) != 6 {
+		if len(got) != 7 {
 			t.Errorf("metrics: %v", got)
 		}
 

@@ -78,7 +78,7 @@ func (c *Control) markRevoked(d *admin.TrustedDomain, td spiffeid.TrustDomain) {
 
 func (c *Control) authorityState() admin.Authority {
 	s := c.authority.State()
-	out := admin.Authority{Kind: s.Kind, Source: s.Source, SVIDLifetime: s.SVIDLifetime}
+	out := admin.Authority{Kind: s.Kind, Source: s.Source, SVIDLifetime: s.SVIDLifetime, JWTKey: c.jwtKey()}
 	if s.Issuing != nil {
 		issuing := certificateOf(s.Issuing, "")
 		out.Issuing = &issuing

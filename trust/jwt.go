@@ -340,3 +340,12 @@ func (a *Authority) SignJWT(id spiffeid.ID, audience []string, ttl time.Duration
 func sameKeys(a, b jwtKeys) bool {
 	return maps.EqualFunc(a.published(), b.published(), sameKey)
 }
+
+// JWTKeyDue returns the ID of the key that signs JWT-SVIDs, since when it does, and when the next one is to take over.
+func (a *Authority) JWTKeyDue() (id string, since, due time.Time) {
+	active := a.jwtKeys.Load().of(jwtActive)
+	if active == nil {
+		return "", time.Time{}, time.Time{}
+	}
+	return active.ID, active.Since, active.Since.Add(a.jwt.period)
+}

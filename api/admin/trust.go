@@ -25,7 +25,9 @@ type Authority struct {
 	Source       string        `json:"source,omitempty"` // of an upstream: the file or the socket
 	SVIDLifetime time.Duration `json:"svid_lifetime_ns,omitempty"`
 	Issuing      *Certificate  `json:"issuing,omitempty"` // the CA that signs SVIDs
-	Problem      string        `json:"problem,omitempty"` // why the last step failed
+	// JWTKey is the key that signs JWT-SVIDs: since when, and when the next one is to take over.
+	JWTKey  *Certificate `json:"jwt_key,omitempty"`
+	Problem string       `json:"problem,omitempty"` // why the last step failed
 }
 
 // Certificate is what is of note of one.

@@ -65,6 +65,9 @@ func LateRenewals(t *admin.Trust, proxies []admin.Proxy) []Expiring {
 	if c := t.Authority.Issuing; c != nil {
 		add("the issuing CA", c.NotBefore, c.NotAfter)
 	}
+	if c := t.Authority.JWTKey; c != nil { // it is replaced when its time is over, and not before
+		add("the key that signs JWT-SVIDs", c.NotBefore, c.NotAfter.Add(c.NotAfter.Sub(c.NotBefore)))
+	}
 	if c := t.MemberRoot; c != nil {
 		add("the federation's member root", c.NotBefore, c.NotAfter)
 	}
