@@ -10,6 +10,7 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 	"github.com/spiffe/go-spiffe/v2/spiffeid"
 
+	"github.com/isthmus-mesh/isthmus/api/admin"
 	configv1 "github.com/isthmus-mesh/isthmus/api/config/v1"
 	"github.com/isthmus-mesh/isthmus/federation"
 	"github.com/isthmus-mesh/isthmus/topology"
@@ -51,8 +52,7 @@ type Built struct {
 	Hosts     int // copies of headless services that something stands for
 }
 
-// Build builds a scene.
-func Build(s Scene) (Built, error) {
+func (s Scene) inputs() (inputs, error) {
 	in := inputs{
 		self: s.Self, objects: s.Objects, views: s.Views, gateways: s.Gateways, known: s.Known,
 		links: make(map[topology.ClusterName]linkWord), addresses: s.Addresses, cidr: s.CIDR, complete: s.Complete, pods: s.Pods, peerPods: DefaultPeerPodCIDRs,
@@ -60,14 +60,14 @@ func Build(s Scene) (Built, error) {
 	for _, name := range sortedKeys(s.Nodes) {
 		server, err := trust.NodeID(s.Self.Domain, name)
 		if err != nil {
-			return Built{}, err
+			return in, err
 		}
 		in.nodes = append(in.nodes, node{name: name, inbound: s.Nodes[name], server: server})
 	}
 	for c, l := range s.Links {
 		rtt, err := parseDuration(l.RTT)
 		if err != nil {
-			return Built{}, err
+			return in, err
 		}
 		in.links[c] = linkWord{state: l.State, rtt: rtt}
 	}
@@ -78,6 +78,15 @@ func Build(s Scene) (Built, error) {
 			continue
 		}
 		in.domains = append(in.domains, bundleendpoint.State{Domain: d.Domain, Bundle: b, Freshness: bundleendpoint.Fresh})
+	}
+	return in, nil
+}
+
+// Build builds a scene.
+func Build(s Scene) (Built, error) {
+	in, err := s.inputs()
+	if err != nil {
+		return Built{}, err
 	}
 	w := build(in)
 	return Built{w.resources, w.own, w.exports, w.imports, w.silent, w.policyStatus, w.problems, w.addresses, len(w.hosts)}, nil
@@ -130,4 +139,13 @@ const (
 // NewDomainStore returns the store of control for federated trust domains.
 func NewDomainStore(marks, documents string) bundleendpoint.Store {
 	return &domainStore{marks, documents}
+}
+
+// Policies returns what the admin API tells of a scene's policies.
+func Policies(s Scene) (admin.Policies, error) {
+	in, err := s.inputs()
+	if err != nil {
+		return admin.Policies{}, err
+	}
+	return (&present{world: build(in)}).policies(), nil
 }

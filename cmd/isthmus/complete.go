@@ -72,6 +72,19 @@ func (g *global) completeContexts(_ *cobra.Command, _ []string, begun string) ([
 	return names, cobra.ShellCompDirectiveNoFileComp
 }
 
+// completeWorkloads offers workloads, one.
+func (g *global) completeWorkloads(c *cobra.Command, args []string, _ string) ([]string, cobra.ShellCompDirective) {
+	var names []string
+	if len(args) == 0 {
+		for _, a := range askToComplete(g, c, (*admin.Client).Policies) {
+			for _, w := range a.answer.Workloads {
+				names = append(names, a.status.Cluster+"/"+w.ID)
+			}
+		}
+	}
+	return names, cobra.ShellCompDirectiveNoFileComp
+}
+
 // completeExplain offers workloads and codes, then services.
 func (g *global) completeExplain(c *cobra.Command, args []string, begun string) ([]string, cobra.ShellCompDirective) {
 	var names []string

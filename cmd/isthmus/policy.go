@@ -138,7 +138,7 @@ mode are reckoned apart, and change nothing. After that come the quotas, each of
 WORKLOAD is namespace/name, or the name alone where one workload has it.`,
 		Example:           example("isthmus policy effective us/checkout-0", "isthmus policy effective us/shop/checkout-0 -o json"),
 		Args:              cobra.ExactArgs(1),
-		ValidArgsFunction: nil,
+		ValidArgsFunction: g.completeWorkloads,
 		RunE: func(c *cobra.Command, args []string) error {
 			ctx, cancel := context.WithTimeout(c.Context(), g.timeout)
 			defer cancel()
@@ -430,7 +430,7 @@ would be let through that is refused, by caller and rule. Nothing is changed.
 
 Sidecars remember who asked for which method and path, and no headers, queries or tokens: what hangs on these is told as "depends".
 
-It exits with 1 when something would be refused that is let through now, or might be.`,
+It exits with 1 when something would be refused that is let through now, or might be, and with 3 when none of these sidecars could be asked.`,
 		Example: example("isthmus policy simulate checkout.yaml --cluster us", "isthmus policy simulate --remove shop/checkout --cluster us", "isthmus policy simulate *.yaml --context us -o json"),
 		Args: func(_ *cobra.Command, args []string) error {
 			if len(args) == 0 && len(remove) == 0 {
@@ -553,6 +553,9 @@ func (s simulation) print(w io.Writer, format output.Format) error {
 	} else if err := s.printTable(w, format); err != nil {
 		return err
 	}
+	if len(s.Asked) == 0 && len(s.Silent) > 0 {
+		return fmt.Errorf("none of the sidecars that enforce it could be asked, so nothing is known: %w", admin.ErrUnreachable)
+	}
 	if worse > 0 {
 		return finding{fmt.Sprintf("%d kinds of request that are let through would be refused, or might be", worse)}
 	}
@@ -577,6 +580,10 @@ func (s simulation) printTable(w io.Writer, format output.Format) error {
 			c.Asked.Last.UTC().Format("2006-01-02 15:04:05"), c.After.Reason)
 	}
 	if err := output.Write(w, format, nil, func() output.Table { return t }); err != nil {
+		return err
+	}
+	if len(s.Asked)+len(s.Silent) == 0 {
+		_, err := fmt.Fprintln(w, "\nno workload is touched: none is selected, or no Service leads to those that are")
 		return err
 	}
 	if _, err := fmt.Fprintf(w, "\n%d requests are remembered by %s\n", s.Requests, cmp.Or(list(s.Asked), "nobody")); err != nil {

@@ -259,6 +259,43 @@ func TestPlanOfDomains(t *testing.T) {
 	}
 }
 
+func TestPlanOfPolicies(t *testing.T) {
+	status := &control.Status{}
+	for _, kind := range []string{"AccessPolicy", "QuotaPolicy"} {
+		status.Policies = append(status.Policies, control.PolicyStatus{
+			Kind: kind, Namespace: "shop", Name: "p", Generation: 4, Copies: 2,
+			Conditions: []control.Condition{{Type: "Accepted", Status: control.True, Reason: "Accepted", Message: "for 2 workloads: a, b", Since: later}},
+		})
+	}
+	meta := metaOf("p")
+	foreign := metav1.Condition{Type: "Reviewed", Status: "True", Reason: "ByHand", LastTransitionTime: metav1.NewTime(later)}
+	have := []policy{
+		{accessKind, &meta, meshv1alpha1.PolicyStatus{Conditions: []metav1.Condition{foreign}}},
+		{quotaKind, &meta, meshv1alpha1.PolicyStatus{}},
+	}
+	due, _ := plan(status, &written{policies: have})
+	if d := cmp.Diff([]string{"apply outcome AccessPolicy shop/p @1", "apply outcome QuotaPolicy shop/p @1"}, describe(due)); d != "" {
+		t.Fatal(d)
+	}
+	want := meshv1alpha1.PolicyStatus{Workloads: 2, Conditions: []metav1.Condition{{
+		Type: "Accepted", Status: "True", Reason: "Accepted", Message: "for 2 workloads: a, b", ObservedGeneration: 4, LastTransitionTime: metav1.NewTime(later),
+	}}}
+	if d := cmp.Diff(want, due[0].policy.status); d != "" { // conditions of others are theirs
+		t.Error(d)
+	}
+	have[0].status, have[1].status = want, want
+	if due, _ = plan(status, &written{policies: have}); len(due) != 0 {
+		t.Errorf("as it should be: %v", describe(due))
+	}
+	have[0].status.Workloads = 1
+	if due, _ = plan(status, &written{policies: have}); len(due) != 1 {
+		t.Errorf("with another number of workloads: %v", describe(due))
+	}
+	if due, _ = plan(status, &written{}); len(due) != 0 {
+		t.Errorf("of those that are gone: %v", describe(due))
+	}
+}
+
 func TestPlanOfPeers(t *testing.T) {
 	fresh := control.Condition{Type: "Ready", Status: control.True, Reason: "Fresh", Since: later}
 	status := func(c control.Condition) *control.Status {
