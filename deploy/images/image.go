@@ -4,6 +4,7 @@ import (
 	"archive/tar"
 	"bytes"
 	"context"
+	"encoding/pem"
 	"fmt"
 	"io"
 	"os"
@@ -16,6 +17,7 @@ import (
 	"github.com/google/go-containerregistry/pkg/v1/empty"
 	"github.com/google/go-containerregistry/pkg/v1/mutate"
 	"github.com/google/go-containerregistry/pkg/v1/tarball"
+	"golang.org/x/crypto/x509roots/fallback/bundle"
 )
 
 // image is one of the project's.
@@ -24,6 +26,7 @@ type image struct {
 	programs []string // those that the project has; the first is the entry point
 	user     int
 	title    string
+	roots    bool // with the public web's authorities: it fetches from addresses that users give it
 }
 
 // built is an image that was made.
@@ -103,7 +106,7 @@ func (b *builder) build(ctx context.Context, i image, dir string) (v1.Image, err
 		if err := b.compile(ctx, p, program); err != nil {
 			return nil, err
 		}
-		packed, err := layer(program, p)
+		packed, err := packProgram(p, program)
 		if err != nil {
 			return nil, err
 		}
@@ -112,20 +115,49 @@ func (b *builder) build(ctx context.Context, i image, dir string) (v1.Image, err
 			return nil, err
 		}
 	}
-	return made, nil
+	if !i.roots {
+		return made, nil
+	}
+	return addRoots(made)
 }
 
-// layer packs a program alone. There is no /etc/passwd: the programs look no user up. Nor are there certificates: they trust
-// nobody but the mesh's own authorities and the API server's, which comes with the service account.
-func layer(file, as string) (v1.Layer, error) {
+func addRoots(made v1.Image) (v1.Image, error) {
+	packed, err := layer(rootsFile, 0o644, webRoots())
+	if err != nil {
+		return nil, err
+	}
+	return mutate.Append(made, mutate.Addendum{Layer: packed, History: v1.History{CreatedBy: "deploy/images " + rootsFile}})
+}
+
+func packProgram(name, file string) (v1.Layer, error) {
 	data, err := os.ReadFile(file)
 	if err != nil {
 		return nil, err
 	}
+	return layer(name, 0o755, data)
+}
+
+// rootsFile is where crypto/x509 looks first; SSL_CERT_FILE names another.
+const rootsFile = "etc/ssl/certs/ca-certificates.crt"
+
+// webRoots are the authorities of the public web, as Mozilla has them, PEM; without those that count for some certificates only, which a file
+// can't say. The mesh itself trusts none of them: they are for the keys of end users' tokens, and for the bundles of federated trust domains.
+func webRoots() []byte {
+	var out bytes.Buffer
+	for root := range bundle.Roots() {
+		if root.Constraint == nil {
+			_ = pem.Encode(&out, &pem.Block{Type: "CERTIFICATE", Bytes: root.Certificate}) // a buffer takes all
+		}
+	}
+	return out.Bytes()
+}
+
+// layer packs one file. There is no /etc/passwd: the programs look no user up.
+func layer(as string, mode int64, data []byte) (v1.Layer, error) {
 	var packed bytes.Buffer
 	w := tar.NewWriter(&packed)
 	if err := w.WriteHeader(&tar.Header{
-		Typeflag: tar.TypeReg, Name: as, Mode: 0o755, Size: int64(len(data)), ModTime: time.Unix(0, 0), Format: tar.FormatPAX,
+		Typeflag: tar.TypeReg, Name: as, Mode: mode, Size: int64(len(data)), ModTime: time.Unix(0, 0), Format: tar.FormatPAX,
 	}); err != nil {
 		return nil, err
 	}

@@ -2,6 +2,8 @@ package main
 
 import (
 	"archive/tar"
+	"crypto/x509"
+	"encoding/pem"
 	"errors"
 	"io"
 	"os"
@@ -110,5 +112,23 @@ func TestImage(t *testing.T) {
 	}
 	if !slices.Equal(files, []string{"isthmus-capture"}) {
 		t.Errorf("files: %v", files)
+	}
+}
+
+// TestWebRoots: what a verifier of the public web needs is there, and every one is a certificate.
+func TestWebRoots(t *testing.T) {
+	n := 0
+	for rest := webRoots(); ; n++ {
+		var block *pem.Block
+		if block, rest = pem.Decode(rest); block == nil {
+			break
+		}
+		c, err := x509.ParseCertificate(block.Bytes)
+		if err != nil || !c.IsCA {
+			t.Fatalf("certificate %d: %v", n+1, err)
+		}
+	}
+	if n < 100 || n > 300 {
+		t.Errorf("%d authorities: the public web has some 150", n)
 	}
 }

@@ -1,5 +1,5 @@
 // Command images builds the container images of the project without a container runtime or a registry: FROM scratch, one static
-// program or two in each, and nothing else. The same sources and the same Go make the same digests.
+// program or two in each, and for those that fetch from the web its authorities. The same sources and the same Go make the same digests.
 //
 //	go run ./deploy/images -out bin/images.tar [-tag v1.2.3] [-arch amd64,arm64]
 package main
@@ -35,11 +35,13 @@ const module = "github.com/isthmus-mesh/isthmus"
 var images = []image{
 	{
 		name: "control", programs: []string{"isthmus-control", "isthmus"}, user: 65532,
+		roots: true,
 		title: "Isthmus control plane", // and the CLI, through which administrators reach control's socket
 	},
 	{name: "gateway", programs: []string{"isthmus-gateway"}, user: 65532, title: "Isthmus gateway"},
 	{
 		name: "sidecar", programs: []string{"isthmus-sidecar", "isthmus-capture", "isthmus-cni"}, user: 15000,
+		roots: true,
 		title: "Isthmus sidecar and node proxy",
 	},
 }
