@@ -112,7 +112,7 @@ func (r *revocation) run(ctx context.Context, what string) error {
 	if did == 0 {
 		return finding{"nothing was done: " + out[0].Skipped}
 	}
-	r.next(subject, kind, out)
+	r.next(subject, kind, did)
 	return nil
 }
 
@@ -291,7 +291,7 @@ func writeBounds(w io.Writer, all []revokedIn) error {
 }
 
 // next says what to do after that.
-func (r *revocation) next(subject, kind string, all []revokedIn) {
+func (r *revocation) next(subject, kind string, clusters int) {
 	if r.dryRun || r.undo || !r.format.IsTable() {
 		return
 	}
@@ -299,5 +299,5 @@ func (r *revocation) next(subject, kind string, all []revokedIn) {
 	if kind == "domain" {
 		elsewhere = "Clusters that were not meant go on trusting it: do it in each of them.\n"
 	}
-	_, _ = fmt.Fprintf(r.chatter, "%sIt is in force in %d cluster(s); isthmus trust peers shows it. Undo it with: isthmus trust revoke %s --undo\n", elsewhere, len(all), subject)
+	_, _ = fmt.Fprintf(r.chatter, "%sIt is in force in %d cluster(s); isthmus trust peers shows it. Undo it with: isthmus trust revoke %s --undo\n", elsewhere, clusters, subject)
 }

@@ -65,13 +65,13 @@ func newTrustVerify(g *global) *cobra.Command {
 		Long: `verify takes the bundles of each cluster that is meant, and the verifier that every program of the mesh has, and says what that looks at:
 
   FILE        a chain in PEM, leaf first; a key in the file is passed over
-  HOST:PORT   what a server there shows in a TLS handshake over TCP, from this machine; it is not told who asks. Sidecars and gateways look at
-              --sni and --alpn
+  HOST:PORT   what a server there shows in a TLS handshake over TCP, from this machine; it is not told who asks. A sidecar wants the service that is
+              meant, --sni 80.checkout.shop.svc.clusterset.local
   SPIFFE-ID   which programs hold it, until when, and whether what is issued to it now would pass
 
 --bundle FILE verifies with a bundle in a file (PEM, or a SPIFFE bundle document) and asks no cluster; its trust domain is that of the leaf, or --trust-domain.
 Exit code 1 when it does not pass everywhere.`,
-		Example: example("isthmus trust verify svid.pem", "isthmus trust verify 127.0.0.1:15443 --alpn h2 --context us",
+		Example: example("isthmus trust verify svid.pem", "isthmus trust verify 10.1.2.3:15008 --sni 80.checkout.shop.svc.clusterset.local",
 			"isthmus trust verify spiffe://us.example.org/ns/shop/sa/checkout", "isthmus trust verify svid.pem --bundle us.pem"),
 		Args: cobra.ExactArgs(1),
 		RunE: func(c *cobra.Command, args []string) error {
@@ -159,7 +159,10 @@ func (v *verification) chainOf(ctx context.Context, what string) ([]*x509.Certif
 	protocols := strings.FieldsFunc(v.alpn, func(r rune) bool { return r == ',' })
 	chain, err := trust.Probe(ctx, conn, cmp.Or(v.sni, host), protocols)
 	if err != nil {
-		return nil, fmt.Errorf("%s: TLS handshake (server name %q, protocols %q): %w", what, cmp.Or(v.sni, host), protocols, err)
+		return nil, advised{
+			fmt.Errorf("%s: TLS handshake (server name %q, protocols %q): %w", what, cmp.Or(v.sni, host), protocols, err),
+			"A sidecar wants the port and the service that is meant: --sni 80.checkout.shop.svc.clusterset.local. Gateways speak to each other over QUIC, which is not asked here.",
+		}
 	}
 	return chain, nil
 }
