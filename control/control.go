@@ -42,6 +42,8 @@ type Config struct {
 	Registry Registry // required
 	Courier  Courier  // required
 	Attestor Attestor // default: none, only join tokens let programs join
+	// Upstream is somebody else's CA that issues for this trust domain; nil: one of control's own.
+	Upstream *UpstreamFiles
 	// BusURLs is what peers are told of the own bus, e.g. "tls://203.0.113.7:4222".
 	BusURLs []string
 	// ClusterSetCIDR is where the addresses of imports come from. Default 241.0.0.0/8.
@@ -72,6 +74,9 @@ type Config struct {
 	Now     func() time.Time     // default time.Now
 	Version string               // shown in status
 }
+
+// UpstreamFiles are the files of an intermediate CA (trust.FileConfig).
+type UpstreamFiles struct{ Certificate, Key, Bundle string }
 
 // DefaultClusterSetCIDR is a part of 240.0.0.0/4 that nobody routes (RFC 1112 section 4 reserves it).
 var DefaultClusterSetCIDR = netip.MustParsePrefix("241.0.0.0/8")

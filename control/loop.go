@@ -41,10 +41,10 @@ type loop struct {
 	hosts     hostAllocation
 	peers     []ClusterPeer // last set
 	own       *federation.Own
-	resources []*configv1.Resource // last set
-	revision  uint64               // of those
-	status    *Status              // last written
-	statusDue bool                 // it could not be written
+	resources []*configv1.Resource    // last set
+	bundles   map[string]toldResource // the trust bundles of those, by key
+	status    *Status                 // last written
+	statusDue bool                    // it could not be written
 	busesSet  bool
 	judged    struct { // what the config streams were judged by last
 		objects *Objects
@@ -140,7 +140,7 @@ func (l *loop) step(ctx context.Context) (again time.Duration) {
 	}
 	c.told.Replace(w.bundles())
 	l.setResources(w.resources)
-	c.acks.note(w.usable, w.in.trust.Authorities, c.nextRoot(), l.revision)
+	c.acks.note(w.usable, w.in.self.Domain, w.in.trust.Authorities, c.nextRoot(), l.bundles)
 	if now, _ := l.acknowledged(objects.Workloads, now); !maps.Equal(now, acknowledged) {
 		later = gather // what nobody had to be told of is in force
 	}
@@ -152,6 +152,12 @@ func (l *loop) step(ctx context.Context) (again time.Duration) {
 		later = earliest(later, retryStatus)
 	}
 	return earliest(again, earliest(later, prune))
+}
+
+// toldResource is a resource and the revision that it came with.
+type toldResource struct {
+	resource *configv1.Resource
+	revision uint64
 }
 
 // earliest returns the shorter of two pauses, of which 0 is none.
@@ -176,11 +182,7 @@ func (l *loop) acknowledged(workloads []Workload, now time.Time) (sequences map[
 
 // nextRoot returns the own next root, while it is published.
 func (c *Control) nextRoot() *x509.Certificate {
-	a, ok := c.authority.(rotates)
-	if !ok {
-		return nil
-	}
-	if r := a.Rotation(); r.Phase == trust.RotationPublished {
+	if r := c.authority.Rotation(); r.Phase == trust.RotationPublished {
 		return r.Next
 	}
 	return nil
@@ -287,7 +289,18 @@ func (l *loop) setResources(resources []*configv1.Resource) {
 		return
 	}
 	l.resources = resources
-	l.revision = l.c.stream.Set(configstream.NewWorld(resources))
+	revision := l.c.stream.Set(configstream.NewWorld(resources))
+	told := make(map[string]toldResource)
+	for _, r := range resources {
+		if r.GetBundle() == nil {
+			continue
+		}
+		told[r.GetKey()] = toldResource{r, revision}
+		if before, ok := l.bundles[r.GetKey()]; ok && proto.Equal(before.resource, r) {
+			told[r.GetKey()] = before // nobody is told again
+		}
+	}
+	l.bundles = told
 }
 
 // setStatus writes back what became of the exports, if it is news.

@@ -80,11 +80,9 @@ func (c *Control) checkRevocable(subject string) error {
 		return fmt.Errorf("%w: it is the key of the CA that issues this cluster's SVIDs: rotate the root", errRevokeNot)
 	}
 	var previous *[sha256.Size]byte
-	if a, ok := c.authority.(rotates); ok {
-		if r := a.Rotation(); r.Previous != nil {
-			sum := trust.Fingerprint(r.Previous)
-			previous = &sum
-		}
+	if r := c.authority.Rotation(); r.Previous != nil {
+		sum := trust.Fingerprint(r.Previous)
+		previous = &sum
 	}
 	for _, root := range own.Authorities {
 		sum := trust.Fingerprint(root)

@@ -45,16 +45,15 @@ type nextRoot struct {
 	sequence uint64 // of the own bundle, that peers were told of it with; 0: not yet
 }
 
-// note takes down what the own programs were told with a revision: of peers, and of the own domain.
-func (a *acknowledgements) note(views []*federation.View, roots []*x509.Certificate, next *x509.Certificate, revision uint64) {
+// note takes down what the own programs were told: of peers, and of the own domain. bundles has the revisions.
+func (a *acknowledgements) note(
+	views []*federation.View, own spiffeid.TrustDomain, roots []*x509.Certificate, next *x509.Certificate, bundles map[string]toldResource,
+) {
 	a.mu.Lock()
 	defer a.mu.Unlock()
 	told := make(map[spiffeid.TrustDomain]toldBundle, len(views))
 	for _, v := range views {
-		told[v.Domain] = toldBundle{v.BundleSequence, revision}
-		if before, ok := a.told[v.Domain]; ok && before.sequence == v.BundleSequence {
-			told[v.Domain] = before
-		}
+		told[v.Domain] = toldBundle{v.BundleSequence, bundles[configstream.BundleKey(v.Domain)].revision}
 	}
 	a.told = told
 	maps.DeleteFunc(a.acked, func(td spiffeid.TrustDomain, _ uint64) bool { _, stays := told[td]; return !stays })
@@ -63,7 +62,7 @@ func (a *acknowledgements) note(views []*federation.View, roots []*x509.Certific
 		return
 	}
 	if key := trust.Fingerprint(next); a.next.key != key {
-		a.next = nextRoot{key: key, revision: revision}
+		a.next = nextRoot{key: key, revision: bundles[configstream.BundleKey(own)].revision}
 	}
 }
 
@@ -123,9 +122,8 @@ func (c *Control) applied() map[string]uint64 {
 	return out
 }
 
-// rotates is an authority whose root changes by steps.
+// rotates is an authority whose root is changed here, by steps.
 type rotates interface {
-	Rotation() trust.Rotation
 	Prepare() error
 	Publish() error
 	Activate(force bool) error
@@ -136,11 +134,7 @@ var errNotOurs = errors.New("the authority is an upstream's: its root is changed
 
 // rotation returns how far the change of the own root has come, and who holds it.
 func (c *Control) rotation() admin.Rotation {
-	a, ok := c.authority.(rotates)
-	if !ok {
-		return admin.Rotation{Phase: admin.RotationIdle, Members: []admin.RotationMember{}, Holds: []string{errNotOurs.Error()}}
-	}
-	r := a.Rotation()
+	r := c.authority.Rotation()
 	out := admin.Rotation{
 		Phase: string(r.Phase), Automatic: r.Automatic, Since: r.Since, NextStep: r.NextStep, Retires: r.Retires,
 		Members: []admin.RotationMember{},
@@ -281,11 +275,11 @@ func (c *Control) rotate(r admin.RotationRequest) error {
 		return errBadStep("force is for activate alone")
 	}
 	if r.DryRun {
-		return c.dryRotate(a.Rotation(), r)
+		return c.dryRotate(c.authority.Rotation(), r)
 	}
 	switch r.Step {
 	case "start":
-		if a.Rotation().Phase != trust.RotationPrepared {
+		if c.authority.Rotation().Phase != trust.RotationPrepared {
 			if err := a.Prepare(); err != nil {
 				return err
 			}

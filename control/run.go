@@ -95,6 +95,7 @@ type authority interface {
 	SignJWT(id spiffeid.ID, audience []string, ttl time.Duration) (string, error)
 	IssueWeb(names []string) (*tls.Certificate, error)
 	State() trust.AuthorityState
+	Rotation() trust.Rotation
 	Run(ctx context.Context) error
 }
 
@@ -163,10 +164,7 @@ func (c *Control) poke() {
 func (c *Control) openTrust() error {
 	_, err := os.Stat(c.path(authorityFolder))
 	c.restarted = err == nil
-	c.authority, err = trust.OpenAuthority(trust.AuthorityConfig{
-		TrustDomain: c.cfg.Domain, Dir: c.path(authorityFolder), Holds: c.rotationHolds, Now: c.cfg.Now, Log: c.cfg.Log,
-	})
-	if err != nil {
+	if c.authority, err = c.openAuthority(); err != nil {
 		return fmt.Errorf("control: %w", err)
 	}
 	c.revoked, err = openRevocations(c.path(revocationsFile), c.cfg.Domain, c.authority.State().SVIDLifetime, c.cfg.Now)
@@ -191,6 +189,19 @@ func (c *Control) openTrust() error {
 	c.identity.Set(&x509svid.SVID{ID: id, Certificates: chain, PrivateKey: key})
 	c.guard = trust.NewGuard(c.bundles, c.cfg.Now, c.cfg.Log)
 	return nil
+}
+
+// openAuthority opens the one that the configuration names.
+func (c *Control) openAuthority() (authority, error) {
+	if f := c.cfg.Upstream; f != nil {
+		return trust.OpenFileAuthority(trust.FileConfig{
+			TrustDomain: c.cfg.Domain, Certificate: f.Certificate, Key: f.Key, Bundle: f.Bundle, Dir: c.path(authorityFolder),
+			Holds: c.rotationHolds, Now: c.cfg.Now, Log: c.cfg.Log,
+		})
+	}
+	return trust.OpenAuthority(trust.AuthorityConfig{
+		TrustDomain: c.cfg.Domain, Dir: c.path(authorityFolder), Holds: c.rotationHolds, Now: c.cfg.Now, Log: c.cfg.Log,
+	})
 }
 
 func (c *Control) issueOwn(_ context.Context, csr []byte) ([]*x509.Certificate, error) {

@@ -98,16 +98,14 @@ func (c *Control) ownDomain(now time.Time) admin.TrustedDomain {
 		Sequence: sequence, Issued: now, Acknowledged: sequence,
 	}
 	fillBundle(&d, own)
-	if a, ok := c.authority.(rotates); ok {
-		r := a.Rotation()
-		for i, root := range own.Authorities {
-			d.Roots[i].State = "active"
-			switch {
-			case r.Next != nil && root.Equal(r.Next):
-				d.Roots[i].State = "next"
-			case r.Previous != nil && root.Equal(r.Previous):
-				d.Roots[i].State = "previous"
-			}
+	r := c.authority.Rotation()
+	for i, root := range own.Authorities {
+		d.Roots[i].State = "active"
+		switch {
+		case r.Next != nil && root.Equal(r.Next):
+			d.Roots[i].State = "next"
+		case r.Previous != nil && root.Equal(r.Previous):
+			d.Roots[i].State = "previous"
 		}
 	}
 	return d

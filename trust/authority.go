@@ -2,6 +2,7 @@ package trust
 
 import (
 	"context"
+	"crypto"
 	"crypto/ecdsa"
 	"crypto/elliptic"
 	"crypto/rand"
@@ -111,7 +112,8 @@ type authorityState struct {
 // signer is a CA certificate with its key.
 type signer struct {
 	certificate *x509.Certificate
-	key         *ecdsa.PrivateKey
+	key         crypto.Signer
+	above       []*x509.Certificate // what leads from certificate to a root, without that; none for one that a root has signed
 }
 
 // OpenAuthority opens the authority in cfg.Dir, and makes one where there is none at all. Files that are damaged, of another
@@ -220,9 +222,14 @@ func (a *Authority) IssueAfter(csr []byte, id spiffeid.ID, after time.Time) ([]*
 }
 
 func (a *Authority) issue(csr []byte, id spiffeid.ID, after time.Time) ([]*x509.Certificate, error) {
+	return a.state.Load().issuing.issue(a.cfg.TrustDomain, csr, id, a.cfg.Now(), a.cfg.SVIDLifetime, after)
+}
+
+// issue signs an SVID and returns it with what leads to a root.
+func (s *signer) issue(td spiffeid.TrustDomain, csr []byte, id spiffeid.ID, now time.Time, lifetime time.Duration, after time.Time) ([]*x509.Certificate, error) {
 	switch {
-	case !id.MemberOf(a.cfg.TrustDomain):
-		return nil, fmt.Errorf("not a member of %s", a.cfg.TrustDomain)
+	case !id.MemberOf(td):
+		return nil, fmt.Errorf("not a member of %s", td)
 	case id.Path() == "":
 		return nil, errors.New("the ID has no path")
 	case len(id.String()) > maxID:
@@ -232,15 +239,14 @@ func (a *Authority) issue(csr []byte, id spiffeid.ID, after time.Time) ([]*x509.
 	if err != nil {
 		return nil, fmt.Errorf("certificate request: %w", err)
 	}
-	now, issuing := a.cfg.Now(), a.state.Load().issuing
-	if !now.Before(issuing.certificate.NotAfter) {
-		return nil, fmt.Errorf("the issuing CA ended at %s", issuing.certificate.NotAfter.Format(time.RFC3339))
+	if !now.Before(s.certificate.NotAfter) {
+		return nil, fmt.Errorf("the issuing CA ended at %s", s.certificate.NotAfter.Format(time.RFC3339))
 	}
-	leaf, err := issuing.sign(svidTemplate(id, now, a.cfg.SVIDLifetime, after), key)
+	leaf, err := s.sign(svidTemplate(id, now, lifetime, after), key)
 	if err != nil {
 		return nil, err
 	}
-	return []*x509.Certificate{leaf, issuing.certificate}, nil
+	return append([]*x509.Certificate{leaf, s.certificate}, s.above...), nil
 }
 
 // readRequest returns the key that a request asks a certificate for; its signature proves that the asker has it.

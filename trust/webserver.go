@@ -84,15 +84,22 @@ func (w *WebServer) issuedBy(issuing *x509.Certificate) bool {
 func (a *Authority) IssueWeb(names []string) (*tls.Certificate, error) {
 	now := a.cfg.Now()
 	failed := a.maintain(now)
-	issuing := a.state.Load().issuing
-	if !now.Before(issuing.certificate.NotAfter) {
-		return nil, errors.Join(fmt.Errorf("the issuing CA ended at %s", issuing.certificate.NotAfter.Format(time.RFC3339)), failed)
+	certificate, err := a.state.Load().issuing.issueWeb(names, now)
+	if err != nil {
+		return nil, errors.Join(err, failed)
+	}
+	return certificate, nil
+}
+
+func (s *signer) issueWeb(names []string, now time.Time) (*tls.Certificate, error) {
+	if !now.Before(s.certificate.NotAfter) {
+		return nil, fmt.Errorf("the issuing CA ended at %s", s.certificate.NotAfter.Format(time.RFC3339))
 	}
 	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
 	if err != nil {
 		return nil, err
 	}
-	leaf, err := issuing.sign(&x509.Certificate{
+	leaf, err := s.sign(&x509.Certificate{
 		NotBefore: now.Add(-backdate), NotAfter: now.Add(webLifetime),
 		KeyUsage: x509.KeyUsageDigitalSignature, ExtKeyUsage: []x509.ExtKeyUsage{x509.ExtKeyUsageServerAuth},
 		BasicConstraintsValid: true, DNSNames: names,
@@ -100,5 +107,9 @@ func (a *Authority) IssueWeb(names []string) (*tls.Certificate, error) {
 	if err != nil {
 		return nil, err
 	}
-	return &tls.Certificate{Certificate: [][]byte{leaf.Raw, issuing.certificate.Raw}, PrivateKey: key, Leaf: leaf}, nil
+	out := &tls.Certificate{Certificate: [][]byte{leaf.Raw, s.certificate.Raw}, PrivateKey: key, Leaf: leaf}
+	for _, c := range s.above {
+		out.Certificate = append(out.Certificate, c.Raw)
+	}
+	return out, nil
 }

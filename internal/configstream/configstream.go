@@ -21,6 +21,7 @@ import (
 	"strings"
 	"time"
 
+	"github.com/spiffe/go-spiffe/v2/spiffeid"
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/keepalive"
 
@@ -118,6 +119,9 @@ func limitsOf(program string) (have, services int) {
 
 // ServiceKey returns the key of a service's resource.
 func ServiceKey(s topology.ServiceName) string { return kindService + "/" + s.String() }
+
+// BundleKey returns the key of a trust domain's resource.
+func BundleKey(td spiffeid.TrustDomain) string { return kindBundle + "/" + td.Name() }
 
 // ReceiverOf returns who a Hello is from, as it stands in the keys of what only that program receives: "sidecar/shop/checkout-0",
 // "node/node-0", "gateway/gateway-0".
