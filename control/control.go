@@ -44,6 +44,9 @@ type Config struct {
 	Attestor Attestor // default: none, only join tokens let programs join
 	// Upstream is somebody else's CA that issues for this trust domain; nil: one of control's own.
 	Upstream *UpstreamFiles
+	// UpstreamAPI is the address of a SPIFFE Workload API (unix:///…) that gives control and its programs their identities: then control issues
+	// none. Not with Upstream.
+	UpstreamAPI string
 	// BusURLs is what peers are told of the own bus, e.g. "tls://203.0.113.7:4222".
 	BusURLs []string
 	// ClusterSetCIDR is where the addresses of imports come from. Default 241.0.0.0/8.
@@ -101,6 +104,9 @@ func (c Config) withDefaults() (Config, error) {
 		return c, fmt.Errorf("control: no state folder")
 	case c.Registry == nil || c.Courier == nil || c.GRPC == nil:
 		return c, fmt.Errorf("control: registry, courier and gRPC listener are required")
+	}
+	if c.Upstream != nil && c.UpstreamAPI != "" {
+		return c, fmt.Errorf("control: two authorities: want files or a Workload API")
 	}
 	if w := c.Webhook; w != nil && (w.Listener == nil || w.Handler == nil || len(w.Names) == 0) {
 		return c, fmt.Errorf("control: a webhook without listener, handler or name")

@@ -31,6 +31,7 @@ type Scene struct {
 	Addresses map[topology.ServiceName]netip.Addr
 	Complete  bool
 	Pods      []netip.Prefix
+	Trust     trust.Bundle
 }
 
 // Link is a linkWord.
@@ -54,7 +55,7 @@ type Built struct {
 
 func (s Scene) inputs() (inputs, error) {
 	in := inputs{
-		self: s.Self, objects: s.Objects, views: s.Views, gateways: s.Gateways, known: s.Known,
+		self: s.Self, trust: s.Trust, objects: s.Objects, views: s.Views, gateways: s.Gateways, known: s.Known,
 		links: make(map[topology.ClusterName]linkWord), addresses: s.Addresses, cidr: s.CIDR, complete: s.Complete, pods: s.Pods, peerPods: DefaultPeerPodCIDRs,
 	}
 	for _, name := range sortedKeys(s.Nodes) {

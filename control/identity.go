@@ -39,6 +39,9 @@ type identityServer struct {
 
 // Join trades a join token, or one of the platform's, for the first SVID. What is wrong with the request leaves the token good.
 func (s *identityServer) Join(ctx context.Context, r *identityv1.JoinRequest) (*identityv1.Certificate, error) {
+	if err := s.elsewhere(); err != nil {
+		return nil, err
+	}
 	if err := checkRequest(r.GetCsr()); err != nil {
 		return nil, status.Error(codes.InvalidArgument, err.Error())
 	}
@@ -64,6 +67,9 @@ func (s *identityServer) Join(ctx context.Context, r *identityv1.JoinRequest) (*
 
 // Renew trades the SVID of the connection for a new one of the same ID.
 func (s *identityServer) Renew(ctx context.Context, r *identityv1.RenewRequest) (*identityv1.Certificate, error) {
+	if err := s.elsewhere(); err != nil {
+		return nil, err
+	}
 	peer, err := s.peer(ctx)
 	if err != nil {
 		return nil, status.Error(codes.Unauthenticated, err.Error())
@@ -80,6 +86,9 @@ func (s *identityServer) Renew(ctx context.Context, r *identityv1.RenewRequest) 
 
 // SignJWT makes a JWT-SVID of the ID of the connection.
 func (s *identityServer) SignJWT(ctx context.Context, r *identityv1.SignJWTRequest) (*identityv1.SignJWTResponse, error) {
+	if err := s.elsewhere(); err != nil {
+		return nil, err
+	}
 	peer, err := s.peer(ctx)
 	if err != nil {
 		return nil, status.Error(codes.Unauthenticated, err.Error())

@@ -162,7 +162,7 @@ func (c *Control) poke() {
 
 // openTrust opens the authority and issues control's own SVID.
 func (c *Control) openTrust() error {
-	_, err := os.Stat(c.path(authorityFolder))
+	_, err := os.Stat(c.path(keysFolder)) // made at the first start
 	c.restarted = err == nil
 	if c.authority, err = c.openAuthority(); err != nil {
 		return fmt.Errorf("control: %w", err)
@@ -173,6 +173,10 @@ func (c *Control) openTrust() error {
 	}
 	if err = c.takeRoots(); err != nil {
 		return err
+	}
+	c.guard = trust.NewGuard(c.bundles, c.cfg.Now, c.cfg.Log)
+	if c.cfg.UpstreamAPI != "" {
+		return nil // it has set the identity
 	}
 	key, csr, err := trust.NewRequest()
 	if err != nil {
@@ -187,12 +191,14 @@ func (c *Control) openTrust() error {
 		return fmt.Errorf("control: %w", err)
 	}
 	c.identity.Set(&x509svid.SVID{ID: id, Certificates: chain, PrivateKey: key})
-	c.guard = trust.NewGuard(c.bundles, c.cfg.Now, c.cfg.Log)
 	return nil
 }
 
 // openAuthority opens the one that the configuration names.
 func (c *Control) openAuthority() (authority, error) {
+	if c.cfg.UpstreamAPI != "" {
+		return c.openWorkloadAuthority()
+	}
 	if f := c.cfg.Upstream; f != nil {
 		return trust.OpenFileAuthority(trust.FileConfig{
 			TrustDomain: c.cfg.Domain, Certificate: f.Certificate, Key: f.Key, Bundle: f.Bundle, Dir: c.path(authorityFolder),
@@ -283,8 +289,12 @@ func (c *Control) Run(ctx context.Context) error {
 	}
 	c.cfg.Checks.Done(checkBus)
 	renewal := trust.Renewal{Identity: c.identity, Issue: c.issueOwn, Now: c.cfg.Now, Log: c.cfg.Log}
+	renew := renewal.Run
+	if c.cfg.UpstreamAPI != "" {
+		renew = func(ctx context.Context) error { <-ctx.Done(); return nil } // the authority follows who we are
+	}
 	parts := []func(context.Context) error{
-		l.follow, c.authority.Run, c.followRoots, renewal.Run, c.guard.Run, c.member.Run, c.follower.Run, c.serveGRPC,
+		l.follow, c.authority.Run, c.followRoots, renew, c.guard.Run, c.member.Run, c.follower.Run, c.serveGRPC,
 	}
 	if c.cfg.Socket != nil {
 		parts = append(parts, func(ctx context.Context) error { return telemetry.ServeHTTP(ctx, c.cfg.Socket, c.API()) })

@@ -141,7 +141,7 @@ func TestFileAuthorityRenewal(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		if _, err := readJWT(token, a.JWTKeys(), "pay"); err != nil {
+		if _, err = readJWT(token, a.JWTKeys(), "pay"); err != nil {
 			t.Error(err)
 		}
 		w, err := NewWebServer(a, nil, webName)

@@ -15,6 +15,7 @@ import (
 	"github.com/isthmus-mesh/isthmus/internal/telemetry"
 	"github.com/isthmus-mesh/isthmus/topology"
 	"github.com/isthmus-mesh/isthmus/trust/bundleendpoint"
+	"github.com/isthmus-mesh/isthmus/trust/upstream"
 )
 
 // config is the file; help documents it.
@@ -34,6 +35,15 @@ type config struct {
 		// Injection is set where control puts sidecars into Pods.
 		Injection *injection `json:"injection"`
 	} `json:"kubernetes"`
+	// Authority is whose CA issues the trust domain's SVIDs; unset: control's own.
+	Authority struct {
+		Files *struct {
+			Certificate string `json:"certificate"`
+			Key         string `json:"key"`
+			Bundle      string `json:"bundle"`
+		} `json:"files"`
+		WorkloadAPI string `json:"workloadAPI"`
+	} `json:"authority"`
 	State  string             `json:"state"`
 	Listen strictyaml.Address `json:"listen"`
 	Bus    struct {
@@ -83,6 +93,32 @@ type federationEndpoint struct {
 // maxPlace bounds region and zone: they are label values in manifests and records.
 const maxPlace = 63
 
+// checkAuthority: one of the two, or neither.
+func (c *config) checkAuthority(wrong func(field, format string, args ...any)) {
+	a := c.Authority
+	if f := a.Files; f != nil {
+		for _, p := range []struct{ field, value string }{
+			{"authority.files.certificate", f.Certificate}, {"authority.files.key", f.Key}, {"authority.files.bundle", f.Bundle},
+		} {
+			if p.value == "" {
+				wrong(p.field, "is missing")
+			}
+		}
+	}
+	if a.WorkloadAPI == "" {
+		return
+	}
+	if err := upstream.CheckAddress(a.WorkloadAPI); err != nil {
+		wrong("authority.workloadAPI", "%v", err)
+	}
+	if a.Files != nil {
+		wrong("authority.workloadAPI", "stands beside authority.files: SVIDs are issued by one of them")
+	}
+	if k := c.Kubernetes; k != nil && k.Injection != nil {
+		wrong("authority.workloadAPI", "stands beside kubernetes.injection: a Workload API certifies no DNS name, which the API server looks for")
+	}
+}
+
 func readConfig(file string) (*config, error) {
 	c := new(config)
 	d, err := strictyaml.ReadConfig(file, c)
@@ -131,6 +167,7 @@ func (c *config) check(d *strictyaml.Document) error {
 			wrong(f.field, "want at most %d bytes", maxPlace)
 		}
 	}
+	c.checkAuthority(wrong)
 	var err error
 	if c.cluster, err = topology.ParseClusterName(c.Cluster); err != nil && c.Cluster != "" {
 		wrong("cluster", "%v", err)

@@ -30,6 +30,14 @@ that environment variable.
                                     own authority. Required.
       settings: /etc/isthmus/injection.yaml  File that says what sidecars are made from; docs/injection.md. Required.
       webhook: isthmus-injection    MutatingWebhookConfiguration whose caBundle control keeps right. Default: none.
+  authority:                        Whose CA issues the SVIDs of the trust domain. Default: one that control makes and keeps.
+    files:                          An intermediate CA as files, PEM, as cert-manager writes them. They are read anew when they
+                                    change; what can't be used leaves the ones before in use. This, or workloadAPI.
+      certificate: /etc/isthmus/ca/tls.crt  The CA's certificate and what leads from it to a root. Required.
+      key: /etc/isthmus/ca/tls.key  Its key, readable by this user (and group) alone. Required.
+      bundle: /etc/isthmus/ca/ca.crt  The roots. Required.
+    workloadAPI: unix:///run/spire/agent.sock  SPIFFE Workload API of somebody else that gives control and its programs their
+                                    SVIDs: control issues none, and programs name the socket in identity.workloadAPI.
   state: /var/lib/isthmus/control   Directory for keys and state, made if need be, readable by this user alone, and used
                                     by one control at a time. trust-bundle.pem in it is what gateways and sidecars
                                     are started with. Losing it means a new authority and introducing the cluster

@@ -97,7 +97,12 @@ func serve(ctx context.Context, c *config, t *telemetry.Telemetry) error {
 		return err
 	}
 	attestor, _ := registry.(control.Attestor) // a folder vouches for nobody
+	var files *control.UpstreamFiles
+	if f := c.Authority.Files; f != nil {
+		files = &control.UpstreamFiles{Certificate: f.Certificate, Key: f.Key, Bundle: f.Bundle}
+	}
 	plane, err := control.New(control.Config{
+		Upstream: files, UpstreamAPI: c.Authority.WorkloadAPI,
 		Cluster: c.cluster, Domain: c.domain, Region: c.Region, Zone: c.Zone,
 		StateDir: c.State, Registry: registry, Courier: &courier{listen: string(c.Bus.Listen), log: t.Log}, BusURLs: c.Bus.Advertise, Attestor: attestor,
 		ClusterSetCIDR: c.cidr, PodCIDRs: c.pods, PeerPodCIDRs: c.peers, NodeProxies: c.NodeProxies,

@@ -11,6 +11,7 @@ import (
 	"github.com/isthmus-mesh/isthmus/internal/strictyaml"
 	"github.com/isthmus-mesh/isthmus/internal/telemetry"
 	"github.com/isthmus-mesh/isthmus/trust"
+	"github.com/isthmus-mesh/isthmus/trust/upstream"
 )
 
 // config is the file; help documents it.
@@ -21,7 +22,10 @@ type config struct {
 	State           string             `json:"state"`
 	JoinTokenFile   string             `json:"joinTokenFile"`
 	TrustBundleFile string             `json:"trustBundleFile"`
-	Listen          struct {
+	Identity        struct {
+		WorkloadAPI string `json:"workloadAPI"`
+	} `json:"identity"`
+	Listen struct {
 		Streams strictyaml.Address `json:"streams"`
 		QUIC    strictyaml.Address `json:"quic"`
 		Admin   strictyaml.Address `json:"admin"`
@@ -98,6 +102,11 @@ func (c *config) check(d *strictyaml.Document) error {
 	}
 	if err := telemetry.CheckFormat(c.Log.Format); err != nil {
 		wrong("log.format", "%v", err)
+	}
+	if w := c.Identity.WorkloadAPI; w != "" {
+		if err := upstream.CheckAddress(w); err != nil {
+			wrong("identity.workloadAPI", "%v", err)
+		}
 	}
 	if c.TrustDomain != "" {
 		var err error

@@ -20,6 +20,10 @@ that environment variable.
                                     Needed until an identity is in the state directory.
   trustBundleFile: trust-bundle.pem The trust domain's roots (PEM), as control writes them. Needed until
                                     the first configuration is in the state directory.
+  identity:
+    workloadAPI: unix:///run/spire/agent.sock  SPIFFE Workload API of somebody else that says who the gateway is, and by
+                                    which roots control is known, instead of the two files above. Control must
+                                    be set up so, too (authority.workloadAPI). Default: control says so.
   listen:
     streams: 10.0.0.6:7443          TCP, for the cluster's own sidecars. Required.
     quic: 10.0.0.6:7443             UDP, for gateways of other clusters. Required.

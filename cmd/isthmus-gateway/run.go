@@ -90,7 +90,7 @@ func serve(ctx context.Context, c *config, t *telemetry.Telemetry) error {
 
 	a, err := agent.New(agent.Config{
 		Control: string(c.Control), TrustDomain: c.domain, StateDir: c.State,
-		JoinTokenFile: c.JoinTokenFile, TrustBundleFile: c.TrustBundleFile, Hello: hello, Log: t.Log,
+		JoinTokenFile: c.JoinTokenFile, TrustBundleFile: c.TrustBundleFile, WorkloadAPI: c.Identity.WorkloadAPI, Hello: hello, Log: t.Log,
 	})
 	if err != nil {
 		return err

@@ -15,6 +15,7 @@ import (
 	"github.com/isthmus-mesh/isthmus/internal/telemetry"
 	"github.com/isthmus-mesh/isthmus/topology"
 	"github.com/isthmus-mesh/isthmus/trust"
+	"github.com/isthmus-mesh/isthmus/trust/upstream"
 )
 
 // config is the file; help documents it.
@@ -26,7 +27,10 @@ type config struct {
 	State           string             `json:"state"`
 	JoinTokenFile   string             `json:"joinTokenFile"`
 	TrustBundleFile string             `json:"trustBundleFile"`
-	Listen          struct {
+	Identity        struct {
+		WorkloadAPI string `json:"workloadAPI"`
+	} `json:"identity"`
+	Listen struct {
 		Inbound     strictyaml.Address `json:"inbound"`
 		Proxy       strictyaml.Address `json:"proxy"`
 		Captured    strictyaml.Address `json:"captured"`
@@ -110,6 +114,7 @@ func (c *config) check(d *strictyaml.Document) error {
 	}
 	c.checkWho(wrong)
 	c.checkWorkloadAPI(wrong)
+	c.checkIdentity(wrong)
 	if c.DrainGrace != "" {
 		v, err := time.ParseDuration(c.DrainGrace)
 		if err != nil || v <= 0 {
@@ -119,6 +124,15 @@ func (c *config) check(d *strictyaml.Document) error {
 	}
 	c.checkLog(wrong)
 	return errors.Join(errs...)
+}
+
+func (c *config) checkIdentity(wrong func(field, format string, args ...any)) {
+	if c.Identity.WorkloadAPI == "" {
+		return
+	}
+	if err := upstream.CheckAddress(c.Identity.WorkloadAPI); err != nil {
+		wrong("identity.workloadAPI", "%v", err)
+	}
 }
 
 func (c *config) checkWorkloadAPI(wrong func(field, format string, args ...any)) {

@@ -22,6 +22,10 @@ that environment variable.
                                     NAMESPACE/NAME). Needed until an identity is in the state directory.
   trustBundleFile: trust-bundle.pem The trust domain's roots (PEM), as control writes them. Needed until
                                     the first configuration is in the state directory.
+  identity:
+    workloadAPI: unix:///run/spire/agent.sock  SPIFFE Workload API of somebody else that says who the sidecar is, and by
+                                    which roots control is known, instead of the two files above. Control must
+                                    be set up so, too (authority.workloadAPI). Default: control says so.
   listen:
     inbound: 10.0.0.7:15008         TCP, for calls from other workloads. Needs what the Workload's
                                     spec.sidecar.inboundPort says. Default: none is taken.

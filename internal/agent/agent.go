@@ -30,6 +30,7 @@ import (
 	"github.com/isthmus-mesh/isthmus/internal/live"
 	"github.com/isthmus-mesh/isthmus/internal/ready"
 	"github.com/isthmus-mesh/isthmus/trust"
+	"github.com/isthmus-mesh/isthmus/trust/upstream"
 )
 
 // stateFile is where the config stream's last good state is, in StateDir, beside the SVID.
@@ -46,7 +47,10 @@ type Config struct {
 	JoinTokenFile string
 	// TrustBundleFile holds the trust domain's roots (PEM), to know control by. Needed until control has told of them once.
 	TrustBundleFile string
-	Hello           *configv1.Hello
+	// WorkloadAPI is the address of a SPIFFE Workload API (unix:///…) that says who the program is, and by which roots control is known: then the
+	// two files above are of no use. Empty: control says so.
+	WorkloadAPI string
+	Hello       *configv1.Hello
 
 	// Dial opens a TCP connection to Control; default: net.Dialer.
 	Dial func(ctx context.Context, address string) (net.Conn, error)
@@ -67,6 +71,8 @@ type Agent struct {
 	signing signing
 	spent   [sha256.Size]byte // of the join token that was accepted or refused last; owned by the renewal
 	early   chan struct{}     // holds one: the SVID is of no use any more
+
+	upstream *upstream.Source // nil: control issues the SVID
 
 	mu     sync.Mutex
 	checks []*ready.Checks // guarded by mu
@@ -106,6 +112,13 @@ func New(cfg Config) (*Agent, error) {
 		roots:    rootsFile{path: cfg.TrustBundleFile, log: cfg.Log},
 	}
 	var err error
+	if cfg.WorkloadAPI != "" {
+		a.upstream, err = upstream.New(upstream.Config{Address: cfg.WorkloadAPI, TrustDomain: cfg.TrustDomain, Identity: a.Identity, Log: cfg.Log})
+		if err != nil {
+			return nil, fmt.Errorf("agent: %w", err)
+		}
+		a.problem.Store(a.upstream.Problem())
+	}
 	a.Stream, err = configstream.NewClient(configstream.ClientConfig{
 		Hello:     cfg.Hello,
 		Dial:      a.dialStream,
@@ -117,7 +130,9 @@ func New(cfg Config) (*Agent, error) {
 		return nil, err
 	}
 	a.updateBundles()
-	a.loadIdentity()
+	if a.upstream == nil {
+		a.loadIdentity()
+	}
 	return a, nil
 }
 
@@ -152,7 +167,11 @@ func (a *Agent) Run(ctx context.Context) error {
 		mu       sync.Mutex
 		errs     []error // guarded by mu
 	)
-	for _, run := range []func(context.Context) error{renewal.Run, a.Guard.Run, a.Stream.Run, a.feed, a.watch} {
+	identify := renewal.Run
+	if a.upstream != nil {
+		identify = a.followUpstream
+	}
+	for _, run := range []func(context.Context) error{identify, a.Guard.Run, a.Stream.Run, a.feed, a.watch} {
 		children.Go(func() {
 			if err := run(ctx); err != nil {
 				mu.Lock()
@@ -165,4 +184,10 @@ func (a *Agent) Run(ctx context.Context) error {
 	children.Wait()
 	a.signing.close()
 	return errors.Join(errs...)
+}
+
+// followUpstream is who the Workload API says, until ctx ends.
+func (a *Agent) followUpstream(ctx context.Context) error {
+	err := a.upstream.Run(ctx)
+	return errors.Join(err, a.upstream.Close())
 }

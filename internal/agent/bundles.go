@@ -33,6 +33,10 @@ func (a *Agent) feed(ctx context.Context) error {
 	defer look.Stop()
 	for {
 		bundles, status, cuts := a.Stream.Bundles().Changed(), a.Stream.Status().Changed(), a.Stream.Cuts().Changed()
+		var upstream <-chan struct{}
+		if a.upstream != nil {
+			upstream = a.upstream.Changed()
+		}
 		cut := a.Stream.Cuts().Load() // before the bundles: those are of it, or newer
 		a.updateBundles()
 		a.Stream.Applied(cut)
@@ -45,6 +49,7 @@ func (a *Agent) feed(ctx context.Context) error {
 		case <-bundles:
 		case <-status:
 		case <-cuts:
+		case <-upstream:
 		case <-tick:
 		case <-ctx.Done():
 			return nil
@@ -56,7 +61,7 @@ func (a *Agent) feed(ctx context.Context) error {
 // how control itself takes it. One that has only ended is the renewal's business.
 func (a *Agent) doubt() {
 	svid, err := a.Identity.SVID()
-	if err != nil {
+	if err != nil || a.upstream != nil {
 		return
 	}
 	refused, _ := errors.AsType[*trust.VerifyError](a.unusable(svid.Certificates))
@@ -81,8 +86,13 @@ func (a *Agent) updateBundles() {
 		all[td] = trust.Bundle(b)
 	}
 	own := all[a.cfg.TrustDomain]
-	a.roots.read()
-	if connected && len(own.Authorities) > 0 {
+	if a.upstream != nil {
+		a.problem.Store(a.upstream.Problem())
+		a.roots.content = a.upstream.Roots() // control's word on them is that of the same Workload API, later
+	} else {
+		a.roots.read()
+	}
+	if connected && len(own.Authorities) > 0 && a.upstream == nil {
 		a.roots.settle()
 	}
 	if news := a.roots.news(); len(news) > 0 {

@@ -28,8 +28,11 @@ type signing struct {
 	closed bool             // guarded by mu
 }
 
-// SignJWT has control make a JWT-SVID of the program's own identity. Errors keep their gRPC status. It works as long as Run runs.
+// SignJWT has control, or the Workload API that the identity is from, make a JWT-SVID of the program's own identity. Errors keep their gRPC status. It works as long as Run runs.
 func (a *Agent) SignJWT(ctx context.Context, audience []string) (string, error) {
+	if a.upstream != nil {
+		return a.upstream.SignJWT(ctx, audience)
+	}
 	conn, err := a.signConn()
 	if err != nil {
 		return "", err
