@@ -75,10 +75,11 @@ func TestAttest(t *testing.T) {
 		"impostor": bound("shop:"+GatewayServiceAccount, "impostor", "uid-impostor"),
 		"ending":   bound("shop:web", "ending", "uid-ending"), "done": bound("shop:web", "done", "uid-done"),
 		"gone": bound("shop:web", "gone", "uid-gone"), "reborn": bound("shop:web", "web-0", "uid-of-the-last"),
-		"another account":  bound("shop:admin", "web-0", "uid-web-0"),
-		"expired":          {Error: "token has expired"},
-		"another audience": change(func(s *authenticationv1.TokenReviewStatus) { s.Audiences = []string{"https://kubernetes.default.svc"} }),
-		"unbound":          change(func(s *authenticationv1.TokenReviewStatus) { s.User.Extra = nil }),
+		"another account":   bound("shop:admin", "web-0", "uid-web-0"),
+		"another namespace": bound("web:web", "web-0", "uid-web-0"), // stolen there, of a Pod that has the same name here
+		"expired":           {Error: "token has expired"},
+		"another audience":  change(func(s *authenticationv1.TokenReviewStatus) { s.Audiences = []string{"https://kubernetes.default.svc"} }),
+		"unbound":           change(func(s *authenticationv1.TokenReviewStatus) { s.User.Extra = nil }),
 		"two pods": change(func(s *authenticationv1.TokenReviewStatus) {
 			s.User.Extra[extraPodName] = authenticationv1.ExtraValue{"web-0", "gateway-0"}
 		}),
@@ -99,7 +100,7 @@ func TestAttest(t *testing.T) {
 	}
 	for token, want := range map[string]string{
 		"plain": "has no sidecar", "impostor": "has no sidecar", "ending": "is ending", "done": "is ending", "gone": "is gone",
-		"reborn": "another one", "another account": "has the service account web", "expired": "token has expired", "another audience": "made out to others",
+		"reborn": "another one", "another account": "has the service account web", "another namespace": "is gone", "expired": "token has expired", "another audience": "made out to others",
 		"unbound": "not bound to a Pod", "two pods": "not bound to a Pod", "person": "no service account", "made up": "does not know",
 	} {
 		if _, err := a.attest(t.Context(), token); !errors.Is(err, control.ErrNotAttested) || !strings.Contains(err.Error(), want) {
