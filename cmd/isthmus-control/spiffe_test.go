@@ -29,6 +29,7 @@ import (
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
 
+	"github.com/isthmus-mesh/isthmus/api/admin"
 	"github.com/isthmus-mesh/isthmus/trust"
 )
 
@@ -103,6 +104,38 @@ func TestWorkloadAPI(t *testing.T) {
 		t.Errorf("another's JWT-SVID: %v", err)
 	}
 
+	// Revoked, it is another SVID; blocked, it is none.
+	before, err := source.GetX509SVID()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err = p.client.Revoke(ctx, admin.Revocation{Subject: id.String()}); err != nil {
+		t.Fatal(err)
+	}
+	p.eventually(t, func() error {
+		svid, e := source.GetX509SVID()
+		if e != nil || svid.Certificates[0].Equal(before.Certificates[0]) {
+			return fmt.Errorf("still the old SVID, %w", e)
+		}
+		if _, e = workloadapi.ValidateJWTSVID(ctx, token.Marshal(), "db", address); status.Code(e) != codes.InvalidArgument {
+			return fmt.Errorf("a revoked JWT-SVID: %w", e)
+		}
+		return nil
+	})
+	if _, err = p.client.Revoke(ctx, admin.Revocation{Subject: id.String(), Block: true}); err != nil {
+		t.Fatal(err)
+	}
+	p.eventually(t, func() error {
+		asking, end := context.WithTimeout(ctx, 10*time.Second) // it is waited for, for 5 s
+		defer end()
+		if _, e := workloadapi.FetchX509SVID(asking, address); status.Code(e) != codes.Unavailable {
+			return fmt.Errorf("a blocked identity: %w", e)
+		}
+		return nil
+	})
+	if err = p.client.Unrevoke(ctx, id.String()); err != nil {
+		t.Fatal(err)
+	}
 	// A second identity of the same user is offered beside the first.
 	p.declare(t, "x.yaml", fmt.Sprintf(batch, "admin", "admin", me))
 	p.eventually(t, func() error {
