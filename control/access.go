@@ -34,6 +34,9 @@ type policing struct {
 	workloads map[copyID]*Workload
 	at        map[netip.AddrPort]copyID // where they listen
 	others    map[copyID]*other
+	labelled  map[label][]copyID  // workloads that have a label
+	inside    map[string][]copyID // workloads of a namespace
+	outside   map[string][]copyID // others of a namespace
 
 	access map[copyID][]picked
 	copies [][]copyID // by AccessPolicy: those that it is for, ordered
@@ -75,6 +78,7 @@ func newPolicing(w *world) *policing {
 func newExplorer(w *world) *policing {
 	return &policing{
 		w: w, workloads: make(map[copyID]*Workload), at: make(map[netip.AddrPort]copyID), others: make(map[copyID]*other),
+		labelled: make(map[label][]copyID), inside: make(map[string][]copyID), outside: make(map[string][]copyID),
 		access: make(map[copyID][]picked), sets: make(map[string]*configv1.AccessSet),
 		quotas: make(map[copyID][]picked), receivers: make(map[string]map[int]struct{}), limits: make(map[int][]*configv1.Quota),
 	}
@@ -83,7 +87,14 @@ func newExplorer(w *world) *policing {
 // explore finds out which copies there are, and returns those behind each Service, ordered.
 func (p *policing) explore() map[topology.ServiceName][]copyID {
 	for i := range p.w.in.objects.Workloads {
-		p.workloads[copyID(p.w.in.objects.Workloads[i].ID())] = &p.w.in.objects.Workloads[i]
+		workload := &p.w.in.objects.Workloads[i]
+		id := copyID(workload.ID())
+		p.workloads[id] = workload
+		p.inside[workload.Namespace] = append(p.inside[workload.Namespace], id)
+		for k, v := range workload.Labels {
+			l := label{workload.Namespace, k, v}
+			p.labelled[l] = append(p.labelled[l], id)
+		}
 	}
 	names := slices.SortedFunc(maps.Keys(p.w.services), topology.ServiceName.Compare)
 	for _, name := range names {
@@ -119,6 +130,7 @@ func (p *policing) know(s *Service, c *plain) copyID {
 	if o == nil {
 		o = &other{namespace: s.Namespace}
 		p.others[id] = o
+		p.outside[s.Namespace] = append(p.outside[s.Namespace], id)
 	}
 	if len(s.Selector) > 0 {
 		o.selectors = append(o.selectors, s.Selector)
@@ -156,16 +168,19 @@ func (p *policing) pick(into map[copyID][]picked, policy int, namespace string, 
 		}
 	}
 	if len(s.Services) == 0 {
-		for id, w := range p.workloads {
-			if w.Namespace == namespace && selects(s.Labels, w.Labels) {
+		candidates := p.inside[namespace]
+		for k, v := range s.Labels {
+			if with := p.labelled[label{namespace, k, v}]; len(with) < len(candidates) {
+				candidates = with
+			}
+		}
+		for _, id := range candidates {
+			if selects(s.Labels, p.workloads[id].Labels) {
 				chosen[id] = false
 			}
 		}
-		for id, o := range p.others {
-			if o.namespace != namespace {
-				continue
-			}
-			switch sure, never := o.has(s.Labels); {
+		for _, id := range p.outside[namespace] {
+			switch sure, never := p.others[id].has(s.Labels); {
 			case sure:
 				chosen[id] = false
 			case !never:

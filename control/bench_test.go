@@ -13,6 +13,7 @@ import (
 	"github.com/isthmus-mesh/isthmus/federation"
 	"github.com/isthmus-mesh/isthmus/internal/configstream"
 	"github.com/isthmus-mesh/isthmus/topology"
+	"github.com/isthmus-mesh/isthmus/trust/access"
 )
 
 // BenchmarkBuild is what one change costs in a cluster of 1,000 services with two copies each, all exported, and a peer of the same
@@ -63,14 +64,32 @@ spec: {address: 10.0.%[2]d.1, sidecar: {inboundPort: 9443}}
 	}
 	scene.Views = []*federation.View{view}
 	scene.Objects.Peers = []control.ClusterPeer{{Cluster: us, Domain: view.Domain}}
-	for b.Loop() {
-		built, err := control.Build(scene)
-		if err != nil {
-			b.Fatal(err)
+	run := func(b *testing.B) {
+		for b.Loop() {
+			built, err := control.Build(scene)
+			if err != nil {
+				b.Fatal(err)
+			}
+			if len(built.Imports) != services {
+				b.Fatal(len(built.Imports))
+			}
+			configstream.NewWorld(built.Resources)
 		}
-		if len(built.Imports) != services {
-			b.Fatal(len(built.Imports))
-		}
-		configstream.NewWorld(built.Resources)
 	}
+	b.Run("open", run)
+	// One policy for all of them, and one for each.
+	for i := range services + 1 {
+		p := control.AccessPolicy{Meta: control.Meta{Kind: "AccessPolicy", Namespace: "shop", Name: fmt.Sprintf("p-%d", i)}}
+		if i > 0 {
+			p.Selects.Labels = map[string]string{"app": fmt.Sprintf("app-%d", i-1)}
+		}
+		for r := range 10 {
+			p.Rules = append(p.Rules, control.AccessRule{
+				Name: fmt.Sprintf("r-%d", r), From: []control.Caller{{Clusters: []string{"us", topology.Same}, Source: access.Source{Namespaces: []string{"shop"}}}},
+				To: []access.Operation{{Methods: []string{"GET"}, Paths: []access.Pattern{{Text: fmt.Sprintf("/%d/", r), Kind: access.Prefix}}}},
+			})
+		}
+		scene.Objects.Access = append(scene.Objects.Access, p)
+	}
+	b.Run("policies", run)
 }

@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"maps"
 	"slices"
+	"sync"
 	"sync/atomic"
 	"time"
 
@@ -130,7 +131,13 @@ type leases struct {
 	divider   *quota.Divider
 	now       func() time.Time
 	enforcers atomic.Pointer[map[string]map[string]struct{}] // by receiver: the names of quotas
+
+	mu    sync.Mutex
+	asked map[string]time.Time // guarded by mu; by receiver
 }
+
+// leasePause is how long a program has to wait before it is answered again. It asks once a second.
+const leasePause = quota.DefaultTTL / 12
 
 func newLeases(d *directory, now func() time.Time) *leases {
 	return &leases{directory: d, divider: quota.NewDivider(0, now()), now: now}
@@ -140,6 +147,9 @@ func newLeases(d *directory, now func() time.Time) *leases {
 func (l *leases) set(p *policing) error {
 	limits, enforcers := p.shared()
 	l.enforcers.Store(&enforcers)
+	l.mu.Lock()
+	maps.DeleteFunc(l.asked, func(receiver string, _ time.Time) bool { return enforcers[receiver] == nil })
+	l.mu.Unlock()
 	return l.divider.Configure(limits, l.now())
 }
 
@@ -156,15 +166,33 @@ func (l *leases) lease(id spiffeid.ID, receiver string, demands configstream.Dem
 	if who, err := l.directory.identity(cutProgram(receiver)); err != nil || who != id {
 		return nil, 0
 	}
+	now := l.now()
+	if !l.may(receiver, now) {
+		return nil, 0
+	}
 	out := make(configstream.Shares)
 	var least time.Duration
 	for name, asked := range demands {
 		if _, ok := own[name]; !ok {
 			continue
 		}
-		if shares, ttl, ok := l.divider.Lease(name, receiver, asked, l.now()); ok {
+		if shares, ttl, ok := l.divider.Lease(name, receiver, asked, now); ok {
 			out[name], least = shares, ttl
 		}
 	}
 	return out, least
+}
+
+// may tells whether a program may ask again. There are as many to remember as there are enforcers.
+func (l *leases) may(receiver string, now time.Time) bool {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if last, ok := l.asked[receiver]; ok && now.Sub(last) < leasePause {
+		return false
+	}
+	if l.asked == nil {
+		l.asked = make(map[string]time.Time)
+	}
+	l.asked[receiver] = now
+	return true
 }

@@ -67,6 +67,10 @@ func TestLeases(t *testing.T) {
 	if share := shares["shop/q/shared"][0]; share.Bucket != "all" || share.Rate <= 0 || share.Rate > 50 {
 		t.Errorf("%+v: want no more than the half that the other copy may fall back to", share)
 	}
+	if shares, _ := l.lease(id("a"), "sidecar/shop/a-0", ask); len(shares) != 0 {
+		t.Errorf("asked again at once: %v", shares)
+	}
+	now = now.Add(time.Second)
 	for what, x := range map[string]struct {
 		id       spiffeid.ID
 		receiver string

@@ -2,6 +2,7 @@ package sidecar
 
 import (
 	"context"
+	"crypto/sha256"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -173,7 +174,8 @@ func keyOf(in *topology.Inbound) string {
 	if err != nil {
 		return "" // nothing is the same as it
 	}
-	return string(b)
+	sum := sha256.Sum256(b) // of what may be a megabyte
+	return string(sum[:])
 }
 
 func compile(key string, in *topology.Inbound) *rules {
