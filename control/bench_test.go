@@ -65,6 +65,7 @@ spec: {address: 10.0.%[2]d.1, sidecar: {inboundPort: 9443}}
 	scene.Views = []*federation.View{view}
 	scene.Objects.Peers = []control.ClusterPeer{{Cluster: us, Domain: view.Domain}}
 	run := func(b *testing.B) {
+		b.Helper()
 		for b.Loop() {
 			built, err := control.Build(scene)
 			if err != nil {
