@@ -66,7 +66,7 @@ func build(in inputs) *world {
 	w := &world{in: in, services: make(map[topology.ServiceName]*resolved, len(in.objects.Services))}
 	w.peers, w.problems = acceptedPeers(in.self, in.objects.Peers)
 	w.usable = slices.DeleteFunc(usableViews(in.views, w.peers), func(v *federation.View) bool { return in.revoked.domain(v.Domain) })
-	w.checkRoots()
+	w.tellSharedRoots()
 	w.silent = silentPeers(in.views, w.peers)
 	var problems []Problem
 	w.domains, problems = acceptedDomains(in.self, in.objects.Peers, in.objects.Domains)

@@ -2,13 +2,11 @@ package control
 
 import (
 	"crypto/sha256"
-	"crypto/x509"
 	"fmt"
 	"slices"
 
 	"github.com/spiffe/go-spiffe/v2/spiffeid"
 
-	"github.com/isthmus-mesh/isthmus/federation"
 	"github.com/isthmus-mesh/isthmus/trust"
 )
 
@@ -28,30 +26,21 @@ func (o rootOwners) claim(td spiffeid.TrustDomain, b trust.Bundle) (other spiffe
 	return other, shared
 }
 
-// checkRoots leaves out the peers that share a root with this cluster: their members could speak as ours, and the other way round. Of two peers
-// that share one it is said only: to leave one out would let any peer shut out another, by telling the other's root as its own.
-func (w *world) checkRoots() {
-	own, all := make(rootOwners), make(rootOwners)
-	own.claim(w.in.self.Domain, w.in.trust)
-	w.usable = slices.DeleteFunc(w.usable, func(v *federation.View) bool {
-		other, shared := all.claim(v.Domain, v.Bundle)
-		ours := slices.ContainsFunc(v.Bundle.Authorities, func(root *x509.Certificate) bool { _, is := own[trust.Fingerprint(root)]; return is })
+// tellSharedRoots names the peers that share a root with this cluster or with another peer. The verifier takes from below such a root only what a
+// CA has signed that says whose it is (trust.Bundles), so they are not shut out: any peer could shut out another, by telling its root as its own.
+func (w *world) tellSharedRoots() {
+	owners := make(rootOwners)
+	owners.claim(w.in.self.Domain, w.in.trust)
+	for _, v := range w.usable {
+		other, shared := owners.claim(v.Domain, v.Bundle)
 		i := slices.IndexFunc(w.peers, func(p ClusterPeer) bool { return p.Cluster == v.Cluster })
-		if i < 0 {
-			return ours
+		if !shared || i < 0 {
+			continue
 		}
-		problem := Problem{Source: w.peers[i].Source, Object: w.peers[i].Object()}
-		switch {
-		case ours:
-			problem.Reason = fmt.Sprintf("%s has a root that is this cluster's own too, and could issue SVIDs of its members: it is not trusted; "+
-				"give each cluster a root of its own", v.Domain.Name())
-		case shared:
-			problem.Reason = fmt.Sprintf("%s has a root that %s has too: each could issue SVIDs of the other's members; give each cluster a root of its own",
-				v.Domain.Name(), other.Name())
-		default:
-			return false
-		}
-		w.problems = append(w.problems, problem)
-		return ours
-	})
+		w.problems = append(w.problems, Problem{
+			Source: w.peers[i].Source, Object: w.peers[i].Object(),
+			Reason: fmt.Sprintf("%s has a root that %s has too: whoever has its key can issue SVIDs of both. Those of either are taken only from a CA that has the "+
+				"trust domain as its URI; better, give each cluster a root of its own", v.Domain.Name(), other.Name()),
+		})
+	}
 }

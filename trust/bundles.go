@@ -71,6 +71,8 @@ func containsAll(set, certs []*x509.Certificate) bool {
 type domainTrust struct {
 	bundle Bundle
 	roots  *x509.CertPool
+	// shared are the keys of roots that another domain has too: whoever has one could issue SVIDs of either.
+	shared map[[sha256.Size]byte]struct{}
 }
 
 func newDomainTrust(b Bundle) *domainTrust {
@@ -144,11 +146,39 @@ func (s bundleSet) put(old bundleSet, td spiffeid.TrustDomain, bundle Bundle) {
 	s[td] = newDomainTrust(bundle)
 }
 
+// markShared replaces the entries of which other roots than before are shared with another domain.
+func (s bundleSet) markShared() {
+	owner, twice := make(map[[sha256.Size]byte]spiffeid.TrustDomain), make(map[[sha256.Size]byte]struct{})
+	for td, d := range s {
+		for _, c := range d.bundle.Authorities {
+			key := Fingerprint(c)
+			if of, known := owner[key]; known && of != td {
+				twice[key] = struct{}{}
+			}
+			owner[key] = td
+		}
+	}
+	for td, d := range s {
+		shared := make(map[[sha256.Size]byte]struct{})
+		for _, c := range d.bundle.Authorities {
+			if _, is := twice[Fingerprint(c)]; is {
+				shared[Fingerprint(c)] = struct{}{}
+			}
+		}
+		if !maps.Equal(shared, d.shared) {
+			marked := *d
+			marked.shared = shared
+			s[td] = &marked
+		}
+	}
+}
+
 func (b *Bundles) update(change func(bundleSet) bundleSet) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	old := b.load()
 	next := change(old)
+	next.markShared()
 	if maps.Equal(old, next) {
 		return
 	}

@@ -242,17 +242,25 @@ func (d *domainTrust) whyRevoked(id spiffeid.ID) error {
 	return errors.New("the ID is blocked")
 }
 
+// errSharedRoot: below a root that two domains have, a CA could sign for either, if it doesn't say whose it is.
+var errSharedRoot = errors.New("its root is another trust domain's too, and no CA in between has the domain as its URI")
+
 // acceptPath checks, leaf to root, what crypto/x509 doesn't.
 func (d *domainTrust) acceptPath(id spiffeid.ID, path []*x509.Certificate) *VerifyError {
 	if len(path) < 2 { // crypto/x509 accepts a leaf that is itself among the roots
 		return &VerifyError{Reason: BadChain, ID: id, Err: errors.New("the certificate is its own authority")}
 	}
+	named := false // a CA says that it is of this domain
 	for _, ca := range path[1:] {
+		named = named || len(ca.URIs) > 0
 		for _, u := range ca.URIs {
 			if of, err := spiffeid.FromURI(u); err != nil || of.TrustDomain() != id.TrustDomain() {
 				return &VerifyError{Reason: BadChain, ID: id, Err: fmt.Errorf("signed by an authority of %q", u)}
 			}
 		}
+	}
+	if _, shared := d.shared[Fingerprint(path[len(path)-1])]; shared && !named {
+		return &VerifyError{Reason: BadChain, ID: id, Err: errSharedRoot}
 	}
 	for _, c := range path {
 		if _, ok := d.bundle.Revoked[Fingerprint(c)]; ok {

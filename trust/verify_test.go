@@ -260,6 +260,51 @@ func TestVerifyOtherPath(t *testing.T) {
 	}
 }
 
+// Two domains below one root: what a CA signs that says whose it is passes, and only for that domain; what one signs that doesn't passes for
+// neither, from the moment that the root is shared.
+func TestVerifySharedRoot(t *testing.T) {
+	template := caTemplate(t, "a.test")
+	template.URIs = nil
+	company := newRoot(t, template)
+	unnamed := company.sub(template)
+	ofA, ofB := company.sub(caTemplate(t, "a.test")), company.sub(caTemplate(t, "b.test"))
+	b := NewBundles()
+	b.Set(domainA, company.bundle())
+	reason := func(ca *testCA, id spiffeid.ID) Reason {
+		_, err := b.Verify(ca.svid(id).Certificates, time.Now())
+		return reasonOf(t, err)
+	}
+	for _, ca := range []*testCA{company, unnamed, ofA, ofA.sub(template)} {
+		if got := reason(ca, gatewayA); got != 0 {
+			t.Errorf("alone: %q", got)
+		}
+	}
+	b.Set(domainB, company.bundle())
+	for _, test := range []struct {
+		name string
+		ca   *testCA
+		id   spiffeid.ID
+		want Reason
+	}{
+		{"its own CA", ofA, gatewayA, 0},
+		{"below its own CA", ofA.sub(template), gatewayA, 0},
+		{"the other's own CA", ofB, gatewayB, 0},
+		{"a CA of the other", ofB, gatewayA, BadChain},
+		{"below a CA of the other", ofB.sub(template), gatewayA, BadChain},
+		{"a CA of nobody", unnamed, gatewayA, BadChain},
+		{"a CA of nobody, for the other", unnamed, gatewayB, BadChain},
+		{"the root itself", company, gatewayA, BadChain},
+	} {
+		if got := reason(test.ca, test.id); got != test.want {
+			t.Errorf("%s: %q, want %q", test.name, got, test.want)
+		}
+	}
+	b.Remove(domainB)
+	if got := reason(unnamed, gatewayA); got != 0 {
+		t.Errorf("alone again: %q", got)
+	}
+}
+
 // A trust anchor that is the SVID itself is not a chain.
 func TestVerifyLeafAsRoot(t *testing.T) {
 	svid := rootOf(t, domainA).svid(spiffeid.RequireFromString(shop))
