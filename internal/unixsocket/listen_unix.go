@@ -10,13 +10,11 @@ import (
 	"net"
 	"os"
 	"path/filepath"
-	"syscall"
 	"time"
 )
 
 // Listen listens on a Unix socket with that mode: who may write to it may connect. Its folder is made where it is missing, for this user
-// alone if the socket is, else so that others can get to it. A socket that a dead process left is replaced. It changes the process's umask
-// for a moment: call it before anything else makes files.
+// alone if the socket is, else so that others can get to it. A socket that a dead process left is replaced.
 func Listen(path string, mode fs.FileMode) (net.Listener, error) {
 	if err := checkPath(path); err != nil {
 		return nil, err
@@ -31,10 +29,13 @@ func Listen(path string, mode fs.FileMode) (net.Listener, error) {
 	if err := removeStale(path); err != nil {
 		return nil, err
 	}
-	// Not chmod afterwards: somebody could open it in between.
-	before := syscall.Umask(0o777 &^ int(mode.Perm()))
-	defer syscall.Umask(before)
-	return net.Listen("unix", path)
+	l, err := bind(path)
+	if err == nil {
+		if err = os.Chmod(path, mode.Perm()); err != nil {
+			_ = l.Close()
+		}
+	}
+	return l, err
 }
 
 func removeStale(path string) error {
