@@ -65,12 +65,18 @@ func revocationCode(err error) int {
 	return http.StatusInternalServerError
 }
 
-// enforce puts what is revoked in force: here at once, and has everybody told.
+// tellFirst is how long a program whose SVID was revoked keeps its connection, so that it hears why it loses it: else it would go on handing its
+// identity out. On that connection it gets nothing any more (peerOf).
+const tellFirst = 300 * time.Millisecond
+
+// enforce puts what is revoked in force: it has everybody told, and then closes the connections of those who are refused now.
 func (c *Control) enforce() {
-	if err := c.takeRoots(); err != nil {
-		c.cfg.Log.Error("trust bundle not written", "error", err)
-	}
 	c.poke()
+	time.AfterFunc(tellFirst, func() {
+		if err := c.takeRoots(); err != nil {
+			c.cfg.Log.Error("trust bundle not written", "error", err)
+		}
+	})
 }
 
 // checkRevocable refuses what would put the whole cluster out: the keys that the own domain lives by.

@@ -124,6 +124,11 @@ func (c *Control) peerOf(ctx context.Context) (trust.Peer, error) {
 	case !c.cfg.Now().Before(who.NotAfter):
 		return trust.Peer{}, errors.New("the SVID of this connection has ended")
 	}
+	// What is revoked a moment ago is not in force for connections yet.
+	own := c.ownBundle()
+	if _, gone := own.Revoked[who.Key]; gone || own.RevokesID(who.ID, info.State.PeerCertificates[0].NotBefore) {
+		return trust.Peer{}, errors.New("the SVID of this connection was revoked")
+	}
 	return who, nil
 }
 

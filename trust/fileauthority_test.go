@@ -9,6 +9,7 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
+	"sync/atomic"
 	"strings"
 	"testing"
 	"testing/synctest"
@@ -158,13 +159,16 @@ func TestFileAuthorityRenewal(t *testing.T) {
 func TestFileAuthorityNewRoot(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		dir, old, next := t.TempDir(), upstreamRoot(t), upstreamRoot(t)
-		held := []string{"cluster us"}
+		var heard atomic.Bool
 		cfg := upstreamFiles(t, dir, old.intermediate(48*time.Hour, nil), old)
 		cfg.Holds = func(root *x509.Certificate) []string {
 			if !root.Equal(next.cert) {
 				t.Error("asked for another root")
 			}
-			return held
+			if heard.Load() {
+				return nil
+			}
+			return []string{"cluster us"}
 		}
 		a := openFiles(t, cfg)
 		stop := run(t, a.Run)
@@ -183,7 +187,7 @@ func TestFileAuthorityNewRoot(t *testing.T) {
 		if err := verifyWith([]*x509.Certificate{old.cert}, before); err != nil {
 			t.Errorf("signed by the new CA, and not everybody has its root: %v", err)
 		}
-		held = nil
+		heard.Store(true)
 		time.Sleep(time.Minute)
 		after := a.issueTo(t, gatewayA)
 		if err := verifyWith([]*x509.Certificate{next.cert}, after); err != nil {
