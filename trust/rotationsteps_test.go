@@ -463,7 +463,11 @@ func TestRotationProperty(t *testing.T) {
 			w.handshakes(step)
 		}
 	})
-	if rotated < 10 || died < 10 {
+	least := 10
+	if testing.Short() { // rapid draws a fifth
+		least = 1
+	}
+	if rotated < least || died < least {
 		t.Errorf("%d rotations and %d deaths: the test has lost its bite", rotated, died)
 	}
 	t.Logf("%d rotations, %d deaths", rotated, died)
