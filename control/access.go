@@ -270,10 +270,17 @@ func (p *policing) fits(policies []access.Policy, set *configv1.AccessSet) error
 // policyOf is a policy as sidecars have it.
 func (w *world) policyOf(p *AccessPolicy) access.Policy { return p.Resolve(w.domainOf) }
 
+// RuleNotUnderstood is the rule that stands in for those of a policy that is not understood. It denies, as nothing else wins over what other
+// policies allow: the rules that nobody can read may have denied just that.
+const RuleNotUnderstood = "not-understood"
+
 // Resolve puts trust domains in the place of clusters. domainOf returns that of a cluster, or of the own one (topology.Same); zero where there
 // is none of the name: then nobody is meant.
 func (p *AccessPolicy) Resolve(domainOf func(cluster string) spiffeid.TrustDomain) access.Policy {
 	out := access.Policy{Name: p.Namespace + "/" + p.Name, Audit: p.Audit, Issuers: p.Issuers}
+	if p.Closed {
+		out.Rules = []access.Rule{{Name: RuleNotUnderstood, Deny: true}}
+	}
 	for _, r := range p.Rules {
 		out.Rules = append(out.Rules, access.Rule{Name: r.Name, Deny: r.Deny, From: resolveCallers(r.From, domainOf), To: r.To, Users: r.Users})
 	}
@@ -403,7 +410,7 @@ func (w *world) accepted(m *Meta, closed bool, s Selection, callers []Caller, co
 	}
 	switch {
 	case closed:
-		w.doubtful(m, "is not understood, and no earlier version of it is known: all calls to what it would be for (%s) are refused until that is put right", copiesText(copies))
+		w.doubtful(m, "is not understood, and no earlier version of it is known: all calls to what it would be for (%s) are refused, whatever other policies allow, until that is put right", copiesText(copies))
 		return no(reasonInvalid, "everything is refused to %s, as no version of it is known that is understood: %s", copiesText(copies), why)
 	case why != "":
 		return no(reasonInvalid, "an earlier version is in force: %s", why)

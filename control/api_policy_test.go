@@ -6,11 +6,57 @@ import (
 
 	"github.com/google/go-cmp/cmp"
 	"github.com/rogpeppe/go-internal/txtar"
+	"github.com/spiffe/go-spiffe/v2/spiffeid"
 
 	"github.com/isthmus-mesh/isthmus/api/admin"
 	"github.com/isthmus-mesh/isthmus/control"
 	"github.com/isthmus-mesh/isthmus/trust/access"
 )
+
+// TestNotUnderstoodWins: what can't be read may have denied what another policy allows.
+func TestNotUnderstoodWins(t *testing.T) {
+	archive, err := txtar.ParseFile("testdata/build/access.txtar")
+	if err != nil {
+		t.Fatal(err)
+	}
+	scene := readScene(t, archive)
+	scene.Objects.Access = []control.AccessPolicy{
+		{Meta: control.Meta{Kind: "AccessPolicy", Namespace: "shop", Name: "anybody"}, Rules: []control.AccessRule{{Name: "all"}}},
+		{Meta: control.Meta{Kind: "AccessPolicy", Namespace: "shop", Name: "slip"}, Closed: true},
+	}
+	told, err := control.Policies(scene)
+	if err != nil {
+		t.Fatal(err)
+	}
+	var policies []access.Policy
+	for _, p := range told.Policies {
+		if p.Kind != "AccessPolicy" {
+			continue
+		}
+		var policy access.Policy
+		if err = json.Unmarshal(p.Access, &policy); err != nil {
+			t.Fatal(err)
+		}
+		policies = append(policies, policy)
+	}
+	set, err := access.Compile([][]access.Policy{policies})
+	if err != nil {
+		t.Fatal(err)
+	}
+	caller := spiffeid.RequireFromString("spiffe://us.example/ns/shop/sa/web")
+	want := access.Verdict{Reason: access.DeniedByRule, Policy: "shop/slip", Rule: control.RuleNotUnderstood}
+	for _, http := range []bool{true, false} {
+		if got := set.Decide(&access.Request{Caller: caller, Port: 8080, HTTP: http, Method: "GET", Path: "/"}).Verdict; got != want {
+			t.Errorf("http %v: %+v, want %+v", http, got, want)
+		}
+	}
+	if set.Admits(caller, 8080) {
+		t.Error("a session is let in")
+	}
+	if p := control.Perhaps(policies[1]); len(p.Rules) != 1 {
+		t.Errorf("where it may be for a workload it refuses nothing: %+v", p)
+	}
+}
 
 // TestPoliciesTold: who asks hears of each copy what is for it, who enforces that, and of policies what sidecars have.
 func TestPoliciesTold(t *testing.T) {

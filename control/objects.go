@@ -186,7 +186,8 @@ type AccessPolicy struct {
 	Audit      bool
 	Issuers    []access.Issuer
 	Rules      []AccessRule
-	// Closed: what is declared is not understood, and no earlier version of it is known. It has no rules, so it refuses everything.
+	// Closed: what is declared is not understood, and no earlier version of it is known. Whatever others allow, it refuses everything
+	// (RuleNotUnderstood).
 	Closed bool
 }
 
