@@ -19,6 +19,7 @@ import (
 	"github.com/isthmus-mesh/isthmus/trust"
 	"github.com/isthmus-mesh/isthmus/trust/access"
 	"github.com/isthmus-mesh/isthmus/trust/enduser"
+	"github.com/isthmus-mesh/isthmus/trust/quota"
 )
 
 // police puts policies in force for what a server serves.
@@ -177,6 +178,52 @@ func TestPolicyOfOpaqueBytes(t *testing.T) {
 	}
 	if n := near.counter("isthmus_sidecar_policy_decisions_total", "policy=shop/p", "decision=deny"); n == 0 {
 		t.Error("the refusal is not counted")
+	}
+}
+
+// TestOpaqueRefusalIsFinal: whoever may not call one copy is not led to another, and the copy is not held to be broken.
+func TestOpaqueRefusalIsFinal(t *testing.T) {
+	w := newWorld(t)
+	near := w.server(eu, "checkout", topology.TCP, tcpApp(t, whole))
+	far := w.server(us, "checkout", topology.TCP, tcpApp(t, whole))
+	w.gateway("gateway-0", to(far))
+	direct := listenTCP(t)
+	c := w.caller(view{protocol: topology.TCP, endpoints: []topology.Endpoint{near.endpoint("checkout-0")}, remotes: []topology.Remote{remote(1, far)}}, func(c *Config) {
+		c.Listeners = []LocalListener{{Service: checkout, Port: 80, Listener: direct}}
+	})
+	connect := func() (net.Conn, error) { return c.through(t.Context(), "", "checkout.shop.svc.clusterset.local:80") }
+	near.police([]access.Policy{{Name: "shop/p", Rules: []access.Rule{allow("admin", eu, "admin")}}})
+	for range 5 {
+		if _, err := connect(); err == nil || !strings.Contains(err.Error(), "403") || !strings.Contains(err.Error(), string(CodeNotAllowed)) {
+			t.Fatalf("CONNECT: %v", err)
+		}
+		conn, err := net.Dial("tcp", direct.Addr().String())
+		if err != nil {
+			continue // it is reset before it was open for us
+		}
+		if got, end := io.ReadAll(conn); end == nil || len(got) != 0 {
+			t.Errorf("a refused connection ended in order: %q", got)
+		}
+		_ = conn.Close()
+	}
+	if n := c.counter("isthmus_ejections_total"); n != 0 {
+		t.Errorf("%v ejections", n)
+	}
+	if strings.Contains(c.logs.String(), errAppDown.Error()) {
+		t.Errorf("false words: %s", c.logs)
+	}
+	near.police([]access.Policy{{Name: "shop/p", Rules: []access.Rule{allow("web", eu, "web")}}})
+	near.limit(topology.Quota{Name: "shop/q/one", Per: topology.PerService, Limit: quota.Limit{Name: "one", Rate: 1.0 / 3600, Burst: 1, Window: time.Hour}})
+	conn, err := connect()
+	if err != nil {
+		t.Fatalf("once it may: %v", err)
+	}
+	_ = conn.Close()
+	if _, err = connect(); err == nil || !strings.Contains(err.Error(), "429") || !strings.Contains(err.Error(), string(CodeTooMany)) {
+		t.Errorf("CONNECT above a quota: %v", err)
+	}
+	if got := far.Decisions().Decisions; len(got) != 0 {
+		t.Errorf("another copy was asked: %+v", got)
 	}
 }
 

@@ -3,6 +3,7 @@ package sidecar
 import (
 	"context"
 	"crypto/tls"
+	"errors"
 	"log/slog"
 	"net"
 
@@ -54,8 +55,11 @@ func (in *Inbound) openApp(ctx context.Context, a *arrival, far *opaque) (net.Co
 	to := g.port(a.service, a.port, a.host)
 	err := errNotServed
 	var near net.Conn
+	no := byte(tunnelAppDown) // the answer where there is an error
 	if to != nil && !to.Protocol.IsHTTP() {
-		err = in.admit(g, a)
+		if err = in.admit(g, a); err != nil && !errors.Is(err, errNotServed) {
+			no = tunnelRefused
+		}
 		q := access.Request{Caller: a.peer.ID}
 		guard, d := g.guard(a.service), unguarded(g.isPeer(a.peer.ID))
 		if guard != nil {
@@ -64,7 +68,7 @@ func (in *Inbound) openApp(ctx context.Context, a *arrival, far *opaque) (net.Co
 		in.decided(ctx, a, to, &q, &d)
 		if guard != nil && err == nil { // a connection counts as a request
 			if _, over := in.spend(ctx, guard, &q, a); over != nil {
-				err = over.Err
+				err, no = over.Err, tunnelTooMany
 			}
 		}
 		if err == nil {
@@ -73,7 +77,7 @@ func (in *Inbound) openApp(ctx context.Context, a *arrival, far *opaque) (net.Co
 	}
 	answer := byte(tunnelOpen)
 	if err != nil {
-		answer = tunnelAppDown
+		answer = no
 	}
 	if _, werr := far.Write([]byte{answer}); werr != nil && err == nil {
 		err = werr

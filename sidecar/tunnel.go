@@ -24,10 +24,13 @@ import (
 )
 
 // An opaque connection begins with one byte from the called workload's sidecar: whether the application took the connection.
-// Until then nothing was sent to it, so the caller may go to another copy.
+// Until then nothing was sent to it, so the caller may go to another copy; not where it is refused, which is as final as 403 and 429 are.
+// A sidecar that does not know a byte takes it for tunnelAppDown.
 const (
 	tunnelOpen    = 0
 	tunnelAppDown = 1
+	tunnelRefused = 2 // the caller may not
+	tunnelTooMany = 3 // above a quota
 	// tunnelTimeout bounds the wait for it.
 	tunnelTimeout = 5 * time.Second
 )
@@ -54,6 +57,10 @@ func (o *Outbound) openTunnel(ctx context.Context, p *plan) (*tunnel, error) {
 			o.answered(c)
 			return &tunnel{inner, c.candidate.Target}, nil
 		}
+		if refused, ok := errors.AsType[*Failure](err); ok {
+			o.answered(c)
+			return nil, refused
+		}
 		if ctx.Err() != nil {
 			if c.probe {
 				o.health.Cancel(c.candidate.Target)
@@ -65,6 +72,7 @@ func (o *Outbound) openTunnel(ctx context.Context, p *plan) (*tunnel, error) {
 	return nil, fail(http.StatusServiceUnavailable, CodeNoAnswer, "no copy of %s took the connection: %s", host.String(q), s.words())
 }
 
+// tryTunnel tries one copy. An error is a *Failure where it refuses, which no other copy is to be asked about.
 func (o *Outbound) tryTunnel(ctx context.Context, q topology.Query, c choice) (*session.Conn, error) {
 	inner, err := o.sessions.Dial(ctx, destination(q, c.candidate), session.TCP)
 	if err != nil {
@@ -78,6 +86,10 @@ func (o *Outbound) tryTunnel(ctx context.Context, q topology.Query, c choice) (*
 	_, err = io.ReadFull(inner, first[:])
 	if err == nil && first[0] != tunnelOpen {
 		err = errAppDown
+		if refused := tunnelRefusal(first[0], q, c.candidate.Target); refused != nil {
+			inner.Abort(refused)
+			return nil, refused
+		}
 	}
 	if err != nil {
 		inner.Abort(err)
@@ -87,6 +99,18 @@ func (o *Outbound) tryTunnel(ctx context.Context, q topology.Query, c choice) (*
 		return nil, err
 	}
 	return inner, inner.SetReadDeadline(time.Time{})
+}
+
+// tunnelRefusal is what the application hears where the called side does not want its connection; nil where the answer says something else.
+func tunnelRefusal(answer byte, q topology.Query, t topology.Target) *Failure {
+	switch answer {
+	case tunnelRefused:
+		return fail(http.StatusForbidden, CodeNotAllowed, "%s refuses the connection to %s: this workload may not call it", place(t), host.String(q))
+	case tunnelTooMany:
+		return fail(http.StatusTooManyRequests, CodeTooMany, "%s refuses the connection to %s: a quota is used up", place(t), host.String(q))
+	default:
+		return nil
+	}
 }
 
 // connect serves CONNECT: requests inside of it when the port speaks HTTP, else opaque bytes.
