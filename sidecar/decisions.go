@@ -53,14 +53,17 @@ func newDecisions(now func() time.Time) *decisions {
 	return &decisions{now: now, since: now(), known: make(map[kindOf]*list.Element)}
 }
 
+// shortened is a request target or a method without a query, which may hold secrets, and not longer than anybody wants to keep.
+func shortened(text string) string {
+	if i := strings.IndexAny(text, "?#"); i >= 0 {
+		text = text[:i]
+	}
+	return text[:min(len(text), maxDecisionPath)]
+}
+
 // note takes note of a decision.
 func (d *decisions) note(k kindOf, what *access.Decision) {
-	if i := strings.IndexAny(k.path, "?#"); i >= 0 {
-		k.path = k.path[:i]
-	}
-	if len(k.path) > maxDecisionPath {
-		k.path = k.path[:maxDecisionPath]
-	}
+	k.path = shortened(k.path)
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	now := d.now()

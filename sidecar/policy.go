@@ -368,14 +368,14 @@ func (in *Inbound) decided(ctx context.Context, a *arrival, to *topology.Inbound
 	}
 	switch {
 	case !d.Allowed:
-		in.refusals.tell(ctx, a, d.Verdict, decisionDeny)
+		in.refusals.tell(ctx, a, q, d.Verdict, decisionDeny)
 	case !d.Audit.Allowed:
-		in.refusals.tell(ctx, a, d.Audit, decisionAudit)
+		in.refusals.tell(ctx, a, q, d.Audit, decisionAudit)
 	}
 }
 
-// How often the log tells of refusals at level WARN: of the same caller and rule once in refusalsEvery, of all together refusalsMost times
-// a second. The access log (log.requests) has each.
+// How often the log tells of refusals at level WARN: of the same caller, rule and decision once in refusalsEvery, of all together refusalsMost
+// times a second. The access log (log.requests) has each.
 const (
 	refusalsEvery = 10 * time.Second
 	refusalsMost  = 10
@@ -388,15 +388,15 @@ type refusals struct {
 	now func() time.Time
 
 	mu     sync.Mutex
-	told   map[[3]string]time.Time // guarded by mu: caller, policy and rule
+	told   map[[4]string]time.Time // guarded by mu: caller, policy, rule and decision: the first refusal is told, however lately it was told that there would be one
 	second time.Time               // guarded by mu: in which spent were told
 	spent  int                     // guarded by mu
 	untold int                     // guarded by mu
 }
 
 // due says whether the log may be told now, and of how many refusals it was not.
-func (r *refusals) due(caller, policy, rule string) (untold int, ok bool) {
-	key := [3]string{caller, policy, rule}
+func (r *refusals) due(caller, policy, rule, decision string) (untold int, ok bool) {
+	key := [4]string{caller, policy, rule, decision}
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	now := r.now()
@@ -409,7 +409,7 @@ func (r *refusals) due(caller, policy, rule string) (untold int, ok bool) {
 		return 0, false
 	}
 	if len(r.told) >= maxRefusals || r.told == nil {
-		r.told = make(map[[3]string]time.Time)
+		r.told = make(map[[4]string]time.Time)
 	}
 	r.told[key] = now
 	r.spent++
@@ -417,11 +417,12 @@ func (r *refusals) due(caller, policy, rule string) (untold int, ok bool) {
 	return untold, true
 }
 
-func (r *refusals) tell(ctx context.Context, a *arrival, v access.Verdict, decision string) {
-	if untold, ok := r.due(a.peer.ID.String(), v.Policy, v.Rule); ok {
+func (r *refusals) tell(ctx context.Context, a *arrival, q *access.Request, v access.Verdict, decision string) {
+	if untold, ok := r.due(a.peer.ID.String(), v.Policy, v.Rule, decision); ok {
 		r.log.LogAttrs(ctx, slog.LevelWarn, "policy decided",
 			slog.String("decision", decision),
 			slog.String("caller", a.peer.ID.String()), slog.String("service", a.service.String()), slog.Int("port", int(a.port)),
+			slog.String("method", shortened(q.Method)), slog.String("path", shortened(q.Path)),
 			slog.String("policy", v.Policy), slog.String("rule", v.Rule), slog.String("reason", v.Reason.String()), slog.Int("not_told", untold))
 	}
 }

@@ -109,6 +109,9 @@ func TestPolicyDecides(t *testing.T) {
 	if n := near.counter("isthmus_sidecar_policy_decisions_total", "policy=shop/watch", "decision=audit-deny"); n != 4 {
 		t.Errorf("%v would have been refused by shop/watch, want all 4", n)
 	}
+	if logs := near.logs.String(); !strings.Contains(logs, `msg="policy decided" decision=deny caller=`) || !strings.Contains(logs, " method=GET path=/admin policy=shop/checkout") {
+		t.Errorf("the warning does not say what was asked for: %s", logs)
+	}
 	found := false
 	for _, s := range near.spans.Ended() {
 		for _, a := range s.Attributes() {
@@ -224,6 +227,26 @@ func TestOpaqueRefusalIsFinal(t *testing.T) {
 	}
 	if got := far.Decisions().Decisions; len(got) != 0 {
 		t.Errorf("another copy was asked: %+v", got)
+	}
+}
+
+// TestRefusalsAreTold: a policy that is put in force after its audit has its first refusal in the log, and a query never is.
+func TestRefusalsAreTold(t *testing.T) {
+	var logs strings.Builder
+	at := time.Unix(1_700_000_000, 0)
+	r := refusals{log: slog.New(slog.NewTextHandler(&logs, nil)), now: func() time.Time { return at }}
+	a := &arrival{peer: trust.Peer{ID: must(trust.WorkloadID(eu, "shop", "web"))}, service: checkout}
+	q := &access.Request{HTTP: true, Method: "GET", Path: "/cart?card=4111"}
+	v := access.Verdict{Reason: access.NoRuleAllows, Policy: "shop/p"}
+	for _, decision := range []string{decisionAudit, decisionAudit, decisionDeny, decisionDeny} {
+		r.tell(t.Context(), a, q, v, decision)
+	}
+	got := logs.String()
+	if strings.Count(got, "decision="+decisionAudit) != 1 || strings.Count(got, "decision="+decisionDeny) != 1 {
+		t.Errorf("want each decision once:\n%s", got)
+	}
+	if strings.Contains(got, "4111") || !strings.Contains(got, "method=GET path=/cart policy=shop/p") {
+		t.Errorf("what was asked for:\n%s", got)
 	}
 }
 

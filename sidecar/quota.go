@@ -148,7 +148,7 @@ var (
 
 // over tells the log of a request above a quota, as tell does.
 func (r *refusals) over(ctx context.Context, a *arrival, q *allotment, decision string) {
-	if untold, ok := r.due(a.peer.ID.String(), q.Name, decision); ok {
+	if untold, ok := r.due(a.peer.ID.String(), q.Name, "", decision); ok {
 		r.log.LogAttrs(ctx, slog.LevelWarn, "quota decided",
 			slog.String("decision", decision),
 			slog.String("caller", a.peer.ID.String()), slog.String("service", a.service.String()), slog.Int("port", int(a.port)),
