@@ -38,6 +38,10 @@ const (
 	revokedKey    = "key"
 )
 
+// foreignLife is how long an SVID of a peer's may live at most, for all that is known of it here: its own authority issues them for an hour, an
+// upstream of its for whatever that likes, and hardly for longer than a day.
+const foreignLife = 24 * time.Hour
+
 // endsAfter is how long after the last that was issued has ended a revocation of it is kept: for clocks that are behind.
 const endsAfter = 5 * time.Minute
 
@@ -58,6 +62,8 @@ type revocation struct {
 	Reason  string    `json:"reason,omitempty"`
 	At      time.Time `json:"at"`
 	Ends    time.Time `json:"ends,omitzero"`
+	// TrustDomain is whose a key is, where that is known.
+	TrustDomain string `json:"trust_domain,omitempty"`
 
 	domain spiffeid.TrustDomain
 	id     spiffeid.ID
@@ -72,6 +78,11 @@ func (r *revocation) parse() error {
 			return fmt.Errorf("%w: %q: %s", errRevocation, clip(r.Subject, 100), subjectExamples)
 		}
 		r.Kind, r.key = revokedKey, [sha256.Size]byte(sum)
+		if r.TrustDomain != "" {
+			if _, err = spiffeid.TrustDomainFromString(r.TrustDomain); err != nil {
+				return fmt.Errorf("%w: trust domain: %w", errRevocation, err)
+			}
+		}
 		return nil
 	}
 	if id, err := spiffeid.FromString(r.Subject); err == nil && id.Path() != "" {
@@ -84,6 +95,17 @@ func (r *revocation) parse() error {
 	}
 	r.Kind, r.domain, r.Subject = revokedDomain, td, td.Name()
 	return nil
+}
+
+// told tells whether it is of a domain, or may be, so that the domain's peers are to know.
+func (r *revocation) told(own spiffeid.TrustDomain) bool {
+	switch r.Kind {
+	case revokedKey:
+		return r.TrustDomain == "" || r.TrustDomain == own.Name()
+	case revokedID:
+		return r.id.MemberOf(own)
+	}
+	return false
 }
 
 // until is up to when what was issued to the ID must not pass: zero is all.
@@ -154,14 +176,15 @@ func (s *revokedSet) onto(td spiffeid.TrustDomain, b trust.Bundle) trust.Bundle 
 	return b
 }
 
-// own returns what peers are told: of the own domain.
+// own returns what peers are told: of the own domain, and keys of which it isn't known whose they are.
 func (s *revokedSet) own(td spiffeid.TrustDomain) (keys [][sha256.Size]byte, ids map[spiffeid.ID]time.Time) {
 	ids = make(map[spiffeid.ID]time.Time)
 	for _, r := range s.list() {
 		switch {
+		case !r.told(td):
 		case r.Kind == revokedKey:
 			keys = append(keys, r.key)
-		case r.Kind == revokedID && r.id.MemberOf(td):
+		default:
 			ids[r.id] = r.until()
 		}
 	}
@@ -235,7 +258,7 @@ func (r *revocations) holder(key [sha256.Size]byte) (issuedSVID, bool) {
 
 // add revokes something, as of now. A second time it counts anew. With dry nothing changes.
 func (r *revocations) add(ask admin.Revocation, dry bool) (revocation, error) {
-	next := revocation{Subject: ask.Subject, Block: ask.Block, Reason: ask.Reason, At: r.now()}
+	next := revocation{Subject: ask.Subject, Block: ask.Block, Reason: ask.Reason, At: r.now(), TrustDomain: ask.TrustDomain}
 	if err := next.parse(); err != nil {
 		return next, err
 	}
@@ -249,14 +272,26 @@ func (r *revocations) add(ask admin.Revocation, dry bool) (revocation, error) {
 	case next.Kind == revokedID && next.id.MemberOf(r.domain) && trust.IsControl(next.id):
 		return next, fmt.Errorf("%w: %s is control itself: rotate the root", errRevokeNot, next.id)
 	}
-	if s, known := r.holder(next.key); next.Kind == revokedKey && known {
+	s, known := r.holder(next.key)
+	switch {
+	case next.Kind == revokedKey && known:
 		if trust.IsControl(s.id) {
 			return next, fmt.Errorf("%w: the key is of control itself: rotate the root", errRevokeNot)
 		}
-		next.Ends = s.ends.Add(endsAfter)
-	}
-	if next.Kind == revokedID && next.id.MemberOf(r.domain) && !next.Block {
+		next.Ends, next.TrustDomain = s.ends.Add(endsAfter), r.domain.Name()
+	case next.Kind == revokedKey && !ask.Ends.IsZero():
+		next.Ends = ask.Ends.Add(endsAfter)
+		if least := next.At.Add(r.life + endsAfter); next.Ends.Before(least) {
+			next.Ends = least // the file may be of the certificate before
+		}
+	case next.Kind != revokedID || next.Block:
+	case next.id.MemberOf(r.domain):
 		next.Ends = next.At.Add(r.life + endsAfter)
+	case ask.Ends.After(next.At):
+		next.Ends = ask.Ends.Add(endsAfter)
+	}
+	if next.Kind != revokedKey {
+		next.TrustDomain = ""
 	}
 	return next, r.change(dry, func(all []revocation) ([]revocation, error) {
 		all = slices.DeleteFunc(all, func(o revocation) bool { return o.Subject == next.Subject })

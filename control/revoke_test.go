@@ -217,7 +217,7 @@ func TestRevokeForeign(t *testing.T) {
 		if why := client.refuses(t, checkout); why != "" {
 			t.Fatalf("refused before: %s", why)
 		}
-		if r := eu.revoke(t, `{"subject":"spiffe://us.example/ns/shop/sa/checkout"}`); r.Told || !r.Ends.IsZero() {
+		if r := eu.revoke(t, `{"subject":"spiffe://us.example/ns/shop/sa/checkout"}`); r.Told || !r.Uncounted || r.Ends.Sub(r.At) < 24*time.Hour || r.Ends.Sub(r.At) > 25*time.Hour {
 			t.Errorf("%+v", r)
 		}
 		time.Sleep(time.Second)
@@ -237,7 +237,7 @@ func TestRevokeForeign(t *testing.T) {
 		if len(get[[]admin.Import](t, eu, "/v1/imports")) != 1 {
 			t.Error("nothing is imported")
 		}
-		if r := eu.revoke(t, `{"subject":"us.example","reason":"not to be trusted"}`); r.Kind != "domain" || r.Told {
+		if r := eu.revoke(t, `{"subject":"us.example","reason":"not to be trusted"}`); r.Kind != "domain" || r.Told || r.Affects != "all of cluster us" {
 			t.Errorf("%+v", r)
 		}
 		time.Sleep(time.Second)
@@ -246,6 +246,9 @@ func TestRevokeForeign(t *testing.T) {
 		}
 		if len(get[[]admin.Import](t, eu, "/v1/imports")) != 0 {
 			t.Error("calls are sent on to where they are refused")
+		}
+		if p := get[[]admin.Peer](t, eu, "/v1/peers")[0]; p.State != "Revoked" || p.Reason != "not to be trusted" {
+			t.Errorf("shown as %+v", p)
 		}
 		if d := get[admin.Trust](t, eu, "/v1/trust").Domains[1]; d.State != "Revoked" || d.Reason != "not to be trusted" {
 			t.Errorf("%+v", d)
@@ -369,6 +372,59 @@ func TestSVIDForOperators(t *testing.T) {
 		}
 		if _, err := us.call(t, issued).SignJWT(t.Context(), &identityv1.SignJWTRequest{Audience: []string{"pay"}}); err == nil {
 			t.Error("a token for a blocked identity")
+		}
+	})
+}
+
+// A key of another domain: peers are told nothing of it, of an SVID's it ends with that, and the key of a peer's root is its whole domain.
+func TestRevokeForeignKey(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		m := newMesh(t)
+		eu, us := m.start("eu", filepath.Join(t.TempDir(), "eu"), nil), m.start("us", filepath.Join(t.TempDir(), "us"), nil)
+		eu.registry.declare(t, clientManifest+peerOf(t, us))
+		us.registry.declare(t, checkoutManifest+peerOf(t, eu))
+		synctest.Wait()
+		checkout := us.joined(t, us.token(t, `{"workload":"shop/checkout-0"}`))
+		time.Sleep(time.Minute)
+		ends := checkout.Certificates[0].NotAfter
+		r := eu.revoke(t, fmt.Sprintf(`{"subject":%q,"trust_domain":"us.example","ends":%q}`, trust.KeyID(checkout.Certificates[0]), ends.Format(time.RFC3339)))
+		if r.Told || !r.Uncounted || r.TrustDomain != "us.example" || r.Ends.Before(ends) || r.Ends.After(ends.Add(time.Hour)) {
+			t.Errorf("an SVID's: %+v", r)
+		}
+		unknown := "sha256:" + strings.Repeat("0a", 32)
+		if r = eu.revoke(t, `{"subject":"`+unknown+`"}`); !r.Told || !r.Ends.IsZero() || !r.Uncounted || !strings.Contains(r.Bound, "until it is undone") {
+			t.Errorf("nobody knows whose: %+v", r)
+		}
+		time.Sleep(20 * time.Second)
+		if d := get[admin.Trust](t, us, "/v1/trust").Domains[1]; len(d.RevokedKeys) != 1 || d.RevokedKeys[0] != unknown {
+			t.Errorf("the peer was told %q", d.RevokedKeys)
+		}
+		root := get[admin.Trust](t, us, "/v1/trust").Domains[0].Roots[0].KeyID
+		if r = eu.revoke(t, fmt.Sprintf(`{"subject":%q,"ends":%q}`, root, ends.Format(time.RFC3339))); r.Told || !r.Ends.IsZero() || r.Affects != "all of cluster us" {
+			t.Errorf("a root's: %+v", r)
+		}
+		time.Sleep(time.Second)
+		if p := get[[]admin.Peer](t, eu, "/v1/peers")[0]; p.State != "Revoked" {
+			t.Errorf("shown as %+v", p)
+		}
+		time.Sleep(2 * time.Hour)
+		if left := get[admin.Trust](t, eu, "/v1/trust").Revocations; len(left) != 2 {
+			t.Errorf("after the SVID has ended: %+v", left)
+		}
+		for _, id := range []string{
+			"spiffe://eu.example", "spiffe://eu.example/isthmus/gateway/g", "spiffe://eu.example/isthmus/control", "spiffe://us.example/ns/shop/sa/checkout",
+		} {
+			_, csr, err := trust.NewRequest()
+			if err != nil {
+				t.Fatal(err)
+			}
+			data, err := json.Marshal(admin.SVIDRequest{SPIFFEID: id, CSR: csr})
+			if err != nil {
+				t.Fatal(err)
+			}
+			if _, code := ask[admin.SVID](t, eu, http.MethodPost, "/v1/trust/svids", string(data)); code != http.StatusBadRequest {
+				t.Errorf("%s: %d", id, code)
+			}
 		}
 	})
 }

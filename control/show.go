@@ -114,9 +114,32 @@ func (p *present) peers() []admin.Peer {
 			a.Epoch, a.Seq, a.Issued = v.Epoch, v.Seq, v.Issued
 			a.Gateways, a.Services = len(v.Gateways), len(v.Exports)
 		}
+		if why, revoked := p.revokes(peer); revoked {
+			a.State, a.Reason = "Revoked", why
+		}
 		out = append(out, a)
 	}
 	return out
+}
+
+// revokes tells whether nobody of a peer passes, because it was revoked here, and why.
+func (p *present) revokes(peer ClusterPeer) (why string, revoked bool) {
+	set := p.world.in.revoked
+	if r, ok := set.find(peer.Domain.Name()); ok {
+		return cmp.Or(r.Reason, "revoked at "+r.At.UTC().Format(time.RFC3339)), true
+	}
+	v := p.views.Cluster(peer.Cluster)
+	if v == nil || v.Domain != peer.Domain || len(v.Bundle.Authorities) == 0 {
+		return "", false
+	}
+	for _, root := range v.Bundle.Authorities {
+		r, ok := set.find(trust.KeyID(root))
+		if !ok {
+			return "", false
+		}
+		why = cmp.Or(r.Reason, "the key of its root is revoked")
+	}
+	return why, true
 }
 
 func texts[T fmt.Stringer](in []T) []string {

@@ -107,14 +107,21 @@ type Revocation struct {
 	// Kind is "domain", "id" or "key"; given by control.
 	Kind string `json:"kind,omitempty"`
 	// Block refuses an ID also what would be issued to it from now on, until the revocation is undone.
-	Block   bool      `json:"block,omitempty"`
-	Reason  string    `json:"reason,omitempty"`
-	At      time.Time `json:"at,omitzero"`
-	Ends    time.Time `json:"ends,omitzero"` // when all that it speaks of has ended by itself; zero: it stays until it is undone
-	DryRun  bool      `json:"dry_run,omitempty"`
-	Told    bool      `json:"told"`    // peers are told: the subject is of the own domain
-	Bound   string    `json:"bound"`   // how long until everybody has heard, in words
-	Matches int       `json:"matches"` // programs connected here that it ends
+	Block  bool      `json:"block,omitempty"`
+	Reason string    `json:"reason,omitempty"`
+	At     time.Time `json:"at,omitzero"`
+	// Ends is when all that it speaks of has ended by itself; zero: it stays until it is undone. Asked for of a key: when its certificate ends.
+	Ends time.Time `json:"ends,omitzero"`
+	// TrustDomain is whose a key is, where that is known. Who asks may say it.
+	TrustDomain string `json:"trust_domain,omitempty"`
+	DryRun      bool   `json:"dry_run,omitempty"`
+	Told        bool   `json:"told"`    // peers are told: the subject is of the own domain, or may be
+	Bound       string `json:"bound"`   // how long until everybody has heard, in words
+	Matches     int    `json:"matches"` // programs connected here that it ends
+	// Affects is what it ends that can't be counted in programs of this cluster: a peer, or all below one root of it.
+	Affects string `json:"affects,omitempty"`
+	// Uncounted: whom it ends is not known here, and Matches says nothing.
+	Uncounted bool `json:"uncounted,omitempty"`
 }
 
 // SVIDRequest asks the authority for an X.509-SVID for a key of the asker's: POST /v1/trust/svids → SVID.

@@ -133,7 +133,7 @@ func trustFindings(t *admin.Trust, proxies []admin.Proxy) (found, notes []string
 		notes = append(notes, text)
 	}
 	for _, r := range t.Revocations {
-		if r.Ends.IsZero() {
+		if check.Stays(&r) {
 			notes = append(notes, "revoked until it is undone: "+r.Subject+because(r.Reason))
 		}
 	}

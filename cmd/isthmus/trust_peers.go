@@ -42,6 +42,8 @@ type trustPair struct {
 	Revoked  bool      `json:"revoked,omitempty"`  // the domain, by an operator in From
 	// RevokedKeys and IDs of the domain, in force in From.
 	RevokedParts int `json:"revoked_parts,omitempty"`
+	// RevokedRoots are those of the keys that are of a root of the domain: nobody below it passes.
+	RevokedRoots []string `json:"revoked_roots,omitempty"`
 
 	now time.Time // by From's clock
 }
@@ -120,6 +122,10 @@ func (p *trustPair) hold(d admin.TrustedDomain) {
 	p.Trusts, p.Source, p.State, p.Reason = check.Trusts(&d), d.Source, d.State, d.Reason
 	p.Sequence, p.Issued, p.NotAfter = d.Sequence, d.Issued, d.NotAfter
 	p.Revoked, p.RevokedParts = d.State == "Revoked", d.Revoked
+	p.RevokedRoots = check.RevokedRoots(&d)
+	if n := len(p.RevokedRoots); n > 0 && n == len(d.Roots) && !p.Revoked {
+		p.Trusts, p.Revoked, p.Reason = false, true, "the key of every root it has: "+list(p.RevokedRoots)
+	}
 }
 
 func pairOf(from, to *admin.Trust) trustPair {
@@ -131,7 +137,7 @@ func pairOf(from, to *admin.Trust) trustPair {
 		p.Current = own.Sequence
 	}
 	back, ok := seenIn(to, from.TrustDomain)
-	p.OneWay = p.Trusts && (!ok || !check.Trusts(&back.TrustedDomain))
+	p.OneWay = p.Trusts && (!ok || !check.Lets(&back.TrustedDomain))
 	return p
 }
 
@@ -152,6 +158,9 @@ func (p *trustPair) findings() (out []string) {
 		say("nobody of it passes: %s%s", p.State, because(p.Reason))
 	case p.State != "Fresh" && p.State != "":
 		say("%s%s", p.State, because(p.Reason))
+	}
+	if len(p.RevokedRoots) > 0 && !p.Revoked {
+		say("a root of it is revoked here, and nobody below that passes: %s", list(p.RevokedRoots))
 	}
 	if p.Trusts && p.behind() {
 		say("an older bundle: sequence %d, its owner has %d", p.Sequence, p.Current)

@@ -29,7 +29,28 @@ type revocation struct {
 	format              output.Format
 	block, undo, dryRun bool
 	reason              string
+	ask                 keyFacts
 	stdout, chatter     io.Writer
+}
+
+// keyFacts is what the certificate of a key tells.
+type keyFacts struct {
+	domain string    // whose it is; empty: it does not say
+	ends   time.Time // of an SVID; zero for an authority, whose key may be in other certificates, too
+}
+
+func (k *keyFacts) fill(file string) error {
+	certs, err := readCertificates(file)
+	if err != nil {
+		return err
+	}
+	if id := claimed(certs); !id.IsZero() {
+		k.domain = id.TrustDomain().Name()
+	}
+	if !certs[0].IsCA {
+		k.ends = certs[0].NotAfter
+	}
+	return nil
 }
 
 // revokedIn is one element of `isthmus trust revoke -o json`.
@@ -57,7 +78,9 @@ func newTrustRevoke(g *global) *cobra.Command {
   FILE        the key of the first certificate in that PEM file
 
 Connections that are open are closed, with the reason. Of its own domain a cluster tells its peers, too. ENDED is how many programs that are
-connected to that cluster's control it ends. Below is how long it takes until everybody has heard.`,
+connected to that cluster's control it ends, or which peer; of others' programs a cluster can't count. Below is how long it takes until everybody
+has heard. A revocation ends by itself when all that it speaks of has: of a FILE, with its SVID; of a SPIFFE-ID, after an hour in its own cluster and
+a day in others. Domains, blocks, keys of authorities, and keys of which nobody knows when they end stay until they are undone.`,
 		Example: example("isthmus trust revoke us.example.org --reason 'its CA key was copied'", "isthmus trust revoke us.example.org --undo",
 			"isthmus trust revoke spiffe://eu.example.org/ns/shop/sa/web --block", "isthmus trust revoke svid.pem --dry-run"),
 		Args:              cobra.ExactArgs(1),
@@ -87,6 +110,11 @@ func (r *revocation) run(ctx context.Context, what string) error {
 	subject, kind, err := subjectOf(answered(all), what, r.undo)
 	if err != nil {
 		return err
+	}
+	if kind == "key" && !strings.HasPrefix(what, "sha256:") {
+		if err = r.ask.fill(what); err != nil {
+			return err
+		}
 	}
 	if r.block && kind != "id" {
 		return usage{fmt.Errorf("--block is for SPIFFE IDs; %s is a %s", subject, kind)}
@@ -155,7 +183,9 @@ func (r *revocation) one(ctx context.Context, a *asked[admin.Trust], subject, ki
 		out.Undone = true
 		return
 	}
-	made, err := a.client.Revoke(ctx, admin.Revocation{Subject: subject, Block: r.block, Reason: r.reason, DryRun: r.dryRun})
+	made, err := a.client.Revoke(ctx, admin.Revocation{
+		Subject: subject, Block: r.block, Reason: r.reason, DryRun: r.dryRun, TrustDomain: r.ask.domain, Ends: r.ask.ends,
+	})
 	if err != nil {
 		out.Error = a.answer.Cluster + ": " + err.Error()
 		return
@@ -260,10 +290,30 @@ func (r *revocation) table(all []revokedIn) output.Table {
 			if in.Undone {
 				until = ""
 			}
-			t.Row(in.Cluster, v.Subject, v.Kind, done, strconv.Itoa(v.Matches), yesNo(v.Told), until)
+			t.Row(in.Cluster, v.Subject, v.Kind, done, endedText(v), toldText(v), until)
 		}
 	}
 	return t
+}
+
+// endedText says whom a revocation ends.
+func endedText(v *admin.Revocation) string {
+	switch {
+	case v.Affects != "":
+		return v.Affects
+	case v.Uncounted:
+		return "not counted"
+	default:
+		return strconv.Itoa(v.Matches)
+	}
+}
+
+// toldText says whether peers are told.
+func toldText(v *admin.Revocation) string {
+	if v.Told && v.Kind == "key" && v.TrustDomain == "" {
+		return "in case it is of here"
+	}
+	return yesNo(v.Told)
 }
 
 // writeBounds says how long until everybody has heard, once for the clusters of which it is the same.

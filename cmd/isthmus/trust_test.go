@@ -38,6 +38,7 @@ type trustCluster struct {
 	mu       sync.Mutex
 	trust    admin.Trust             // guarded by mu
 	proxies  []admin.Proxy           // guarded by mu
+	asked    admin.Revocation        // guarded by mu: the last
 	rotates  []admin.RotationRequest // guarded by mu: what was asked
 	rotation []admin.Rotation        // guarded by mu: what GET shows, one after the other
 }
@@ -196,6 +197,7 @@ func (c *trustCluster) revoke(r *http.Request) any {
 	}
 	v.At, v.Bound, v.Matches = c.trust.Now.Add(-time.Second), "here at once, peers within 10 s", 1
 	v.Kind = "domain"
+	c.asked = v
 	switch {
 	case strings.HasPrefix(v.Subject, "spiffe://"):
 		v.Kind = "id"
@@ -363,6 +365,10 @@ func TestTrustRevoke(t *testing.T) {
 	if err := json.Unmarshal([]byte(want(t, exitOK, w.args("trust", "revoke", file, "-o", "json"))), &out); err != nil || len(out) != 3 || out[0].Subject != trust.KeyID(root) {
 		t.Errorf("%v: %+v", err, out)
 	}
+	if ask := w.cluster("us").asked; ask.TrustDomain != "eu.test" || !ask.Ends.IsZero() {
+		t.Errorf("of the key of an authority it says %+v", ask)
+	}
+	want(t, exitFinding, w.args("trust", "peers"), "us: eu: revoked here, the key of every root it has")
 	want(t, exitUnreachable, w.args("trust", "revoke", "ap", "--control", "/nowhere"), "revoked")
 }
 

@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"encoding/pem"
 	"errors"
+	"maps"
 	"slices"
 	"strings"
 	"time"
@@ -412,10 +413,15 @@ var afterLinks = one{
 		"The detail says why. Gateways reach each other over UDP at what gateway.advertise says: firewalls, security groups, node addresses.",
 	}, after, false, said(func(s *Control) verdict {
 		var found []string
+		revoked := map[string]string{}
 		up := 0
 		for _, l := range s.Status.Links {
 			if l.State == "up" {
 				up++
+				continue
+			}
+			if i := slices.IndexFunc(s.Status.Peers, func(p admin.Peer) bool { return p.Cluster == l.Cluster && p.State == "Revoked" }); i >= 0 {
+				revoked[l.Cluster] = strings.TrimSpace(sprintf("%s is revoked here, and no link to it is let stand: %s", l.Cluster, s.Status.Peers[i].Reason))
 				continue
 			}
 			found = append(found, strings.TrimSpace(sprintf("%s to %s is %s %s", l.Gateway, l.Cluster, l.State, l.Detail)))
@@ -424,6 +430,9 @@ var afterLinks = one{
 			if p.State == "Fresh" && p.Gateways > 0 && !slices.ContainsFunc(s.Status.Links, func(l admin.Link) bool { return l.Cluster == p.Cluster }) {
 				found = append(found, "no gateway speaks of a link to "+p.Cluster)
 			}
+		}
+		for _, cluster := range slices.Sorted(maps.Keys(revoked)) {
+			found = append(found, revoked[cluster]+" (isthmus trust revoke "+cluster+" --undo)")
 		}
 		return faults(found, sprintf("%d up", up))
 	}),

@@ -164,10 +164,15 @@ func reach(from, to *Cluster) Reached {
 		r.How = "not let in"
 	case status.Peers[i].RootFingerprint != "" && status.Peers[i].RootFingerprint != self.RootFingerprint:
 		r.How = "another cluster of its name is let in (fingerprint)"
+	case status.Peers[i].State == "Revoked":
+		r.How = strings.TrimSpace("Revoked there: "+status.Peers[i].Reason) + " (isthmus trust revoke " + r.To + " --undo)"
 	case status.Peers[i].State != "Fresh":
 		r.How = strings.TrimSpace(status.Peers[i].State + " " + status.Peers[i].Reason)
 	case r.Links == 0:
 		r.How = "no link"
+		if slices.ContainsFunc(to.Control.Value.Status.Peers, func(p admin.Peer) bool { return p.Cluster == r.From && p.State == "Revoked" }) {
+			r.How = "no link: it is revoked in " + r.To
+		}
 	default:
 		r.OK, r.How = true, "ok"
 		if r.RTT > 0 {

@@ -252,7 +252,10 @@ func TestFaultsAreFound(t *testing.T) {
 		"IST7117 warning us.test since 2026-01-02T03:04:05Z: its key was copied": func(c *check.Cluster) {
 			now := c.Control.Value.Status.Now
 			c.Control.Value.Trust.Value.Revocations = []admin.Revocation{
-				{Subject: "us.test", Kind: "domain", At: now, Reason: "its key was copied"}, {Subject: "sha256:x", Kind: "key", At: now, Ends: now.Add(time.Hour)},
+				{Subject: "us.test", Kind: "domain", At: now, Reason: "its key was copied"},
+				{Subject: "sha256:x", Kind: "key", At: now, Ends: now.Add(time.Hour)},
+				{Subject: "sha256:y", Kind: "key", At: now},
+				{Subject: "spiffe://other.test/x", Kind: "id", At: now}, // they harm nobody by staying
 			}
 		},
 		"IST7118 failed eu.test and us.test both have the root sha256:eu": func(c *check.Cluster) {
@@ -301,11 +304,34 @@ func TestDeadControl(t *testing.T) {
 	}
 }
 
+// A peer that is revoked is called that, and no firewall is suspected.
+func TestRevokedPeer(t *testing.T) {
+	c := healthy("eu", "us")
+	status := c.Control.Value.Status
+	for i := range status.Peers {
+		status.Peers[i].State, status.Peers[i].Reason = "Revoked", "its key was copied"
+	}
+	for i := range status.Links {
+		status.Links[i].State = "down"
+	}
+	want := "IST7112 failed us is revoked here, and no link to it is let stand: its key was copied (isthmus trust revoke us --undo)"
+	if got := found(check.Judge([]*check.Cluster{c}, false)); !slices.Contains(got, want) {
+		t.Errorf("got %q", got)
+	}
+}
+
 func TestBetween(t *testing.T) {
 	for want, breaks := range map[string]func(eu, us *check.Control){
-		"IST7201 failed kind-eu and kind-us both have the trust domain eu.test":        func(_, us *check.Control) { us.Status.TrustDomain = "eu.test" },
-		"IST7201 failed kind-eu and kind-us both have the bus key key of eu":           func(_, us *check.Control) { us.Introduction.BusKey = "key of eu" },
-		"IST7202 warning 242.0.0.0/8 in us, 241.0.0.0/8 in eu":                         func(_, us *check.Control) { us.Status.ClusterSetCIDR = "242.0.0.0/8" },
+		"IST7201 failed kind-eu and kind-us both have the trust domain eu.test": func(_, us *check.Control) { us.Status.TrustDomain = "eu.test" },
+		"IST7201 failed kind-eu and kind-us both have the bus key key of eu":    func(_, us *check.Control) { us.Introduction.BusKey = "key of eu" },
+		"IST7202 warning 242.0.0.0/8 in us, 241.0.0.0/8 in eu":                  func(_, us *check.Control) { us.Status.ClusterSetCIDR = "242.0.0.0/8" },
+		"IST7203 failed us to eu: Revoked there: its key was copied (isthmus trust revoke eu --undo)": func(_, us *check.Control) {
+			us.Status.Peers[0].State, us.Status.Peers[0].Reason = "Revoked", "its key was copied"
+		},
+		"IST7203 failed us to eu: no link: it is revoked in eu": func(eu, us *check.Control) {
+			us.Status.Links = nil
+			eu.Status.Peers = append(eu.Status.Peers, admin.Peer{Cluster: "us", State: "Revoked"})
+		},
 		"IST7203 failed us to eu: another cluster of its name is let in (fingerprint)": func(_, us *check.Control) { us.Status.Peers[0].RootFingerprint = "of old eu" },
 		"IST7204 failed us is 1m0s ahead of eu":                                        func(eu, us *check.Control) { eu.Ahead, us.Ahead = 1*time.Second, 61*time.Second },
 		"IST7204 warning us is 6s behind of eu":                                        func(eu, us *check.Control) { eu.Ahead, us.Ahead = 3*time.Second, -3*time.Second },

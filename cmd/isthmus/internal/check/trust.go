@@ -164,11 +164,11 @@ var afterRotation = one{
 var afterRevocations = one{
 	Check{
 		"IST7117", "Revocations", "none is in force that stays until somebody undoes it",
-		"Whole trust domains and blocked identities stay revoked. When the reason is gone: isthmus trust revoke SUBJECT --undo.",
+		"Whole trust domains and blocked identities stay revoked; keys do too, which is no reason to worry. When the reason is gone: isthmus trust revoke SUBJECT --undo.",
 	}, after, false, trusted(func(_ *Control, t *admin.Trust) verdict {
 		var stay []string
 		for _, r := range t.Revocations {
-			if r.Ends.IsZero() {
+			if Stays(&r) {
 				text := sprintf("%s since %s", r.Subject, r.At.UTC().Format(time.RFC3339))
 				if r.Reason != "" {
 					text += ": " + r.Reason
@@ -179,7 +179,7 @@ var afterRevocations = one{
 		if len(stay) > 0 {
 			return warning(stay...)
 		}
-		return ok(sprintf("%d that end by themselves", len(t.Revocations)))
+		return ok(sprintf("%d of keys and of what was issued", len(t.Revocations)))
 	}),
 }
 
@@ -230,10 +230,10 @@ func untrusting(from, to *Cluster) (found []string) {
 		return nil
 	}
 	there, own, back := domainOf(a, b.TrustDomain), domainOf(b, b.TrustDomain), domainOf(b, a.TrustDomain)
-	if !Trusts(there) {
+	if !Lets(there) {
 		return nil
 	}
-	if !Trusts(back) {
+	if !Lets(back) {
 		found = append(found, sprintf("%s trusts %s, which does not trust it", from.Cluster(), to.Cluster()))
 	}
 	if own != nil && there.Sequence < own.Sequence {
@@ -262,3 +262,22 @@ func Trusts(d *admin.TrustedDomain) bool {
 		return len(d.Roots) > 0
 	}
 }
+
+// RevokedRoots are the keys of a domain's roots that are revoked.
+func RevokedRoots(d *admin.TrustedDomain) []string {
+	var out []string
+	for _, r := range d.Roots {
+		if slices.Contains(d.RevokedKeys, r.KeyID) && !slices.Contains(out, r.KeyID) {
+			out = append(out, r.KeyID)
+		}
+	}
+	return out
+}
+
+// Lets reports whether a domain's members can pass: it is trusted, and the key of one of its roots at least is not revoked.
+func Lets(d *admin.TrustedDomain) bool {
+	return Trusts(d) && slices.ContainsFunc(d.Roots, func(r admin.Certificate) bool { return !slices.Contains(d.RevokedKeys, r.KeyID) })
+}
+
+// Stays reports whether a revocation is one that somebody must remember: of a whole domain, or a block. A key that is revoked for good harms nobody else.
+func Stays(r *admin.Revocation) bool { return r.Ends.IsZero() && (r.Kind == "domain" || r.Block) }
