@@ -143,7 +143,7 @@ func (c *Control) rotation() admin.Rotation {
 		out.Members = c.members()
 		out.Holds = c.held(out.Members)
 		if r.Previous != nil {
-			out.Holds = append(out.Holds, "what the root before the present one vouches for lives until "+r.Retires.UTC().Format(time.RFC3339))
+			out.Holds = append(out.Holds, "the root before the last still lives until "+r.Retires.UTC().Format(time.RFC3339)+": wait")
 		}
 	}
 	return out
@@ -319,7 +319,7 @@ func (c *Control) dryRotate(now trust.Rotation, r admin.RotationRequest) error {
 			return err
 		}
 		if now.Previous != nil {
-			return fmt.Errorf("%w: what the root before the present one vouches for lives until %s", trust.ErrWrongStep, now.Retires.UTC().Format(time.RFC3339))
+			return fmt.Errorf("%w: the root before the last still lives until %s: wait", trust.ErrWrongStep, now.Retires.UTC().Format(time.RFC3339))
 		}
 		if holds := c.held(c.members()); len(holds) > 0 && !r.Force {
 			return &trust.HeldError{Holds: holds}

@@ -73,6 +73,7 @@ type upstreamState struct {
 	bundle  []*x509.Certificate // of the files
 	kept    []*x509.Certificate
 	pending *upstreamState // files that are not used yet; nil: none
+	since   time.Time      // when those came
 }
 
 // roots are all that is published.
@@ -268,7 +269,7 @@ func (a *FileAuthority) Rotation() Rotation {
 	if s.pending == nil {
 		return Rotation{Phase: RotationIdle}
 	}
-	return Rotation{Phase: RotationPublished, Automatic: true, Next: s.pending.root, LastCall: a.lastCall(s), NextStep: a.cfg.Now()}
+	return Rotation{Phase: RotationPublished, Automatic: true, Since: s.since, Next: s.pending.root, LastCall: a.lastCall(s), NextStep: a.cfg.Now()}
 }
 
 // lastCall is when a CA must be replaced, whoever has not the root of the next.
@@ -370,7 +371,7 @@ func (a *FileAuthority) takeLocked(next *upstreamState) {
 		return
 	}
 	waiting := *s
-	waiting.pending = next
+	waiting.pending, waiting.since = next, a.cfg.Now()
 	a.cfg.Log.Info("a new root has come with the files of the upstream authority; its CA is used once everybody has it",
 		"not_after", next.root.NotAfter, "at_the_latest", a.lastCall(s))
 	a.put(&waiting)

@@ -181,7 +181,7 @@ func TestFileAuthorityNewRoot(t *testing.T) {
 			t.Error("nobody is told of the new root")
 		}
 		before := a.issueTo(t, gatewayA)
-		if r := a.Rotation(); r.Phase != RotationPublished || !r.Next.Equal(next.cert) || len(a.Roots()) != 2 {
+		if r := a.Rotation(); r.Phase != RotationPublished || !r.Next.Equal(next.cert) || len(a.Roots()) != 2 || r.Since.IsZero() || time.Since(r.Since) > time.Minute {
 			t.Fatalf("%+v, %d roots", r, len(a.Roots()))
 		}
 		if err := verifyWith([]*x509.Certificate{old.cert}, before); err != nil {

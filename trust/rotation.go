@@ -116,7 +116,7 @@ func (a *Authority) Activate(force bool) error {
 			return s, fmt.Errorf("%w: no root is published to be put to use, it is %s", ErrWrongStep, s.phase())
 		case s.previous != nil && now.Before(s.lastCall(a.cfg)):
 			// Both would have to be published, and the older of them soon be retired: what was signed under it says when.
-			return s, fmt.Errorf("%w: what the last root but this vouches for lives until %s", ErrWrongStep, s.retireDue().UTC().Format(time.RFC3339))
+			return s, fmt.Errorf("%w: the root before the last still lives until %s: wait", ErrWrongStep, s.retireDue().UTC().Format(time.RFC3339))
 		}
 		if holds := a.holds(s); len(holds) > 0 && !force {
 			return s, &HeldError{holds}
@@ -329,7 +329,7 @@ func (a *Authority) scheduleActivate(s *authorityState, now time.Time) (*authori
 	holds := a.holds(s)
 	if now.Before(s.lastCall(a.cfg)) {
 		if s.previous != nil {
-			holds = append(holds, "what the last root but this vouches for lives on")
+			holds = append(holds, "the root before the last still lives")
 		}
 		if len(holds) > 0 {
 			until := now.Add(stepRetry)
@@ -388,7 +388,7 @@ func (a *Authority) activate(s *authorityState, now time.Time) (*authorityState,
 	a.cfg.Log.Info("next root in use", "not_after", s.next.certificate.NotAfter)
 	changed := *s
 	changed.previous, changed.root, changed.next = s.root.certificate, s.next, nil
-	a.note(&changed, func(n *rotationNotes) { n.Since = now })
+	a.note(&changed, func(n *rotationNotes) { n.Since, n.Activated = now, now })
 	return &changed, err
 }
 
@@ -406,7 +406,11 @@ func (a *Authority) abort(s *authorityState, now time.Time) (*authorityState, er
 	changed := *s
 	changed.prepared, changed.next = nil, nil
 	a.note(&changed, func(n *rotationNotes) {
-		*n = rotationNotes{Retires: n.Retires, RetiresOf: n.RetiresOf, Since: now, PausedUntil: now.Add(a.cfg.IssuingLifetime)}
+		since := now
+		if s.previous != nil {
+			since = n.Activated // the rotation before goes on where it was
+		}
+		*n = rotationNotes{Retires: n.Retires, RetiresOf: n.RetiresOf, Since: since, Activated: n.Activated, PausedUntil: now.Add(a.cfg.IssuingLifetime)}
 	})
 	return &changed, err
 }

@@ -18,6 +18,7 @@ type rotationNotes struct {
 	Automatic   bool      `json:"automatic"`
 	Since       time.Time `json:"since,omitzero"`     // of the phase
 	Published   time.Time `json:"published,omitzero"` // the next root
+	Activated   time.Time `json:"activated,omitzero"` // the present root
 	PausedUntil time.Time `json:"paused_until,omitzero"`
 	Retires     time.Time `json:"retires,omitzero"`
 	RetiresOf   string    `json:"retires_of,omitempty"` // the fingerprint of the root that Retires is of

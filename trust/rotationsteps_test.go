@@ -25,7 +25,7 @@ func (s *shape) of(a *Authority) string {
 	if s.names == nil {
 		s.names = map[string]string{}
 	}
-	all := []string{"first", "second", "third", "fourth"}
+	all := []string{"first", "second", "third", "fourth", "fifth"}
 	var out []string
 	for _, c := range a.Roots() {
 		key := fmt.Sprintf("%x", c.SerialNumber)
@@ -66,7 +66,16 @@ func TestRotationByHand(t *testing.T) {
 			{"the next rotation", a.Prepare, "prepared: third first", nil},
 			{"the next rotation, published", a.Publish, "published: third fourth first", nil},
 			{"the next rotation, too early", func() error { return a.Activate(true) }, "published: third fourth first", ErrWrongStep},
-			{"the first retires", func() error { time.Sleep(defaultSVIDLifetime + retireMargin + time.Second); return nil }, "published: third fourth", nil},
+			{"the next rotation, dropped", func() error {
+				time.Sleep(time.Minute)
+				err := a.Abort()
+				if r := a.Rotation(); r.Phase != RotationActivated || time.Since(r.Since) < time.Minute {
+					t.Errorf("activated since %s, which was the abort of the rotation after that", r.Since)
+				}
+				return err
+			}, "activated: third first", nil},
+			{"the next rotation again", func() error { return errors.Join(a.Prepare(), a.Publish()) }, "published: third fifth first", nil},
+			{"the first retires", func() error { time.Sleep(defaultSVIDLifetime + retireMargin + time.Second); return nil }, "published: third fifth", nil},
 			{"the next rotation, aborted", a.Abort, "idle: third", nil},
 		}
 		for _, step := range steps {

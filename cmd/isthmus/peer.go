@@ -88,7 +88,7 @@ other side to accept; none when the invitation was itself an answer, as the othe
 It refuses a cluster's own invitation, and one with another fingerprint than the ClusterPeer of that name has: that is another cluster.`,
 		Example: example("isthmus peer accept --context us eu.yaml > us.yaml",
 			"isthmus peer invite --context eu | isthmus peer accept --context us | isthmus peer accept --context eu --wait"),
-		Args: cobra.MaximumNArgs(1),
+		Args: upToOneArg,
 		RunE: func(c *cobra.Command, args []string) error {
 			name := "-"
 			if len(args) > 0 {
@@ -272,7 +272,7 @@ func newPeerRemove(g *global) *cobra.Command {
 		Long: `remove takes the ClusterPeer of a cluster away: calls from and to it end at once. Do the same in the other cluster, which otherwise goes
 on knocking.`,
 		Example: example("isthmus peer remove us --context eu"),
-		Args:    cobra.ExactArgs(1),
+		Args:    oneArg,
 		ValidArgsFunction: func(c *cobra.Command, _ []string, _ string) ([]string, cobra.ShellCompDirective) {
 			var names []string
 			for _, a := range askToComplete(g, c, (*admin.Client).Peers) {

@@ -137,7 +137,7 @@ mode are reckoned apart, and change nothing. After that come the quotas, each of
 
 WORKLOAD is namespace/name, or the name alone where one workload has it.`,
 		Example:           example("isthmus policy effective us/checkout-0", "isthmus policy effective us/shop/checkout-0 -o json"),
-		Args:              cobra.ExactArgs(1),
+		Args:              oneArg,
 		ValidArgsFunction: g.completeWorkloads,
 		RunE: func(c *cobra.Command, args []string) error {
 			ctx, cancel := context.WithTimeout(c.Context(), g.timeout)

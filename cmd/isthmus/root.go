@@ -131,6 +131,25 @@ func noArgs(_ *cobra.Command, args []string) error {
 	return nil
 }
 
+// oneArg is the argument check of a verb that takes exactly one: it says which is missing, with an example.
+func oneArg(c *cobra.Command, args []string) error {
+	if len(args) > 0 {
+		return upToOneArg(c, args)
+	}
+	_, what, _ := strings.Cut(c.Use, " ")
+	what, _, _ = strings.Cut(what, " --")
+	first, _, _ := strings.Cut(strings.TrimSpace(c.Example), "\n")
+	return fmt.Errorf("%s is missing: %s", what, first)
+}
+
+// upToOneArg is the argument check of a verb that takes one or none.
+func upToOneArg(_ *cobra.Command, args []string) error {
+	if len(args) > 1 {
+		return fmt.Errorf("unexpected argument %q: one is enough", args[1])
+	}
+	return nil
+}
+
 // strictHelp makes an error of a topic or a shell that is not known: cobra would end with 0.
 func strictHelp(root *cobra.Command) {
 	for _, c := range root.Commands() {

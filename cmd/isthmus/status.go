@@ -60,7 +60,7 @@ It exits with 1 when something is not as it should be, and with 3 when a control
 					cs.Error = a.err.Error()
 				} else {
 					cs.Cluster, cs.Status = a.status.Cluster, &a.status
-					cs.Findings = findingsOf(a.status, a.answer.exports)
+					cs.Findings = findingsOf(a.status, a.answer.exports, a.answer.trust)
 					found, notes := trustFindings(a.answer.trust, a.status.Proxies)
 					cs.Findings, cs.Notes = append(cs.Findings, found...), notes
 					findings += len(cs.Findings)
@@ -150,7 +150,7 @@ func exportsIfKnown(c *admin.Client, ctx context.Context) ([]admin.Export, error
 }
 
 // findingsOf lists, in words, what is not as it should be in a cluster.
-func findingsOf(s admin.Status, exports []admin.Export) []string {
+func findingsOf(s admin.Status, exports []admin.Export, t *admin.Trust) []string {
 	var out []string
 	for _, m := range s.Missing {
 		out = append(out, "not ready: "+m)
@@ -185,10 +185,30 @@ func findingsOf(s admin.Status, exports []admin.Export) []string {
 	}
 	for _, p := range s.Proxies {
 		if !p.Connected {
-			out = append(out, fmt.Sprintf("%s %s: not connected", p.Program, p.Name))
+			out = append(out, fmt.Sprintf("%s %s: not connected%s", p.Program, p.Name, whyAway(s, p, t)))
 		}
 	}
 	return out
+}
+
+// whyAway says what is known of why a program is not connected, in words that follow.
+func whyAway(s admin.Status, p admin.Proxy, t *admin.Trust) string {
+	const anew = "it needs a new join token in its joinTokenFile (isthmus join-token), unless its platform vouches for it"
+	if t != nil {
+		for _, r := range t.Revocations {
+			switch {
+			case r.Subject != p.SPIFFEID:
+			case r.Block:
+				return ", its identity is revoked and blocked" + because(r.Reason)
+			default:
+				return ", its identity was revoked " + age(t.Now, r.At) + " ago" + because(r.Reason) + ": " + anew
+			}
+		}
+	}
+	if !p.SVIDEnds.IsZero() && !s.Now.Before(p.SVIDEnds) {
+		return ", its SVID has ended: " + anew
+	}
+	return ""
 }
 
 func printStatus(w io.Writer, format output.Format, all []clusterStatus) error {

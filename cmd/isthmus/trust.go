@@ -211,7 +211,7 @@ func newTrustShow(g *global) *cobra.Command {
 		Use:               "show DOMAIN",
 		Short:             "A trust domain as each cluster sees it: roots, keys, revocations; of the own one, who issues",
 		Example:           example("isthmus trust show us.example.org", "isthmus trust show us -o json | jq '.[].roots[].key_id'"),
-		Args:              cobra.ExactArgs(1),
+		Args:              oneArg,
 		ValidArgsFunction: g.completeDomains,
 		RunE: func(c *cobra.Command, args []string) error {
 			all, err := g.askTrust(c.Context())

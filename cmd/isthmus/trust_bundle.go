@@ -41,7 +41,7 @@ It is asked of the domain's own cluster where that is one of those meant, else o
 
 What is revoked is not in it: the standards have no word for that.`,
 		Example:           example("isthmus trust bundle us.example.org > us.pem", "isthmus trust bundle us -o spiffe | jq .spiffe_sequence"),
-		Args:              cobra.ExactArgs(1),
+		Args:              oneArg,
 		ValidArgsFunction: g.completeDomains,
 		RunE: func(c *cobra.Command, args []string) error {
 			all, err := g.askTrust(c.Context())

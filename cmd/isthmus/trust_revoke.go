@@ -83,7 +83,7 @@ has heard. A revocation ends by itself when all that it speaks of has: of a FILE
 a day in others. Domains, blocks, keys of authorities, and keys of which nobody knows when they end stay until they are undone.`,
 		Example: example("isthmus trust revoke us.example.org --reason 'its CA key was copied'", "isthmus trust revoke us.example.org --undo",
 			"isthmus trust revoke spiffe://eu.example.org/ns/shop/sa/web --block", "isthmus trust revoke svid.pem --dry-run"),
-		Args:              cobra.ExactArgs(1),
+		Args:              oneArg,
 		ValidArgsFunction: g.completeDomains,
 		RunE: func(c *cobra.Command, args []string) error {
 			r.stdout, r.chatter = c.OutOrStdout(), c.ErrOrStderr()
@@ -141,6 +141,9 @@ func (r *revocation) run(ctx context.Context, what string) error {
 		return finding{"nothing was done: " + out[0].Skipped}
 	}
 	r.next(subject, kind, did)
+	if n := endedHere(out); n > 0 && !r.dryRun && !r.undo && !r.block && r.format.IsTable() {
+		_, _ = fmt.Fprintf(r.chatter, "%d program(s) must join anew. Where no platform vouches for them, write a new token (isthmus join-token) to the joinTokenFile of each; no restart is needed.\n", n)
+	}
 	return nil
 }
 
@@ -338,6 +341,16 @@ func writeBounds(w io.Writer, all []revokedIn) error {
 		_, err = fmt.Fprintf(w, "%s: %s\n", list(by[b]), b)
 	}
 	return err
+}
+
+// endedHere is how many programs lost their SVID.
+func endedHere(all []revokedIn) (n int) {
+	for i := range all {
+		if v := all[i].Revocation; v != nil && !v.Uncounted {
+			n += v.Matches
+		}
+	}
+	return n
 }
 
 // next says what to do after that.

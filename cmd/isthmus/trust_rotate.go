@@ -54,7 +54,7 @@ another rotation. The schedule takes the same steps: it publishes at half of the
 
 With several clusters, DOMAIN (or --cluster) says whose root is meant.`,
 		Example:           example("isthmus trust rotate us --wait", "isthmus trust rotate us --status", "isthmus trust rotate us --activate --force", "isthmus trust rotate us --abort"),
-		Args:              cobra.MaximumNArgs(1),
+		Args:              upToOneArg,
 		ValidArgsFunction: g.completeDomains,
 		RunE: func(c *cobra.Command, args []string) error {
 			r.stdout, r.chatter = c.OutOrStdout(), c.ErrOrStderr()
@@ -152,13 +152,9 @@ func (r *rotation) target(ctx context.Context, domain string) (target, admin.Tru
 	there := answered(all)
 	wanted := r.cluster
 	if domain != "" {
-		td, err := findDomain(there, domain)
+		i, td, err := ownerOf(all, there, domain)
 		if err != nil {
 			return target{}, admin.Trust{}, err
-		}
-		i := slices.IndexFunc(there, func(a asked[admin.Trust]) bool { return a.answer.TrustDomain == td })
-		if i < 0 {
-			return target{}, admin.Trust{}, usage{fmt.Errorf("%s is the domain of none of the clusters that are meant: name its own with --context or --control", td)}
 		}
 		if wanted != "" && wanted != there[i].answer.Cluster {
 			return target{}, admin.Trust{}, usage{fmt.Errorf("%s is the domain of %s, not of %s", td, there[i].answer.Cluster, wanted)}
@@ -179,12 +175,42 @@ func (r *rotation) target(ctx context.Context, domain string) (target, admin.Tru
 	return target{}, admin.Trust{}, noCluster(wanted, all)
 }
 
+// ownerOf finds, among those that answered, the cluster whose own a domain is. That one has not answered is another error than that it is not meant.
+func ownerOf(all, there []asked[admin.Trust], domain string) (i int, td string, err error) {
+	silent := failures(all)
+	if td, err = findDomain(there, domain); err != nil {
+		if silent != nil {
+			err = fmt.Errorf("%s is known to none that answered: %w", domain, silent)
+		}
+		return 0, "", err
+	}
+	if i = slices.IndexFunc(there, func(a asked[admin.Trust]) bool { return a.answer.TrustDomain == td }); i >= 0 {
+		return i, td, nil
+	}
+	if silent != nil {
+		return 0, "", fmt.Errorf("%s: its own control plane is none of those that answered: %w", td, silent)
+	}
+	return 0, "", usage{fmt.Errorf("%s is the domain of none of the clusters that are meant: name its own with --context or --control", td)}
+}
+
 // advise adds who holds a step to the error of who wanted to take it.
 func (r *rotation) advise(err error, now admin.Trust) error {
+	if r.activate && oldLives(now.Rotation) {
+		return advised{err, oldLivesText(now.Rotation, now.Now) + ". --force does not help: isthmus trust rotate " + now.TrustDomain + " --wait --patience 2h takes the step then."}
+	}
 	if !r.activate || r.force || len(now.Rotation.Holds) == 0 || errors.Is(err, admin.ErrUnreachable) {
 		return err
 	}
 	return advised{err, "Held by: " + strings.Join(now.Rotation.Holds, "; ") + "\nWait for them, or take the step with --activate --force: they will refuse this domain's new identities until they have heard."}
+}
+
+// oldLives tells that the rotation before is not over: the next root can't sign yet, whatever is forced.
+func oldLives(r admin.Rotation) bool {
+	return r.Phase == admin.RotationPublished && !r.Retires.IsZero()
+}
+
+func oldLivesText(r admin.Rotation, now time.Time) string {
+	return "The root before the last still vouches for identities, until " + r.Retires.UTC().Format(time.RFC3339) + " (" + ends(now, r.Retires) + "): wait"
 }
 
 func (r *rotation) say(step string, out rotated, now time.Time) {
@@ -215,7 +241,8 @@ func (r *rotation) await(ctx context.Context, t target, out rotated) (admin.Rota
 		case <-bounded.Done():
 			return last, advised{
 				fmt.Errorf("%s is %s, and not activated: %w", out.TrustDomain, last.Phase, bounded.Err()),
-				"It goes on without being waited for. Who holds it: isthmus trust rotate " + out.TrustDomain + " --status",
+				"It stays " + last.Phase + ": isthmus trust rotate " + out.TrustDomain + " --wait or --activate takes it further, and the schedule does when a quarter of the old root's life is left. " +
+					"Who holds it: isthmus trust rotate " + out.TrustDomain + " --status",
 			}
 		case <-time.After(rotationPoll):
 		}
@@ -260,6 +287,9 @@ func waitText(r admin.Rotation) string {
 	}
 	if len(missing) > 0 {
 		text += "; waiting for " + list(missing)
+	}
+	if oldLives(r) {
+		text += "; the root before the last still lives until " + r.Retires.UTC().Format(time.RFC3339)
 	}
 	return text
 }

@@ -7,7 +7,6 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
-	"slices"
 	"strings"
 	"time"
 
@@ -52,7 +51,7 @@ func newSVIDShow(g *global) *cobra.Command {
 		Long: `show lists the programs of each cluster with their identities: all of them, or those of a WORKLOAD, which is the name of a program ("shop/web-0",
 "gateway-0"), or CLUSTER/NAME. ENDS is empty for one that was issued before control started.`,
 		Example: example("isthmus trust svid show", "isthmus trust svid show eu/shop/web-0 -o json"),
-		Args:    cobra.MaximumNArgs(1),
+		Args:    upToOneArg,
 		RunE: func(c *cobra.Command, args []string) error {
 			all, err := askAll(c.Context(), g, (*admin.Client).Proxies)
 			if err != nil {
@@ -100,7 +99,7 @@ type issuedSVID struct {
 func newSVIDIssue(g *global) *cobra.Command {
 	format := output.TableFormat
 	var dir string
-	var dryRun bool
+	var dryRun, force bool
 	c := &cobra.Command{
 		Use:   "issue SPIFFE-ID --out DIR",
 		Short: "An X.509-SVID by the operator's word, for a program that can't get one by itself",
@@ -109,16 +108,22 @@ chain), key.pem, and bundle.pem (the roots of its trust domain). It is good for 
 
 It is not asked whether there is such a workload. Revoke it with isthmus trust revoke DIR/svid.pem.`,
 		Example: example("isthmus trust svid issue spiffe://eu.example.org/ns/ops/sa/probe --out probe"),
-		Args:    cobra.ExactArgs(1),
+		Args:    oneArg,
 		RunE: func(c *cobra.Command, args []string) error {
 			id, err := spiffeid.FromString(args[0])
 			if err != nil {
 				return usage{fmt.Errorf("%q is no SPIFFE ID: %w", args[0], err)}
 			}
+			if id.Path() == "" {
+				return usage{fmt.Errorf("%s is a trust domain: name a member of it, for example %s/ns/ops/sa/probe", id, id)}
+			}
+			if id.Path() == "/isthmus" || strings.HasPrefix(id.Path(), "/isthmus/") {
+				return usage{fmt.Errorf("%s is reserved for the mesh's own programs, which join by themselves (isthmus join-token)", id)}
+			}
 			if dir == "" {
 				return usage{errors.New("where to? Say --out DIR")}
 			}
-			out, err := g.issueSVID(c.Context(), id, dir, dryRun)
+			out, err := g.issueSVID(c.Context(), id, dir, dryRun, force)
 			if err != nil {
 				return err
 			}
@@ -131,28 +136,33 @@ It is not asked whether there is such a workload. Revoke it with isthmus trust r
 	}
 	flags := c.Flags()
 	flags.StringVar(&dir, "out", "", "`folder` for the files; made if need be")
+	flags.BoolVar(&force, "force", false, "write over files that are there")
 	flags.BoolVar(&dryRun, "dry-run", false, "say what would be done, and do nothing")
 	flags.VarP(&format, "output", "o", "output `format`: "+strings.Join(output.Formats, ", "))
 	return c
 }
 
-func (g *global) issueSVID(ctx context.Context, id spiffeid.ID, dir string, dryRun bool) (issuedSVID, error) {
+func (g *global) issueSVID(ctx context.Context, id spiffeid.ID, dir string, dryRun, force bool) (issuedSVID, error) {
 	all, err := g.askTrust(ctx)
 	if err != nil {
 		return issuedSVID{}, err
 	}
 	there := answered(all)
-	if _, err = findDomain(there, id.TrustDomain().Name()); err != nil {
+	i, _, err := ownerOf(all, there, id.TrustDomain().Name())
+	if err != nil {
 		return issuedSVID{}, err
-	}
-	i := slices.IndexFunc(there, func(a asked[admin.Trust]) bool { return a.answer.TrustDomain == id.TrustDomain().Name() })
-	if i < 0 {
-		return issuedSVID{}, usage{fmt.Errorf("%s is the domain of none of the clusters that are meant: name its own with --context or --control", id.TrustDomain())}
 	}
 	by := there[i]
 	out := issuedSVID{SPIFFEID: id.String(), Cluster: by.answer.Cluster, DryRun: dryRun}
 	for _, name := range []string{"svid.pem", "key.pem", "bundle.pem"} {
 		out.Files = append(out.Files, filepath.Join(dir, name))
+	}
+	if !force {
+		for _, file := range out.Files {
+			if _, err = os.Lstat(file); err == nil {
+				return issuedSVID{}, fmt.Errorf("%s is there already: say another --out, or --force to write over it", file)
+			}
+		}
 	}
 	if dryRun {
 		return out, nil

@@ -319,7 +319,17 @@ func TestTrustRotate(t *testing.T) {
 	us.trust.Rotation = admin.Rotation{Phase: admin.RotationIdle}
 	us.rotation = []admin.Rotation{held}
 	want(t, exitFinding, w.args("trust", "rotate", "us", "--status"), "sidecar shop/web-0", "not connected for 3m", "held:")
-	want(t, exitTimeout, w.args("trust", "rotate", "us", "--status", "--wait", "--patience", "700ms"), "published, and not activated", "--status")
+	want(t, exitTimeout, w.args("trust", "rotate", "us", "--status", "--wait", "--patience", "700ms"), "published, and not activated", "It stays published", "--activate", "--status")
+	two := held
+	two.Retires = us.trust.Now.Add(time.Hour)
+	us.rotation = []admin.Rotation{two}
+	if out, chatter, code := isthmus(t, w.args("trust", "rotate", "us", "--activate")...); code != exitFinding || !strings.Contains(out+chatter, "The root before the last still") ||
+		strings.Contains(out+chatter, "--activate --force") {
+		t.Errorf("exit %d: %s%s", code, out, chatter)
+	}
+	want(t, exitUnreachable, []string{"trust", "rotate", "us", "--status", "--control", w.cluster("eu").socket, "--control", "/nowhere"}, "us.test: its own control plane is none of those that answered")
+	want(t, exitUsage, w.args("trust", "show"), "DOMAIN is missing: isthmus trust show us.example.org")
+	want(t, exitUsage, w.args("trust", "show", "us", "eu"), `unexpected argument "eu"`)
 	us.rotation = []admin.Rotation{held}
 	want(t, exitFinding, w.args("trust", "rotate", "us", "--activate"), "Held by: sidecar shop/web-0", "--activate --force")
 	us.rotation = []admin.Rotation{held}
@@ -388,13 +398,17 @@ func TestTrustVerify(t *testing.T) {
 	if info, err := os.Stat(filepath.Join(dir, "key.pem")); err != nil || info.Mode().Perm() != 0o600 {
 		t.Errorf("the key: %v, %v", info.Mode(), err)
 	}
+	want(t, exitFinding, w.args("trust", "svid", "issue", id, "--out", dir), "svid.pem is there already")
+	want(t, exitOK, w.args("trust", "svid", "issue", id, "--out", dir, "--force"), "svid.pem")
+	want(t, exitUsage, w.args("trust", "svid", "issue", "spiffe://us.test", "--out", dir), "name a member of it")
+	want(t, exitUsage, w.args("trust", "svid", "issue", "spiffe://us.test/isthmus/gateway/g", "--out", dir), "reserved")
 	want(t, exitOK, w.args("trust", "svid", "show"), "shop/web-0", "in 40m")
 	want(t, exitOK, w.args("trust", "svid", "show", "eu/shop/web-0"), "spiffe://eu.test/ns/shop/sa/web")
 	want(t, exitUsage, w.args("trust", "svid", "show", "shop/wbe-0"), "did you mean shop/web-0?")
 
 	svid := filepath.Join(dir, "svid.pem")
 	want(t, exitOK, w.args("trust", "verify", svid), "by the bundles of eu:", "by the bundles of us:", "is signed by the root \"us.test root\"", "passes, until")
-	want(t, exitOK, []string{"trust", "verify", svid, "--bundle", filepath.Join(dir, "bundle.pem")}, "passes, until")
+	want(t, exitOK, []string{"trust", "verify", svid, "--bundle", filepath.Join(dir, "bundle.pem")}, "passes, until", "not known: a bundle in a file")
 	if doc, err := trust.MarshalBundle(us.domain, trust.Bundle{Authorities: eu.authority.Roots()}, 1, 0); err == nil {
 		t.Errorf("a bundle of another's root: %s", doc)
 	}
@@ -409,7 +423,7 @@ func TestTrustVerify(t *testing.T) {
 	want(t, exitOK, w.args("trust", "verify", held), "shop/web-0, connected: yes, its SVID ends in")
 	want(t, exitOK, w.args("trust", "revoke", id, "--reason", "gone"))
 	want(t, exitFinding, w.args("trust", "verify", svid), "refused: revoked", "what was issued to this ID up to")
-	want(t, exitOK, w.args("trust", "verify", id), "what is issued now is not")
+	want(t, exitFinding, w.args("trust", "verify", id), "what is issued now is not", "held by nobody here")
 	want(t, exitOK, w.args("trust", "revoke", "us.test"))
 	var out []verified
 	text := want(t, exitFinding, w.args("trust", "verify", held, "-o", "json"))
@@ -571,6 +585,17 @@ func TestStatusOfTrust(t *testing.T) {
 	eu.trust.Revocations = []admin.Revocation{{Subject: "us.test", Kind: "domain", At: now, Reason: "copied"}}
 	if out := want(t, exitOK, w.args("status"), "NOTES\neu: the issuing CA ends in 15h", "eu: revoked until it is undone: us.test, copied"); strings.Contains(out, "FINDINGS") {
 		t.Errorf("a note is a finding:\n%s", out)
+	}
+	id := eu.proxies[0].SPIFFEID
+	away := admin.Status{Now: now, Proxies: []admin.Proxy{
+		{Program: "sidecar", Name: "shop/web-0", SPIFFEID: id, SVIDEnds: now.Add(time.Hour)}, {Program: "sidecar", Name: "shop/old-0", SVIDEnds: now.Add(-time.Hour)},
+	}}
+	for block, why := range map[bool]string{false: "its identity was revoked 60s ago, stolen: it needs a new join token", true: "its identity is revoked and blocked, stolen"} {
+		revoked := &admin.Trust{Now: now, Revocations: []admin.Revocation{{Subject: id, Kind: "id", Block: block, At: now.Add(-time.Minute), Reason: "stolen"}}}
+		got := findingsOf(away, nil, revoked)
+		if len(got) != 3 || !strings.Contains(got[1], why) || !strings.Contains(got[2], "its SVID has ended") {
+			t.Errorf("%q", got)
+		}
 	}
 	eu.trust.Authority.Issuing.NotAfter = now.Add(5 * time.Hour)
 	want(t, exitFinding, w.args("status"), "FINDINGS\neu: the issuing CA ends in 5h", "1 finding(s)")

@@ -10,6 +10,7 @@ import (
 	"io"
 	"net"
 	"os"
+	"slices"
 	"strings"
 	"time"
 
@@ -48,6 +49,8 @@ type step struct {
 	Step string `json:"step"`
 	OK   bool   `json:"ok"`
 	Text string `json:"text"`
+	// Unknown: it could not be looked at, and says nothing for or against.
+	Unknown bool `json:"unknown,omitempty"`
 }
 
 type holder struct {
@@ -73,7 +76,7 @@ func newTrustVerify(g *global) *cobra.Command {
 Exit code 1 when it does not pass everywhere.`,
 		Example: example("isthmus trust verify svid.pem", "isthmus trust verify 10.1.2.3:15008 --sni 80.checkout.shop.svc.clusterset.local",
 			"isthmus trust verify spiffe://us.example.org/ns/shop/sa/checkout", "isthmus trust verify svid.pem --bundle us.pem"),
-		Args: cobra.ExactArgs(1),
+		Args: oneArg,
 		RunE: func(c *cobra.Command, args []string) error {
 			v.stdout = c.OutOrStdout()
 			if v.trustDomain != "" && v.bundle == "" {
@@ -136,6 +139,9 @@ func (v *verification) run(ctx context.Context, what string) error {
 	if len(refused) > 0 {
 		return finding{"it does not pass in " + list(refused)}
 	}
+	if asksID && v.bundle == "" && !slices.ContainsFunc(out, func(r verified) bool { return len(r.Holders) > 0 }) {
+		return finding{"held by nobody here: no program of the clusters that were asked has joined as " + id.String() + "; what is issued to it would pass"}
+	}
 	return nil
 }
 
@@ -186,6 +192,7 @@ type trustView struct {
 	bundles *trust.Bundles
 	states  map[string]string // of domains that are known and not trusted
 	holders []holder
+	offline bool // the bundle is a file
 }
 
 // known is what a control tells for that.
@@ -302,7 +309,7 @@ func (v *verification) offline(id spiffeid.ID) (trustView, error) {
 	if td.IsZero() {
 		return trustView{}, usage{errors.New("the certificate names no trust domain: say with --trust-domain whose bundle that is")}
 	}
-	w := trustView{name: v.bundle, now: time.Now(), bundles: trust.NewBundles()}
+	w := trustView{name: v.bundle, offline: true, now: time.Now(), bundles: trust.NewBundles()}
 	var b trust.Bundle
 	if strings.HasPrefix(strings.TrimSpace(string(data)), "{") {
 		b, _, err = trust.ParseBundle(td, data)
@@ -329,7 +336,11 @@ func (w *trustView) tell(e *trust.Explanation) verified {
 		if state := w.states[e.ID.TrustDomain().Name()]; !s.OK && s.Name == trust.StepBundle && state != "" {
 			text += "; it is " + state + " here"
 		}
-		out.Steps = append(out.Steps, step{string(s.Name), s.OK, text})
+		said := step{Step: string(s.Name), OK: s.OK, Text: text}
+		if w.offline && s.Name == trust.StepRevoked && s.OK {
+			said = step{Step: said.Step, Text: "not known: a bundle in a file does not say what is revoked; ask a cluster", Unknown: true}
+		}
+		out.Steps = append(out.Steps, said)
 	}
 	return out
 }
@@ -344,7 +355,10 @@ func (v *verification) write(all []verified) error {
 		t := output.Table{}
 		for _, s := range r.Steps {
 			mark := "ok"
-			if !s.OK {
+			switch {
+			case s.Unknown:
+				mark = "?"
+			case !s.OK:
 				mark = "NO"
 			}
 			t.Row("  "+mark, s.Step, s.Text)

@@ -100,7 +100,7 @@ func LateRenewals(t *admin.Trust, proxies []admin.Proxy) []Expiring {
 func HeldRotation(t *admin.Trust) (text string, finding bool) {
 	r := &t.Rotation
 	held := t.Now.Sub(r.Since)
-	if r.Phase != admin.RotationPublished || len(r.Holds) == 0 || held < rotationHeld {
+	if r.Phase != admin.RotationPublished || len(r.Holds) == 0 || r.Since.IsZero() || held < rotationHeld {
 		return "", false
 	}
 	holds := r.Holds
