@@ -94,16 +94,21 @@ func (a *allotment) whose(q *access.Request) quota.Key {
 	return quota.Key{} // all together, and all that have no valid token
 }
 
-// spend counts a request that policies let through, and says why it must wait; nil when it need not. headers is what callers are told.
+// spend counts a request that policies let through, and says why it must wait; nil when it need not. headers is what callers are told. One
+// that has to wait counts with no limit: who is above his own must not use up that of all.
 func (in *Inbound) spend(ctx context.Context, g *guard, q *access.Request, a *arrival) (headers http.Header, refused *Failure) {
 	var policies, state []byte
 	var over *allotment
 	var least quota.Decision
+	var taken []*allotment
 	for _, allotment := range g.quotas {
 		if !allotment.filter.Matches(q) {
 			continue
 		}
 		d := allotment.limiter.Take(allotment.whose(q), in.now())
+		if d.Allowed {
+			taken = append(taken, allotment)
+		}
 		word := decisionAllow
 		switch {
 		case d.Allowed:
@@ -132,6 +137,9 @@ func (in *Inbound) spend(ctx context.Context, g *guard, q *access.Request, a *ar
 	headers = http.Header{quotaPolicyHeader: {string(policies)}, quotaStateHeader: {string(state)}}
 	if over == nil {
 		return headers, nil
+	}
+	for _, allotment := range taken {
+		allotment.limiter.GiveBack(allotment.whose(q), in.now())
 	}
 	headers.Set(quota.RetryAfterHeader, least.RetryAfter())
 	return headers, &Failure{

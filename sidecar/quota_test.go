@@ -209,3 +209,29 @@ func TestLeases(t *testing.T) {
 		return len(asked["shop/fair/all"]) == 1
 	})
 }
+
+// TestQuotaOfOneSparesThatOfAll: a caller above its own limit uses up nothing of the one that all have together, in whatever order they stand.
+func TestQuotaOfOneSparesThatOfAll(t *testing.T) {
+	w := newWorld(t)
+	_, here := serveApp(t, answering("eu"))
+	near := w.server(eu, "checkout", topology.HTTP, here)
+	each := topology.Quota{Name: "shop/fair/each", Per: topology.PerCaller, Limit: quota.Limit{Name: "each", Rate: 1.0 / 3600, Burst: 3, Window: time.Hour}}
+	all := topology.Quota{Name: "shop/fair/all", Per: topology.PerService, Limit: quota.Limit{Name: "all", Rate: 1.0 / 3600, Burst: 10, Window: time.Hour}}
+	c := w.caller(view{endpoints: []topology.Endpoint{near.endpoint("checkout-0")}}, nil)
+	for k, quotas := range [][]topology.Quota{{each, all}, {all, each}} {
+		near.limit(quotas...)
+		for i := range 20 {
+			want := http.StatusTooManyRequests
+			if k == 0 && i < each.Limit.Burst {
+				want = http.StatusOK
+			}
+			if resp, _ := get(t, c.client(), checkoutURL); resp.StatusCode != want {
+				t.Fatalf("order %d, request %d: %s, want %d", k, i, resp.Status, want)
+			}
+		}
+	}
+	admin := w.start(must(trust.WorkloadID(eu, "shop", "admin")), w.snapshot(view{endpoints: []topology.Endpoint{near.endpoint("checkout-0")}}), nil)
+	if resp, _ := get(t, admin.client(), checkoutURL); resp.StatusCode != http.StatusOK || resp.Header.Get("Ratelimit") != `"all";r=6;t=14400, "each";r=2;t=3600` {
+		t.Errorf("another caller: %s %q", resp.Status, resp.Header.Get("Ratelimit"))
+	}
+}

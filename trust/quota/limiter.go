@@ -137,6 +137,21 @@ func (l *Limiter) Take(key Key, now time.Time) Decision {
 	return d
 }
 
+// GiveBack undoes a Take that let a request of key through, which something else stopped. What was asked stays told to control.
+func (l *Limiter) GiveBack(key Key, now time.Time) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	b := l.buckets[key]
+	if b == nil {
+		b = l.crowd
+	}
+	if b == nil {
+		return // it was full, and is forgotten
+	}
+	l.refill(b, now)
+	b.tokens = min(l.capacity, b.tokens+1)
+}
+
 // wait is how long a number of tokens takes.
 func wait(tokens, rate float64) time.Duration {
 	seconds := tokens / rate
