@@ -19,6 +19,8 @@ const (
 	// maxNewDecisions is how many new kinds a second are taken note of: whoever asks for ever new paths must not cost the sidecar its time.
 	maxNewDecisions = 200
 	maxDecisionPath = 512 // bytes; longer ones are cut
+	// maxDecisionMethod is the same for methods: a caller may make up any token for one, as long as all of its headers may be.
+	maxDecisionMethod = 64
 )
 
 // kindOf is what tells one kind of request from another.
@@ -64,6 +66,9 @@ func shortened(text string) string {
 // note takes note of a decision.
 func (d *decisions) note(k kindOf, what *access.Decision) {
 	k.path = shortened(k.path)
+	if len(k.method) > maxDecisionMethod {
+		k.method = k.method[:maxDecisionMethod]
+	}
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	now := d.now()

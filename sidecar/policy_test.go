@@ -421,6 +421,11 @@ func TestDecisionsAreRemembered(t *testing.T) {
 	for i := range 10 * maxNewDecisions {
 		flood.note(kindOf{path: fmt.Sprint("/", i, "?", strings.Repeat("x", 9999))}, &access.Decision{})
 	}
+	long := newDecisions(func() time.Time { return at })
+	long.note(kindOf{method: strings.Repeat("M", 60_000), path: strings.Repeat("/p", 30_000)}, &access.Decision{})
+	if got := long.all().Decisions[0]; len(got.Method) > maxDecisionMethod || len(got.Path) > maxDecisionPath {
+		t.Errorf("a method of %d bytes and a path of %d are kept", len(got.Method), len(got.Path))
+	}
 	if got := flood.all(); len(got.Decisions) != maxNewDecisions {
 		t.Errorf("%d new ones in a moment", len(got.Decisions))
 	}
