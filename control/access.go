@@ -17,7 +17,8 @@ import (
 	"github.com/isthmus-mesh/isthmus/trust/access"
 )
 
-// copyID is one copy of an application, whatever Services it is behind: "namespace/name" of its Workload or Pod, or where it listens.
+// copyID is one copy of an application, whatever Services of its namespace it is behind: "namespace/name" of its Workload, "Pod namespace/name", or
+// "Address namespace/" and where it listens.
 type copyID string
 
 // picked is a policy that is for a copy.
@@ -149,13 +150,14 @@ func (p *policing) of(namespace string, c *plain) copyID {
 			return id // a slice that leads round a workload's sidecar leads round no policy
 		}
 	}
+	// The namespace is part of it: whoever writes a slice in another one, to the same address, must take nothing of what guards it in this.
 	switch {
 	case c.pod != "":
 		return copyID("Pod " + namespace + "/" + c.pod)
 	case targets[0].Addr().IsLoopback(): // a machine's own: what is one there is told by the port
-		return copyID(targets[0].String())
+		return copyID("Address " + namespace + "/" + targets[0].String())
 	default:
-		return copyID(targets[0].Addr().String())
+		return copyID("Address " + namespace + "/" + targets[0].Addr().String())
 	}
 }
 

@@ -89,7 +89,7 @@ func TestPoliciesTold(t *testing.T) {
 	}, workloads["shop/checkout-0"]); diff != "" {
 		t.Errorf("(-want +got)\n%s", diff)
 	}
-	bare := workloads["10.1.0.7"]
+	bare := workloads["Address shop/10.1.0.7"]
 	if len(bare.Access) != 3 || bare.Access[1] != (admin.AppliedPolicy{Policy: "shop/perhaps", Perhaps: true}) {
 		t.Errorf("%+v", bare)
 	}
