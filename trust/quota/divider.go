@@ -9,7 +9,7 @@ import (
 
 // Limits of what a Divider keeps.
 const (
-	MaxBuckets    = 100_000 // in all limits together
+	MaxBuckets    = 100_000 // in all limits together; above it, each may have MaxDemands
 	MaxBucketName = 64      // bytes
 )
 
@@ -40,6 +40,7 @@ type Divider struct {
 // divided is one limit.
 type divided struct {
 	limit   Limit
+	began   time.Time            // with this rate
 	seen    map[string]*presence // by copy
 	buckets map[string][]*lease
 }
@@ -91,7 +92,7 @@ func (d *Divider) Configure(limits map[string]Limit, now time.Time) error {
 		// Leases of another rate may still be held, and are more than this one has: it gives none before they have ended.
 		next[name] = &divided{limit: limit, seen: map[string]*presence{}, buckets: map[string][]*lease{}}
 		if d.limits[name] != nil {
-			d.started = now
+			next[name].began = now
 		}
 	}
 	d.limits, d.buckets = next, 0
@@ -113,7 +114,7 @@ func (d *Divider) Lease(name, replica string, demands []Demand, now time.Time) (
 	if _, known := l.seen[replica]; !known && len(l.seen) >= 2*MaxReplicas {
 		return nil, 0, false
 	}
-	if now.Sub(d.started) < d.ttl {
+	if now.Sub(d.started) < d.ttl || now.Sub(l.began) < d.ttl {
 		return nil, 0, false
 	}
 	p := l.seen[replica]
@@ -132,7 +133,7 @@ func (d *Divider) Lease(name, replica string, demands []Demand, now time.Time) (
 		}
 		b, known := l.buckets[demand.Bucket]
 		if !known {
-			if d.buckets >= MaxBuckets && !d.sweep(now) {
+			if !d.room(l) && (!d.sweep(now) || !d.room(l)) {
 				continue
 			}
 			d.buckets++
@@ -248,6 +249,9 @@ func fair(demands []float64, one, rate float64) float64 {
 		level, met = max(0, rate-sum)/float64(len(demands)-n), n
 	}
 }
+
+// room tells whether a limit may have another bucket. Each may have MaxDemands, however many others have.
+func (d *Divider) room(l *divided) bool { return d.buckets < MaxBuckets || len(l.buckets) < MaxDemands }
 
 // sweep makes room, not more often than leases end, and tells whether there is some.
 func (d *Divider) sweep(now time.Time) bool {

@@ -653,3 +653,35 @@ func BenchmarkLease(b *testing.B) {
 		})
 	}
 }
+
+// TestLimitsSpareEachOther: neither a copy that names buckets without end nor a rate that is changed without end keeps another limit from
+// being divided.
+func TestLimitsSpareEachOther(t *testing.T) {
+	d := quota.NewDivider(0, start)
+	now := start
+	configure := func(rate float64) {
+		t.Helper()
+		if err := d.Configure(map[string]quota.Limit{
+			"a/q/each": {Rate: 100, Shared: true, Replicas: 2}, "b/q/each": {Rate: rate, Shared: true},
+		}, now); err != nil {
+			t.Fatal(err)
+		}
+	}
+	configure(1)
+	now = now.Add(quota.DefaultTTL)
+	for k := range 2 * quota.MaxBuckets / quota.MaxDemands {
+		var many []quota.Demand
+		for i := range quota.MaxDemands {
+			many = append(many, quota.Demand{Bucket: fmt.Sprint(k, "-", i), Rate: 1})
+		}
+		d.Lease("b/q/each", "b", many, now)
+	}
+	configure(2)
+	shares, _, ok := d.Lease("a/q/each", "a", []quota.Demand{{Bucket: "x", Rate: 90}}, now)
+	if !ok || len(shares) != 1 {
+		t.Errorf("%v %v", shares, ok)
+	}
+	if _, _, ok := d.Lease("b/q/each", "b", nil, now); ok {
+		t.Error("a lease while there are some of another rate")
+	}
+}
