@@ -182,6 +182,8 @@ func (s *source) text(header http.Header) (string, error) {
 	switch {
 	case ok && strings.EqualFold(scheme, "Bearer"):
 		value = strings.Trim(token, " ")
+	case s.header == authorization && oddBearer(value):
+		return "", refuse(Malformed, "behind the scheme of the header %s there is something else than a space", s.header)
 	case s.header == authorization && !strings.EqualFold(scheme, "Bearer"):
 		return "", nil // another scheme
 	}
@@ -192,6 +194,17 @@ func (s *source) text(header http.Header) (string, error) {
 		return "", refuse(Malformed, "the token has %d bytes, more than %d", len(value), MaxToken)
 	}
 	return value, nil
+}
+
+// oddBearer tells of a value that some take for a token and others don't: a tab behind the scheme, or a comma.
+func oddBearer(value string) bool {
+	const scheme = "Bearer"
+	if len(value) <= len(scheme) || !strings.EqualFold(value[:len(scheme)], scheme) {
+		return false
+	}
+	c := value[len(scheme)]
+	letter := c|0x20 >= 'a' && c|0x20 <= 'z'
+	return !letter && (c < '0' || c > '9') && !strings.ContainsRune("!#$%&'*+-.^_`|~ ", rune(c)) // it is of another scheme's name (RFC 9110, section 5.6.2)
 }
 
 const authorization = "Authorization"
