@@ -8,6 +8,7 @@ import (
 	"maps"
 	"net/textproto"
 	"net/url"
+	"regexp"
 	"slices"
 	"strconv"
 	"strings"
@@ -122,6 +123,52 @@ func closedDocument(c *checker) []Object {
 		spec = new(meshv1alpha1.AccessPolicySpec)
 	}
 	return closed(c, spec)
+}
+
+// What is looked for in text that can't be read as YAML.
+var (
+	textKind      = regexp.MustCompile(`(?m)^[^#\n]*\bkind["']?[ \t]*:[ \t]*["']?` + accessKind + `\b`)
+	textNamespace = regexp.MustCompile(`(?m)^[^#\n]*?\bnamespace["']?[ \t]*:[ \t]*["']?([a-z0-9-]{1,63})`)
+	textName      = regexp.MustCompile(`(?m)^[^#\n]*?\bname["']?[ \t]*:[ \t]*["']?([a-z0-9.-]{1,253})`)
+	textMode      = regexp.MustCompile(`(?m)^[^#\n]*?\bmode["']?[ \t]*:[ \t]*["']?(\w+)`)
+	textSeparator = regexp.MustCompile(`(?m)^---`)
+)
+
+// closedText adds to guards what text seems to have of AccessPolicies beside them, as ones that refuse everything to their namespace: a slip
+// may be such that nothing of a file can be read, and what it guards must not stand open for that.
+func closedText(file, text string, guards []Object) []Object {
+	line := 1
+	for _, part := range textSeparator.Split(text, -1) {
+		at := line
+		line += strings.Count(part, "\n")
+		if mode := textMode.FindStringSubmatch(part); !textKind.MatchString(part) || mode != nil && mode[1] == modeAudit {
+			continue
+		}
+		p := control.AccessPolicy{Closed: true, Meta: control.Meta{
+			Source: control.Source{File: file, Line: at}, Kind: accessKind, Namespace: defaultNamespace, Name: "unreadable",
+		}}
+		if m := textName.FindStringSubmatch(part); m != nil {
+			p.Name = m[1]
+		}
+		namespaces := []string{defaultNamespace}
+		if found := textNamespace.FindAllStringSubmatch(part, -1); found != nil {
+			namespaces = nil
+			for _, m := range found {
+				namespaces = append(namespaces, m[1])
+			}
+		}
+		for _, namespace := range namespaces {
+			if len(validation.IsDNS1123Label(namespace)) > 0 || slices.ContainsFunc(guards, func(o Object) bool {
+				return o.Access.Namespace == namespace && o.Access.Name == p.Name
+			}) {
+				continue
+			}
+			closed := p
+			closed.Namespace = namespace
+			guards = append(guards, Object{Access: &closed})
+		}
+	}
+	return guards
 }
 
 // hasSpec wants a spec to be written down, be it an empty one.

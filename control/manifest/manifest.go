@@ -75,13 +75,15 @@ type File struct {
 	Guards []Object
 	// Skipped are objects of kinds that control has no use for. The others of the file count.
 	Skipped []control.Problem
+
+	unread bool // of a document it isn't known what it is, or what is in it
 }
 
 // Parse reads a file: YAML or JSON, several documents, lists. It never fails as a whole: see File.
 func Parse(file string, data []byte) File {
 	docs, err := strictyaml.Documents(file, data)
 	if err != nil {
-		return File{Problems: firstOf(file, problems(file, "", err))}
+		return File{Problems: firstOf(file, problems(file, "", err)), Guards: closedText(file, string(data), nil)}
 	}
 	var f File
 	for i := range docs {
@@ -93,6 +95,9 @@ func Parse(file string, data []byte) File {
 			if o.Access != nil {
 				f.Guards = append(f.Guards, o)
 			}
+		}
+		if f.unread {
+			f.Guards = closedText(file, string(data), f.Guards)
 		}
 		f.Objects = nil
 	}
@@ -144,6 +149,7 @@ func readHeader(d *strictyaml.Document) (header, error) {
 func (f *File) document(d *strictyaml.Document, listAllowed bool) {
 	h, err := readHeader(d)
 	if err != nil {
+		f.unread = true
 		f.Problems = append(f.Problems, problems(d.File, "", err)...)
 		return
 	}
@@ -181,6 +187,7 @@ func (f *File) document(d *strictyaml.Document, listAllowed bool) {
 
 func (f *File) list(d *strictyaml.Document, allowed bool) {
 	if !allowed {
+		f.unread = true
 		f.Problems = append(f.Problems, problems(d.File, "List", d.Errorf("kind", "a List inside a List"))...)
 		return
 	}
@@ -191,6 +198,7 @@ func (f *File) list(d *strictyaml.Document, allowed bool) {
 		Items      []any          `json:"items"`
 	}
 	if err := d.Decode(&shape); err != nil {
+		f.unread = true
 		f.Problems = append(f.Problems, problems(d.File, "List", err)...)
 		return
 	}
