@@ -279,6 +279,7 @@ func (in *Inbound) verdictOf(r *http.Request, v *visit) access.Decision {
 		return unguarded(peer)
 	}
 	dropNamed(r.Header)
+	dropAliases(r.Header, g)
 	// Who is refused whatever he asks has no signatures verified for it.
 	if len(g.issuers) > 0 && g.admits(v.peer.ID, v.to, peer) {
 		q.Tokens = g.tokens.Load().Tokens(r.Context(), r.Header, q.Tokens)
@@ -320,6 +321,30 @@ func dropNamed(h http.Header) {
 			}
 		}
 	}
+}
+
+// dropAliases removes the headers that CGI-like interfaces can't tell from one that policies ask for, as X_User from X-User: they make one
+// character of all that is neither letter nor digit.
+func dropAliases(h http.Header, g *guard) {
+	for name := range h {
+		if !strings.ContainsFunc(name, isOdd) {
+			continue
+		}
+		like := textproto.CanonicalMIMEHeaderKey(strings.Map(func(r rune) rune {
+			if isOdd(r) {
+				return '-'
+			}
+			return r
+		}, name))
+		if g.set.Asks(like) || slices.ContainsFunc(g.issuers, func(i access.Issuer) bool { return i.Header == like }) {
+			delete(h, name)
+		}
+	}
+}
+
+// isOdd tells of a character that names of headers seldom have.
+func isOdd(r rune) bool {
+	return (r < 'a' || r > 'z') && (r < 'A' || r > 'Z') && (r < '0' || r > '9') && r != '-'
 }
 
 // refusal is what the caller hears of a decision: that, and nothing else. What its end user lacks it may know (RFC 6750, section 3).

@@ -6,6 +6,7 @@ import (
 	"log/slog"
 	"net"
 	"net/http"
+	"slices"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -432,5 +433,44 @@ func TestDecisionsAreRemembered(t *testing.T) {
 	k := kindOf{caller: "c", method: "GET", path: "/0?x"}
 	if n := testing.AllocsPerRun(100, func() { flood.note(k, &access.Decision{}) }); n > 0 {
 		t.Errorf("%v allocations for what is known", n)
+	}
+}
+
+// TestHeadersByAnotherName: what an application may take for a header that a rule asks for does not reach it; what it can't does.
+func TestHeadersByAnotherName(t *testing.T) {
+	w := newWorld(t)
+	_, here := serveApp(t, func(w http.ResponseWriter, r *http.Request) {
+		var names []string
+		for name := range r.Header {
+			if strings.HasPrefix(name, "X") {
+				names = append(names, name)
+			}
+		}
+		slices.Sort(names)
+		_, _ = fmt.Fprint(w, names)
+	})
+	near := w.server(eu, "checkout", topology.HTTP, here)
+	near.police([]access.Policy{{Name: "shop/p", Rules: []access.Rule{
+		allow("web", eu, "web"), {Name: "no-debug", Deny: true, To: []access.Operation{{Headers: []access.Header{{Name: "X-Debug"}}}}},
+	}}})
+	c := w.caller(view{endpoints: []topology.Endpoint{near.endpoint("checkout-0")}}, nil)
+	for _, x := range []struct {
+		header string
+		status int
+		body   string
+	}{
+		{"X-Debug", http.StatusForbidden, ""},
+		{"X_debug", http.StatusOK, "[]"},
+		{"X.DEBUG", http.StatusOK, "[]"},
+		{"X_other", http.StatusOK, "[X_other]"},
+	} {
+		req, err := http.NewRequestWithContext(t.Context(), http.MethodGet, checkoutURL, nil)
+		if err != nil {
+			t.Fatal(err)
+		}
+		req.Header[x.header] = []string{"1"}
+		if resp, body := do(t, c.client(), req); resp.StatusCode != x.status || x.body != "" && body != x.body {
+			t.Errorf("%s: %s %q, want %d %q", x.header, resp.Status, body, x.status, x.body)
+		}
 	}
 }

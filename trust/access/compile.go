@@ -40,6 +40,7 @@ type Set struct {
 	rows    int // in all, and those that are looked at one by one
 	slow    int
 	needs   needs
+	headers map[string]struct{} // that rules ask for
 }
 
 // pair is one set of policies: those that enforce, and those in audit mode.
@@ -75,6 +76,15 @@ func Compile(sets [][]Policy) (*Set, error) {
 		return nil, fmt.Errorf("access: %d issuers of tokens, more than %d", len(s.issuers), MaxIssuers)
 	}
 	return s, nil
+}
+
+// Asks tells whether some rule asks for a header, by its canonical name.
+func (s *Set) Asks(header string) bool {
+	if s == nil {
+		return false
+	}
+	_, ok := s.headers[header]
+	return ok
 }
 
 // Issuers are those whose tokens the policies ask for, each once, whatever policies call it (Name is empty).

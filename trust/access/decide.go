@@ -132,6 +132,12 @@ func (s *Set) group(policies []Policy) (*group, error) {
 				if len(rows[k].headers)+len(rows[k].users) > 0 {
 					s.slow++
 				}
+				for _, h := range rows[k].headers {
+					if s.headers == nil {
+						s.headers = make(map[string]struct{})
+					}
+					s.headers[h.name] = struct{}{}
+				}
 			}
 			if s.slow > MaxSlowRows {
 				return nil, fmt.Errorf("policy %s: rule %q: more than %d pairs of a source and an operation, with headers or end users, in all", p.Name, r.Name, MaxSlowRows)
