@@ -16,8 +16,17 @@ import (
 // errOverdue is what a copy is blamed for that was silent while another answered.
 var errOverdue = errors.New("silent for longer than its answers take, while another copy answered")
 
-// hedgeable reports whether a second try may be made beside the first: it does no harm, and there is nothing to send twice.
-func (f *forwarding) hedgeable() bool { return f.idempotent && f.body == nil && !f.upgrade }
+// hedgeable reports whether a second try may be made beside the first: it changes nothing, and there is nothing to send twice. That a request
+// may be repeated is not enough: the copy that was slow may carry out a DELETE after the caller has heard that it is done, and made anew what
+// it deletes.
+func (f *forwarding) hedgeable() bool {
+	switch f.request.Method {
+	case http.MethodGet, http.MethodHead, http.MethodOptions, http.MethodTrace:
+		return f.body == nil && !f.upgrade
+	default:
+		return false
+	}
+}
 
 // try is how one of two attempts that run at the same time ended, and what it noted of itself.
 type try struct {

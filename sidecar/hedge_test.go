@@ -97,6 +97,24 @@ func TestNoHedge(t *testing.T) {
 			t.Errorf("answered %q; the other copy saw it %d times", body, h.far.times("post"))
 		}
 	})
+	t.Run("a DELETE", func(t *testing.T) {
+		h := newHedging(t)
+		h.silent.Store(true)
+		go func() {
+			for h.near.times("delete") == 0 {
+				time.Sleep(time.Millisecond)
+			}
+			time.Sleep(4 * 30 * time.Millisecond)
+			h.release()
+		}()
+		req, err := http.NewRequestWithContext(t.Context(), http.MethodDelete, checkoutURL+"?id=delete", nil)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if _, body := do(t, h.client, req); !strings.HasPrefix(body, "near ") || h.far.times("delete") != 0 {
+			t.Errorf("answered %q; the other copy saw it %d times", body, h.far.times("delete"))
+		}
+	})
 	t.Run("a slow answer of a copy that lives", func(t *testing.T) {
 		h := newHedging(t)
 		done := make(chan string, 1)
