@@ -426,7 +426,7 @@ func newPolicySimulate(g *global) *cobra.Command {
 		Short: "What access policies would change, for what workloads were asked lately",
 		Long: `simulate takes the AccessPolicies of FILE as if they were in force in a cluster, in the place of those of their names, and asks the sidecars
 of the workloads that they are for what they were asked since they started. It says what would be refused that is let through, and what
-would be let through that is refused, by caller and rule. Nothing is changed.
+would be let through that is refused, by caller and rule. Those with mode Audit are taken as if they were enforced. Nothing is changed.
 
 Sidecars remember who asked for which method and path, and no headers, queries or tokens: what hangs on these is told as "depends".
 
@@ -479,10 +479,13 @@ type simulation struct {
 	Requests uint64          `json:"requests"`
 	Asked    []string        `json:"asked"`  // sidecars and node proxies
 	Silent   []string        `json:"silent"` // that did not answer, and why
+	// AsEnforced are policies in audit mode ("namespace/name"), which are taken as if they were enforced.
+	AsEnforced []string `json:"as_enforced"`
 }
 
 func simulate(ctx context.Context, t target, plan *policy.Plan) (simulation, error) {
-	out := simulation{Changes: []policy.Change{}, Asked: []string{}, Silent: []string{}}
+	out := simulation{Changes: []policy.Change{}, Asked: []string{}, Silent: []string{}, AsEnforced: []string{}}
+	out.AsEnforced = append(out.AsEnforced, plan.AsEnforced()...)
 	proxies, err := t.Proxies(ctx)
 	if err != nil {
 		return out, err
@@ -563,6 +566,11 @@ func (s simulation) print(w io.Writer, format output.Format) error {
 }
 
 func (s simulation) printTable(w io.Writer, format output.Format) error {
+	if len(s.AsEnforced) > 0 {
+		if _, err := fmt.Fprintf(w, "in audit mode, taken as if enforced: %s\n\n", list(s.AsEnforced)); err != nil {
+			return err
+		}
+	}
 	t := output.Table{
 		Columns: []string{"WORKLOAD", "CALLER", "REQUEST", "COUNT", "NOW", "THEN", "BY"}, Wide: []string{"LAST", "REASON"},
 		Empty: "nothing would change",

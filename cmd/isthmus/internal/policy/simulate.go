@@ -21,10 +21,11 @@ type Plan struct {
 	existing map[string]access.Policy
 	proposed []control.AccessPolicy
 	removed  []string
+	enforced []string // those proposed that are in audit mode, by name
 }
 
 // NewPlan puts proposed policies in the place of those of their names, or beside the others, and takes out those that are removed
-// ("namespace/name").
+// ("namespace/name"). Those in audit mode are taken as if they were enforced: in audit mode nothing ever changes.
 func NewPlan(now admin.Policies, proposed []control.AccessPolicy, removed []string) (*Plan, error) {
 	p := &Plan{now: now, proposed: proposed, removed: removed, domains: make(map[string]spiffeid.TrustDomain), existing: make(map[string]access.Policy)}
 	for name, text := range now.Clusters {
@@ -45,6 +46,11 @@ func NewPlan(now admin.Policies, proposed []control.AccessPolicy, removed []stri
 		}
 		p.existing[policy.Name] = policy
 	}
+	for i := range proposed {
+		if proposed[i].Audit {
+			p.enforced = append(p.enforced, proposed[i].Namespace+"/"+proposed[i].Name)
+		}
+	}
 	for _, name := range removed {
 		if _, ok := p.existing[name]; !ok {
 			return nil, fmt.Errorf("there is no AccessPolicy %s in %s", name, now.Cluster)
@@ -52,6 +58,9 @@ func NewPlan(now admin.Policies, proposed []control.AccessPolicy, removed []stri
 	}
 	return p, nil
 }
+
+// AsEnforced returns the proposed policies in audit mode, "namespace/name", which are taken as if they were enforced.
+func (p *Plan) AsEnforced() []string { return p.enforced }
 
 // sets returns what is for a workload now, and what would be.
 func (p *Plan) sets(w *admin.PolicedWorkload) (before, after []access.Policy) {
@@ -80,7 +89,9 @@ func (p *Plan) sets(w *admin.PolicedWorkload) (before, after []access.Policy) {
 	}
 	for i := range p.proposed {
 		if x := &p.proposed[i]; x.Namespace == w.Namespace && x.Selects.Picks(w.Labels, services) {
-			after = append(after, x.Resolve(func(name string) spiffeid.TrustDomain { return p.domains[name] }))
+			policy := x.Resolve(func(name string) spiffeid.TrustDomain { return p.domains[name] })
+			policy.Audit = false
+			after = append(after, policy)
 		}
 	}
 	return before, after

@@ -3,6 +3,8 @@ package policy
 import (
 	"encoding/json"
 	"fmt"
+	"os"
+	"slices"
 	"strings"
 	"testing"
 
@@ -90,6 +92,23 @@ spiffe://us.example/ns/office/sa/desk POST/refunds false: allow shop/open/all ->
 spiffe://eu.example/ns/shop/sa/web  true: allow shop/open/all -> deny shop/closed/ (no_rule_allows)
 `, run([]string{"testdata/closed.yaml"}, "shop/open")); diff != "" {
 		t.Errorf("in its place (-want +got)\n%s", diff)
+	}
+	// In audit mode nothing would change: it is tried as if it were enforced.
+	enforced, failed := os.ReadFile("testdata/closed.yaml")
+	if failed != nil {
+		t.Fatal(failed)
+	}
+	audit := write(t, strings.Replace(string(enforced), "spec:\n", "spec:\n  mode: Audit\n", 1))
+	if diff := cmp.Diff(run([]string{"testdata/closed.yaml"}, "shop/open"), run([]string{audit}, "shop/open")); diff != "" {
+		t.Errorf("in audit mode (-enforced +audit)\n%s", diff)
+	}
+	proposed, failed := Read(audit)
+	if failed != nil {
+		t.Fatal(failed)
+	}
+	p, failed := NewPlan(now, proposed, nil)
+	if failed != nil || !slices.Equal(p.AsEnforced(), []string{"shop/closed"}) {
+		t.Errorf("what is taken as enforced isn't told: %v", failed)
 	}
 	if got := run(nil, "shop/open"); got != "" {
 		t.Errorf("without any policy everybody may: %s", got)
