@@ -56,6 +56,8 @@ named by the table, or stand in the same file.
   - {name: the cart, caller: eu/shop/web, method: GET, path: /cart, want: allow, rule: web}
   - {name: strangers, caller: spiffe://ap.example/ns/shop/sa/web, path: /cart, want: deny}
 
+With enforce: true beside cases, policies in audit mode are taken as if they were enforced.
+
 A case may also have port, headers, user ({issuer, subject, claims}, or invalid: true), tcp (opaque bytes), reason, and audit (what policies
 in audit mode say).
 

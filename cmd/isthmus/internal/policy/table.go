@@ -32,6 +32,7 @@ type table struct {
 	Cluster  string            `json:"cluster"`
 	Policies []string          `json:"policies"` // files with manifests, relative to this one
 	Workload *workload         `json:"workload"` // which is called; none: every policy is for it
+	Enforce  bool              `json:"enforce"`  // policies in audit mode are taken as if they were enforced
 	Cases    []testCase        `json:"cases"`
 }
 
@@ -267,7 +268,9 @@ func (t *table) compile(policies []control.AccessPolicy, domains map[string]spif
 				}
 			}
 		}
-		applied = append(applied, p.Resolve(func(name string) spiffeid.TrustDomain { return domains[name] }))
+		policy := p.Resolve(func(name string) spiffeid.TrustDomain { return domains[name] })
+		policy.Audit = policy.Audit && !t.Enforce
+		applied = append(applied, policy)
 	}
 	set, err := access.Compile([][]access.Policy{applied})
 	return set, applied, err
@@ -408,6 +411,10 @@ func (c *testCase) judge(d access.Decision) Result {
 		r.Wrong = fmt.Sprintf("want the reason %s, got %s %s", c.Reason, r.Got, by(d.Verdict))
 	case c.Audit != "" && c.Audit != audit:
 		r.Wrong = fmt.Sprintf("want %s of policies in audit mode, got %s %s", c.Audit, audit, by(d.Audit))
+	}
+	// Whoever asks for what a policy in audit mode would say is told so, as nothing else here tells of its mode.
+	if r.Wrong != "" && d.Audit.Reason != access.NoPolicy && audit == c.Want && (c.Rule == "" || c.Rule == d.Audit.Rule || isRule(c.Rule, d.Audit)) {
+		r.Wrong += fmt.Sprintf("; in audit mode it is %s %s: say enforce: true beside cases to have policies in audit mode tried as if they were enforced", audit, by(d.Audit))
 	}
 	return r
 }

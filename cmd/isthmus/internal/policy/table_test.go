@@ -3,6 +3,7 @@ package policy
 import (
 	"os"
 	"path/filepath"
+	"regexp"
 	"strings"
 	"testing"
 )
@@ -64,6 +65,64 @@ cases:
 	} {
 		if results[i].Wrong != want || results[i].Line != i+3 {
 			t.Errorf("line %d: %q, want %q at line %d", results[i].Line, results[i].Wrong, want, i+3)
+		}
+	}
+}
+
+// TestAuditMode: a policy that is not enforced yet can be tried, and a case that it would have passed says what to do.
+func TestAuditMode(t *testing.T) {
+	text := `clusters: {eu: eu.example}
+cases:
+- {caller: eu/shop/web, want: allow, rule: web}
+- {caller: spiffe://ap.example/ns/a/sa/b, want: deny, reason: no_rule_allows}
+` + strings.Replace(policyText, "spec: {", "spec: {mode: Audit, ", 1)
+	results, err := Test(write(t, text))
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, r := range results {
+		if !strings.Contains(r.Wrong, "enforce: true") {
+			t.Errorf("line %d: %q", r.Line, r.Wrong)
+		}
+	}
+	if results, err = Test(write(t, "enforce: true\n"+text)); err != nil {
+		t.Fatal(err)
+	}
+	for _, r := range results {
+		if r.Wrong != "" {
+			t.Errorf("as if it were enforced: line %d: %s", r.Line, r.Wrong)
+		}
+	}
+}
+
+// TestDocs: the example of docs/policy.md works as it is printed.
+func TestDocs(t *testing.T) {
+	text, err := os.ReadFile("../../../../docs/policy.md")
+	if err != nil {
+		t.Fatal(err)
+	}
+	dir := t.TempDir()
+	blocks := regexp.MustCompile("(?s)\n( *)```yaml\n(.*?)\n *```").FindAllStringSubmatch(string(text), -1)
+	found := 0
+	for name, begins := range map[string]string{"checkout.yaml": "kind: AccessPolicy", "checkout_test.yaml": "cases:"} {
+		for _, b := range blocks {
+			if !strings.Contains(b[2], begins) {
+				continue
+			}
+			found++
+			block := strings.TrimPrefix(strings.ReplaceAll("\n"+b[2], "\n"+b[1], "\n"), "\n")
+			if err = os.WriteFile(filepath.Join(dir, name), []byte(block+"\n"), 0o600); err != nil {
+				t.Fatal(err)
+			}
+		}
+	}
+	results, err := Test(filepath.Join(dir, "checkout_test.yaml"))
+	if err != nil || found != 2 || len(results) < 3 {
+		t.Fatalf("%d blocks, %d results, %v", found, len(results), err)
+	}
+	for _, r := range results {
+		if r.Wrong != "" {
+			t.Errorf("%s:%d: %s: %s", r.File, r.Line, r.Name, r.Wrong)
 		}
 	}
 }
