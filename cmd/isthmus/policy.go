@@ -135,7 +135,7 @@ func newPolicyEffective(g *global) *cobra.Command {
 		Short: "Which policies are for a workload, in the order in which they decide",
 		Long: `effective asks a cluster's control which AccessPolicies and QuotaPolicies are for a workload, and shows their rules in the order in which
 they decide: rules that deny come first, whatever policy they are of; then those that allow; what none allows is refused. Policies in audit
-mode are reckoned apart, and change nothing. After that come the quotas, each of which must have room.
+mode are reckoned apart, and change nothing. Policies without rules allow nothing, and stand below. After that come the quotas, each of which must have room.
 
 WORKLOAD is namespace/name, or the name alone where one workload has it.`,
 		Example:           example("isthmus policy effective us/checkout-0", "isthmus policy effective us/shop/checkout-0 -o json"),
@@ -210,9 +210,19 @@ type effective struct {
 	Cluster  string                `json:"cluster"`
 	Workload admin.PolicedWorkload `json:"workload"`
 	// Default is what becomes of a request that no rule matches.
-	Default string           `json:"default"`
-	Rules   []effectiveRule  `json:"rules"` // in the order in which they decide; those of policies in audit mode last
-	Quotas  []effectiveQuota `json:"quotas"`
+	Default string `json:"default"`
+	// Policies are those that are for it, also those without rules.
+	Policies []effectivePolicy `json:"policies"`
+	Rules    []effectiveRule   `json:"rules"` // in the order in which they decide; those of policies in audit mode last
+	Quotas   []effectiveQuota  `json:"quotas"`
+}
+
+type effectivePolicy struct {
+	Policy  string `json:"policy"`
+	Audit   bool   `json:"audit"`
+	Perhaps bool   `json:"perhaps,omitempty"` // see AppliedPolicy
+	Closed  bool   `json:"closed,omitempty"`  // it is not understood, and refuses everything
+	Rules   int    `json:"rules"`             // that count for the workload
 }
 
 type effectiveRule struct {
@@ -233,7 +243,7 @@ type effectiveQuota struct {
 }
 
 func effectiveOf(all admin.Policies, w admin.PolicedWorkload) (effective, error) {
-	out := effective{Cluster: all.Cluster, Workload: w, Default: "allow", Rules: []effectiveRule{}, Quotas: []effectiveQuota{}}
+	out := effective{Cluster: all.Cluster, Workload: w, Default: "allow", Policies: []effectivePolicy{}, Rules: []effectiveRule{}, Quotas: []effectiveQuota{}}
 	byName := make(map[string]admin.Policy)
 	for _, p := range all.Policies {
 		byName[p.Kind+p.Namespace+"/"+p.Name] = p
@@ -247,16 +257,19 @@ func effectiveOf(all admin.Policies, w admin.PolicedWorkload) (effective, error)
 		if !p.Audit {
 			out.Default = "deny"
 		}
+		applied := effectivePolicy{Policy: a.Policy, Audit: p.Audit, Perhaps: a.Perhaps, Closed: p.Closed}
 		for _, r := range rules.Rules {
 			if a.Perhaps && !r.Deny {
 				continue
 			}
+			applied.Rules++
 			action := "allow"
 			if r.Deny {
 				action = "deny"
 			}
 			out.Rules = append(out.Rules, effectiveRule{Policy: a.Policy, Rule: r.Name, Action: action, Audit: p.Audit, Perhaps: a.Perhaps, From: r.From, To: r.To, Users: r.Users})
 		}
+		out.Policies = append(out.Policies, applied)
 	}
 	slices.SortStableFunc(out.Rules, func(a, b effectiveRule) int {
 		return cmp.Or(compareBool(a.Audit, b.Audit), -cmp.Compare(a.Action, b.Action)) // "deny" is greater than "allow"
@@ -304,6 +317,19 @@ func (e effective) print(w io.Writer, format output.Format) error {
 			name += " (perhaps)"
 		}
 		t.Row(strconv.Itoa(i+1), action, name, r.Rule, sourcesText(r.From), operationsText(r.To), usersText(r.Users))
+	}
+	for _, p := range e.Policies {
+		if p.Rules > 0 {
+			continue
+		}
+		action, name := "none", p.Policy
+		if p.Audit {
+			action += " (audit)"
+		}
+		if p.Perhaps {
+			name += " (perhaps)"
+		}
+		t.Row("-", action, name, "-", "-", "-", "-")
 	}
 	if err = output.Write(w, format, nil, func() output.Table { return t }); err != nil {
 		return err
