@@ -14,6 +14,7 @@ import (
 	"strings"
 
 	"github.com/spf13/cobra"
+	"github.com/spiffe/go-spiffe/v2/spiffeid"
 
 	"github.com/isthmus-mesh/isthmus/api/admin"
 	"github.com/isthmus-mesh/isthmus/cmd/isthmus/internal/output"
@@ -226,14 +227,81 @@ type effectivePolicy struct {
 }
 
 type effectiveRule struct {
-	Policy  string             `json:"policy"`
-	Rule    string             `json:"rule"`
-	Action  string             `json:"action"` // deny or allow
-	Audit   bool               `json:"audit"`
-	Perhaps bool               `json:"perhaps,omitempty"` // see AppliedPolicy
-	From    []access.Source    `json:"from,omitempty"`
-	To      []access.Operation `json:"to,omitempty"`
-	Users   []access.User      `json:"end_users,omitempty"`
+	Policy  string `json:"policy"`
+	Rule    string `json:"rule"`
+	Action  string `json:"action"` // deny or allow
+	Audit   bool   `json:"audit"`
+	Perhaps bool   `json:"perhaps,omitempty"` // see AppliedPolicy
+	// What it matches; a list that isn't there matches everything.
+	From  []effectiveSource    `json:"from,omitempty"`
+	To    []effectiveOperation `json:"to,omitempty"`
+	Users []effectiveUser      `json:"end_users,omitempty"`
+
+	rule access.Rule
+}
+
+// What follows is access.Source and so on for programs: patterns as manifests spell them, under names that stay.
+
+type effectiveSource struct {
+	Principals      []string `json:"principals,omitempty"`
+	TrustDomains    []string `json:"trust_domains,omitempty"`
+	Namespaces      []string `json:"namespaces,omitempty"`
+	ServiceAccounts []string `json:"service_accounts,omitempty"`
+	Nobody          bool     `json:"nobody,omitempty"` // it names only what does not exist
+}
+
+type effectiveOperation struct {
+	Methods []string          `json:"methods,omitempty"`
+	Paths   []string          `json:"paths,omitempty"`
+	Ports   []uint16          `json:"ports,omitempty"`
+	Headers []effectiveHeader `json:"headers,omitempty"`
+}
+
+type effectiveHeader struct {
+	Name   string   `json:"name"`
+	Values []string `json:"values,omitempty"`
+	Absent bool     `json:"absent,omitempty"`
+}
+
+type effectiveUser struct {
+	Issuer string           `json:"issuer,omitempty"`
+	Claims []effectiveClaim `json:"claims,omitempty"`
+}
+
+type effectiveClaim struct {
+	Path   []string `json:"path"`
+	Values []string `json:"values"`
+}
+
+// mapped is what f makes of each; nil of none.
+func mapped[T, U any](in []T, f func(T) U) []U {
+	var out []U
+	for _, v := range in {
+		out = append(out, f(v))
+	}
+	return out
+}
+
+func sourceOf(s access.Source) effectiveSource {
+	return effectiveSource{
+		Principals: mapped(s.Principals, patternText), TrustDomains: mapped(s.Domains, spiffeid.TrustDomain.Name),
+		Namespaces: s.Namespaces, ServiceAccounts: s.ServiceAccounts, Nobody: s.Nobody,
+	}
+}
+
+func operationOf(o access.Operation) effectiveOperation {
+	return effectiveOperation{
+		Methods: o.Methods, Paths: mapped(o.Paths, patternText), Ports: o.Ports,
+		Headers: mapped(o.Headers, func(h access.Header) effectiveHeader {
+			return effectiveHeader{Name: h.Name, Values: mapped(h.Values, patternText), Absent: h.Absent}
+		}),
+	}
+}
+
+func userOf(u access.User) effectiveUser {
+	return effectiveUser{Issuer: u.Issuer, Claims: mapped(u.Claims, func(c access.Claim) effectiveClaim {
+		return effectiveClaim{Path: c.Path, Values: mapped(c.Values, patternText)}
+	})}
 }
 
 type effectiveQuota struct {
@@ -267,7 +335,10 @@ func effectiveOf(all admin.Policies, w admin.PolicedWorkload) (effective, error)
 			if r.Deny {
 				action = "deny"
 			}
-			out.Rules = append(out.Rules, effectiveRule{Policy: a.Policy, Rule: r.Name, Action: action, Audit: p.Audit, Perhaps: a.Perhaps, From: r.From, To: r.To, Users: r.Users})
+			out.Rules = append(out.Rules, effectiveRule{
+				Policy: a.Policy, Rule: r.Name, Action: action, Audit: p.Audit, Perhaps: a.Perhaps,
+				From: mapped(r.From, sourceOf), To: mapped(r.To, operationOf), Users: mapped(r.Users, userOf), rule: r,
+			})
 		}
 		out.Policies = append(out.Policies, applied)
 	}
@@ -316,7 +387,7 @@ func (e effective) print(w io.Writer, format output.Format) error {
 		if r.Perhaps {
 			name += " (perhaps)"
 		}
-		t.Row(strconv.Itoa(i+1), action, name, r.Rule, sourcesText(r.From), operationsText(r.To), usersText(r.Users))
+		t.Row(strconv.Itoa(i+1), action, name, r.Rule, sourcesText(r.rule.From), operationsText(r.rule.To), usersText(r.rule.Users))
 	}
 	for _, p := range e.Policies {
 		if p.Rules > 0 {
@@ -370,11 +441,7 @@ func patternText(p access.Pattern) string {
 }
 
 func texts[T any](in []T, text func(T) string) string {
-	var out []string
-	for _, v := range in {
-		out = append(out, text(v))
-	}
-	return strings.Join(out, ",")
+	return strings.Join(mapped(in, text), ",")
 }
 
 // anyOf joins the fields of each entry, and the entries.

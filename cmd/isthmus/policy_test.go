@@ -5,6 +5,8 @@ import (
 	"strings"
 	"testing"
 
+	"github.com/google/go-cmp/cmp"
+
 	"github.com/isthmus-mesh/isthmus/api/admin"
 	"github.com/isthmus-mesh/isthmus/trust/access"
 )
@@ -47,5 +49,35 @@ func TestPolicyEffective(t *testing.T) {
 	out, chatter, code := isthmus(t, "policy", "effective", "us/checkout-0", "--control", socket)
 	if code != 0 || !strings.Contains(out, "shop/close") || !strings.Contains(out, "what no rule allows is refused") {
 		t.Errorf("exit %d: %s%s", code, out, chatter)
+	}
+}
+
+// TestPolicyEffectiveForPrograms: what is printed has names that stay, and patterns as manifests spell them.
+func TestPolicyEffectiveForPrograms(t *testing.T) {
+	socket := policed(t)
+	out, chatter, code := isthmus(t, "policy", "effective", "us/checkout-0", "--control", socket, "-o", "json")
+	if code != 0 {
+		t.Fatalf("exit %d: %s", code, chatter)
+	}
+	var got struct {
+		Policies []any `json:"policies"`
+		Rules    []any `json:"rules"`
+	}
+	if err := json.Unmarshal([]byte(out), &got); err != nil {
+		t.Fatal(err)
+	}
+	want := []any{map[string]any{
+		"policy": "shop/checkout", "rule": "web", "action": "allow", "audit": false,
+		"from": []any{map[string]any{"principals": []any{"spiffe://eu.example/ns/shop/*"}, "service_accounts": []any{"web"}}},
+		"to": []any{map[string]any{
+			"methods": []any{"GET"}, "paths": []any{"/cart"}, "headers": []any{map[string]any{"name": "X-A", "absent": true}},
+		}},
+		"end_users": []any{map[string]any{"issuer": "corp", "claims": []any{map[string]any{"path": []any{"acr", "level"}, "values": []any{"2"}}}}},
+	}}
+	if diff := cmp.Diff(want, got.Rules); diff != "" {
+		t.Errorf("(-want +got)\n%s", diff)
+	}
+	if len(got.Policies) != 2 {
+		t.Errorf("policies: %v", got.Policies)
 	}
 }
