@@ -126,7 +126,7 @@ var entries = []Entry{
 	{
 		"IST2106", "An end user's token is missing, or no good",
 		"An AccessPolicy of the called workload lets the request through only on behalf of an end user, and it has no token, or one that is expired, of another issuer or audience, or not signed by its keys.",
-		"Send a valid token, by default as Authorization: Bearer; WWW-Authenticate of the answer says which of the two it is. The called sidecar's log says why a token is no good.",
+		"Send a valid token, by default as Authorization: Bearer; WWW-Authenticate of the answer says which of the two it is. isthmus_sidecar_tokens_refused_total of the called sidecar says why tokens are no good; where that is no_keys, its log says why the issuer's keys can't be had.",
 	},
 	{
 		"IST2107", "Above a quota",
