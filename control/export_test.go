@@ -1,6 +1,7 @@
 package control
 
 import (
+	"context"
 	"maps"
 	"net"
 	"net/netip"
@@ -12,6 +13,7 @@ import (
 
 	"github.com/isthmus-mesh/isthmus/api/admin"
 	configv1 "github.com/isthmus-mesh/isthmus/api/config/v1"
+	identityv1 "github.com/isthmus-mesh/isthmus/api/identity/v1"
 	"github.com/isthmus-mesh/isthmus/federation"
 	"github.com/isthmus-mesh/isthmus/topology"
 	"github.com/isthmus-mesh/isthmus/trust"
@@ -149,4 +151,18 @@ func Policies(s Scene) (admin.Policies, error) {
 		return admin.Policies{}, err
 	}
 	return (&present{world: build(in)}).policies(), nil
+}
+
+// PeerOf is whom a call is taken to be of.
+func (c *Control) PeerOf(ctx context.Context) (trust.Peer, error) { return c.peerOf(ctx) }
+
+// RevokeUntold revokes, before anybody is told, control's own connections among them.
+func (c *Control) RevokeUntold(subject string) error {
+	_, err := c.revoked.add(admin.Revocation{Subject: subject}, false)
+	return err
+}
+
+// Identity is the identity service, for callers as peer knows them.
+func (c *Control) Identity(peer func(context.Context) (trust.Peer, error)) identityv1.IdentityServer {
+	return &identityServer{directory: c.directory, tokens: c.tokens, issuer: c.issuer(), authority: c.authority, peer: peer, log: c.cfg.Log}
 }

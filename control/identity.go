@@ -81,7 +81,15 @@ func (s *identityServer) Renew(ctx context.Context, r *identityv1.RenewRequest) 
 	if err != nil {
 		return nil, s.refuse(ctx, "renewal refused", peer.ID.String(), err)
 	}
-	return s.issue(ctx, r.GetCsr(), peer.ID, program, name)
+	c, err := s.issue(ctx, r.GetCsr(), peer.ID, program, name)
+	if err != nil {
+		return nil, err
+	}
+	// Again: what was revoked since the first look is what the new SVID was made to begin after.
+	if _, err = s.peer(ctx); err != nil {
+		return nil, status.Error(codes.Unauthenticated, err.Error())
+	}
+	return c, nil
 }
 
 // SignJWT makes a JWT-SVID of the ID of the connection.
@@ -106,6 +114,9 @@ func (s *identityServer) SignJWT(ctx context.Context, r *identityv1.SignJWTReque
 	if err != nil {
 		s.log.ErrorContext(ctx, "JWT-SVID not signed", "spiffe_id", peer.ID.String(), "error", err)
 		return nil, status.Error(codes.Unavailable, "the authority can't sign now")
+	}
+	if _, err = s.peer(ctx); err != nil { // as in Renew: a token says when it was made
+		return nil, status.Error(codes.Unauthenticated, err.Error())
 	}
 	return &identityv1.SignJWTResponse{Token: token}, nil
 }

@@ -7,6 +7,7 @@ import (
 	"crypto/elliptic"
 	"crypto/rand"
 	"crypto/rsa"
+	"crypto/tls"
 	"crypto/x509"
 	"fmt"
 	"net"
@@ -21,6 +22,7 @@ import (
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/credentials"
+	"google.golang.org/grpc/peer"
 	"google.golang.org/grpc/status"
 
 	configv1 "github.com/isthmus-mesh/isthmus/api/config/v1"
@@ -117,6 +119,47 @@ func TestSignJWT(t *testing.T) {
 		synctest.Wait()
 		_, err = checkout.SignJWT(t.Context(), ask)
 		wantCode(t, "a workload that was removed", err, codes.PermissionDenied)
+	})
+}
+
+// A thief asks without a pause, on a connection that is open: what is revoked in the midst of a call, and before the connection is closed for it,
+// gets nothing that begins after that, and so is good.
+func TestRenewWhileRevoked(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		eu := newMesh(t).start("eu", filepath.Join(t.TempDir(), "eu"), nil)
+		eu.registry.declare(t, checkoutManifest)
+		synctest.Wait()
+		svid := eu.joined(t, eu.token(t, `{"workload":"shop/checkout-0"}`))
+		ctx := peer.NewContext(t.Context(), &peer.Peer{AuthInfo: credentials.TLSInfo{
+			State: tls.ConnectionState{HandshakeComplete: true, PeerCertificates: svid.Certificates},
+		}})
+		_, csr, err := trust.NewRequest()
+		if err != nil {
+			t.Fatal(err)
+		}
+		thief := eu.Identity(func(ctx context.Context) (trust.Peer, error) {
+			p, refused := eu.PeerOf(ctx)
+			if e := eu.RevokeUntold(svid.ID.String()); e != nil { // just after the look
+				t.Error(e)
+			}
+			return p, refused
+		})
+		time.Sleep(time.Minute)
+		_, err = thief.Renew(ctx, &identityv1.RenewRequest{Csr: csr})
+		wantCode(t, "an SVID", err, codes.Unauthenticated)
+		eu.unrevoke(t, svid.ID.String())
+		_, err = thief.SignJWT(ctx, &identityv1.SignJWTRequest{Audience: []string{"pay"}})
+		wantCode(t, "a token", err, codes.Unauthenticated)
+		eu.unrevoke(t, svid.ID.String())
+		if _, err = eu.PeerOf(ctx); err != nil {
+			t.Errorf("what is revoked no longer: %v", err)
+		}
+		if err = eu.RevokeUntold(trust.KeyID(svid.Certificates[0])); err != nil {
+			t.Fatal(err)
+		}
+		if _, err = eu.PeerOf(ctx); err == nil {
+			t.Error("whose key is revoked is somebody")
+		}
 	})
 }
 

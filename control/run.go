@@ -74,6 +74,7 @@ type Control struct {
 	stream    *configstream.Server
 	acks      acknowledgements
 	revoked   *revocations
+	taking    sync.Mutex     // one takeRoots at a time
 	told      *trust.Bundles // of all trust domains, as the programs are told of them
 	metrics   *metrics
 
@@ -229,6 +230,8 @@ func (c *Control) ownBundle() trust.Bundle {
 
 // takeRoots puts the authority's roots in force here, and into the file that programs are started with.
 func (c *Control) takeRoots() error {
+	c.taking.Lock() // or the older of two bundles, without the newer's revocation, could be put in force last
+	defer c.taking.Unlock()
 	own := c.ownBundle()
 	c.bundles.Set(c.cfg.Domain, own)
 	// Readable by all: it is public, and programs of other users are started with it.

@@ -105,7 +105,8 @@ func (c *calls) limit(ctx context.Context, info *tap.Info) (context.Context, err
 	return limited, nil
 }
 
-// peerOf returns who is at the other end of a call. It was verified by the handshake, and is watched by the guard since.
+// peerOf returns who is at the other end of a call. It was verified by the handshake, is watched by the guard since, and is verified again, an
+// authority above it too: the guard closes the connections of those who no longer pass a moment later.
 func (c *Control) peerOf(ctx context.Context) (trust.Peer, error) {
 	p, ok := peer.FromContext(ctx)
 	if !ok {
@@ -125,11 +126,9 @@ func (c *Control) peerOf(ctx context.Context) (trust.Peer, error) {
 		return trust.Peer{}, errors.New("the SVID of this connection has ended")
 	}
 	// What is revoked a moment ago is not in force for connections yet.
-	own := c.ownBundle()
-	if _, gone := own.Revoked[who.Key]; gone || own.RevokesID(who.ID, info.State.PeerCertificates[0].NotBefore) {
-		return trust.Peer{}, errors.New("the SVID of this connection was revoked")
-	}
-	return who, nil
+	own := trust.NewBundles()
+	own.Set(c.cfg.Domain, c.ownBundle())
+	return own.Verify(info.State.PeerCertificates, c.cfg.Now())
 }
 
 func (c *Control) peerID(ctx context.Context) (spiffeid.ID, error) {
