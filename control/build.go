@@ -22,6 +22,7 @@ type inputs struct {
 	self    Self
 	objects *Objects
 	trust   trust.Bundle // of the own trust domain
+	named   bool         // a CA of the own SVIDs has the trust domain as its URI
 	revoked *revokedSet
 	// acknowledged says which bundles of peers are in force in all programs, by sequence.
 	acknowledged map[spiffeid.TrustDomain]uint64
@@ -66,7 +67,7 @@ func build(in inputs) *world {
 	w := &world{in: in, services: make(map[topology.ServiceName]*resolved, len(in.objects.Services))}
 	w.peers, w.problems = acceptedPeers(in.self, in.objects.Peers)
 	w.usable = slices.DeleteFunc(usableViews(in.views, w.peers), func(v *federation.View) bool { return in.revoked.domain(v.Domain) })
-	w.tellSharedRoots()
+	w.checkSharedRoots()
 	w.silent = silentPeers(in.views, w.peers)
 	var problems []Problem
 	w.domains, problems = acceptedDomains(in.self, in.objects.Peers, in.objects.Domains)

@@ -64,7 +64,7 @@ func (w *world) bundles() map[spiffeid.TrustDomain]trust.Bundle {
 	}
 	for _, d := range w.domains {
 		i := slices.IndexFunc(w.in.domains, func(s bundleendpoint.State) bool { return s.Domain == d.Domain })
-		if i >= 0 && len(w.in.domains[i].Bundle.Authorities) > 0 && !w.in.revoked.domain(d.Domain) {
+		if i >= 0 && len(w.in.domains[i].Bundle.Authorities) > 0 && !w.in.revoked.domain(d.Domain) && !w.takesOurs(w.in.domains[i].Bundle) {
 			out[d.Domain] = w.in.revoked.onto(d.Domain, w.in.domains[i].Bundle)
 		}
 	}
@@ -85,6 +85,10 @@ func (w *world) domainConditions() []DomainStatus {
 		default:
 			s := w.in.domains[i]
 			c.Reason, c.Message = string(s.Freshness), s.Reason
+			if w.takesOurs(s.Bundle) {
+				c.Reason, c.Message = reasonNotInForce, "its bundle has a root that is this cluster's own too, and no CA here has the trust domain as its URI"
+				break
+			}
 			if s.Freshness == bundleendpoint.Fresh {
 				c.Status = True
 			}

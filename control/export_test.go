@@ -34,6 +34,7 @@ type Scene struct {
 	Complete  bool
 	Pods      []netip.Prefix
 	Trust     trust.Bundle
+	Named     bool // a CA of the own SVIDs says whose it is
 }
 
 // Link is a linkWord.
@@ -57,7 +58,7 @@ type Built struct {
 
 func (s Scene) inputs() (inputs, error) {
 	in := inputs{
-		self: s.Self, trust: s.Trust, objects: s.Objects, views: s.Views, gateways: s.Gateways, known: s.Known,
+		self: s.Self, trust: s.Trust, named: s.Named, objects: s.Objects, views: s.Views, gateways: s.Gateways, known: s.Known,
 		links: make(map[topology.ClusterName]linkWord), addresses: s.Addresses, cidr: s.CIDR, complete: s.Complete, pods: s.Pods, peerPods: DefaultPeerPodCIDRs,
 	}
 	for _, name := range sortedKeys(s.Nodes) {

@@ -9,6 +9,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"slices"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -226,6 +227,12 @@ func (c *Control) issueOwn(_ context.Context, csr []byte) ([]*x509.Certificate, 
 // ownBundle is what the own trust domain is verified with.
 func (c *Control) ownBundle() trust.Bundle {
 	return c.revoked.load().onto(c.cfg.Domain, trust.Bundle{Authorities: c.authority.Roots(), JWTAuthorities: c.authority.JWTKeys()})
+}
+
+// named tells whether a CA between the own SVIDs and their root says that it is of the own trust domain.
+func (c *Control) named() bool {
+	svid, err := c.identity.SVID()
+	return err == nil && slices.ContainsFunc(svid.Certificates[1:], func(ca *x509.Certificate) bool { return len(ca.URIs) > 0 })
 }
 
 // takeRoots puts the authority's roots in force here, and into the file that programs are started with.

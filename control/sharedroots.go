@@ -2,11 +2,13 @@ package control
 
 import (
 	"crypto/sha256"
+	"crypto/x509"
 	"fmt"
 	"slices"
 
 	"github.com/spiffe/go-spiffe/v2/spiffeid"
 
+	"github.com/isthmus-mesh/isthmus/federation"
 	"github.com/isthmus-mesh/isthmus/trust"
 )
 
@@ -26,11 +28,35 @@ func (o rootOwners) claim(td spiffeid.TrustDomain, b trust.Bundle) (other spiffe
 	return other, shared
 }
 
-// tellSharedRoots names the peers that share a root with this cluster or with another peer. The verifier takes from below such a root only what a
+// takesOurs tells whether a bundle of somebody else has a root of this cluster's, though no CA of its SVIDs says whose it is: the verifier would
+// refuse them then, all that the cluster's own programs show each other. Roots are public, so anybody could bring that about.
+func (w *world) takesOurs(b trust.Bundle) bool {
+	return !w.in.named && slices.ContainsFunc(b.Authorities, func(root *x509.Certificate) bool {
+		key := trust.Fingerprint(root)
+		return slices.ContainsFunc(w.in.trust.Authorities, func(own *x509.Certificate) bool { return trust.Fingerprint(own) == key })
+	})
+}
+
+// checkSharedRoots names the peers that share a root with this cluster or with another peer. The verifier takes from below such a root only what a
 // CA has signed that says whose it is (trust.Bundles), so they are not shut out: any peer could shut out another, by telling its root as its own.
-func (w *world) tellSharedRoots() {
+// Where that would shut out the own cluster, the peer is.
+func (w *world) checkSharedRoots() {
 	owners := make(rootOwners)
 	owners.claim(w.in.self.Domain, w.in.trust)
+	w.usable = slices.DeleteFunc(w.usable, func(v *federation.View) bool {
+		i := slices.IndexFunc(w.peers, func(p ClusterPeer) bool { return p.Cluster == v.Cluster })
+		if !w.takesOurs(v.Bundle) {
+			return false
+		}
+		if i >= 0 {
+			w.problems = append(w.problems, Problem{
+				Source: w.peers[i].Source, Object: w.peers[i].Object(),
+				Reason: fmt.Sprintf("%s has a root that is this cluster's own too, and no CA here has the trust domain as its URI: it is not trusted, or nothing that "+
+					"this cluster issues would be; give the intermediate the URI %s", v.Domain.Name(), w.in.self.Domain.IDString()),
+			})
+		}
+		return true
+	})
 	for _, v := range w.usable {
 		other, shared := owners.claim(v.Domain, v.Bundle)
 		i := slices.IndexFunc(w.peers, func(p ClusterPeer) bool { return p.Cluster == v.Cluster })

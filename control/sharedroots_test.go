@@ -34,10 +34,11 @@ func TestSharedRoots(t *testing.T) {
 			Meta: control.Meta{Name: v.Cluster.String()}, Cluster: v.Cluster, Domain: v.Domain, RootFingerprint: v.Cluster.String(), BusKey: v.Cluster.String(),
 		})
 	}
-	w, err := control.Build(control.Scene{
+	scene := control.Scene{
 		Self:  control.Self{Cluster: clusterName(t, "us"), Domain: usDomain},
-		Trust: trust.Bundle{Authorities: []*x509.Certificate{ours}}, Objects: objects, Views: views, CIDR: control.DefaultClusterSetCIDR,
-	})
+		Trust: trust.Bundle{Authorities: []*x509.Certificate{ours}}, Objects: objects, Views: views, CIDR: control.DefaultClusterSetCIDR, Named: true,
+	}
+	w, err := control.Build(scene)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -58,6 +59,19 @@ func TestSharedRoots(t *testing.T) {
 		return slices.ContainsFunc(w.Problems, func(p control.Problem) bool { return strings.Contains(p.Reason, part) })
 	}
 	if !said("de.example has a root that us.example has too") || !said("eu.example has a root that ap.example has too") {
+		t.Errorf("problems: %+v", w.Problems)
+	}
+	// Where no CA here says whose it is, whoever tells our root as its own would have the verifier refuse all that is issued here.
+	scene.Named = false
+	if w, err = control.Build(scene); err != nil {
+		t.Fatal(err)
+	}
+	for td, want := range map[string]bool{"ap.example": true, "de.example": false, "eu.example": true, "sa.example": true} {
+		if trusted(td) != want {
+			t.Errorf("%s trusted, and the own SVIDs are anybody's: %v", td, !want)
+		}
+	}
+	if !said("de.example has a root that is this cluster's own too") {
 		t.Errorf("problems: %+v", w.Problems)
 	}
 }
