@@ -28,7 +28,8 @@ import (
 
 const (
 	filesEvery = 5 * time.Second // how often the files are looked at
-	// keptRootsFile holds roots that an upstream's bundle no longer has, and that SVIDs live under.
+	// keptRootsFile holds roots that an upstream's bundle no longer has, and that SVIDs live under; and those that it had last, for when other
+	// files come while control is away.
 	keptRootsFile = "upstream-roots.json"
 )
 
@@ -93,10 +94,10 @@ func (s *upstreamState) roots() []*x509.Certificate {
 	return out
 }
 
-// keptRoot is a root that is no longer in the bundle file.
+// keptRoot is a root that is no longer in the bundle file; without an end, one that was in it last.
 type keptRoot struct {
 	Certificate []byte    `json:"certificate"` // DER
-	Until       time.Time `json:"until"`
+	Until       time.Time `json:"until,omitzero"`
 
 	certificate *x509.Certificate
 }
@@ -130,7 +131,8 @@ func (a *FileAuthority) open() error {
 		return err
 	}
 	a.jwtKeys.Store(&keys)
-	if a.kept, err = a.loadKept(); err != nil {
+	known, err := a.loadKept()
+	if err != nil {
 		return err
 	}
 	next, sums, err := a.read()
@@ -138,6 +140,15 @@ func (a *FileAuthority) open() error {
 		return err
 	}
 	a.seen = sums
+	var before []*x509.Certificate
+	for _, k := range known {
+		if k.Until.IsZero() {
+			before = append(before, k.certificate)
+		} else {
+			a.kept = append(a.kept, k)
+		}
+	}
+	a.keepLocked(a.keptBeside(next.bundle, before), next.bundle) // nobody else is here yet
 	a.put(next)
 	return nil
 }
@@ -394,36 +405,40 @@ func (a *FileAuthority) advanceLocked(now time.Time) {
 	}
 	left := slices.DeleteFunc(slices.Clone(a.kept), func(k keptRoot) bool { return !now.Before(k.Until) })
 	if len(left) != len(a.kept) {
-		a.keepLocked(left)
+		a.keepLocked(left, a.state.Load().bundle)
 		a.put(a.state.Load())
 	}
 }
 
 // useLocked puts a CA to use. Roots that its files don't have stay until what was issued before has ended.
 func (a *FileAuthority) useLocked(next *upstreamState) {
-	s := a.state.Load()
-	until := a.cfg.Now().Add(a.cfg.SVIDLifetime + retireMargin)
-	kept := slices.Clone(a.kept)
-	for _, root := range s.bundle {
-		if slices.ContainsFunc(next.bundle, root.Equal) {
-			continue
-		}
-		end := until
-		if root.NotAfter.Before(end) {
-			end = root.NotAfter
-		}
-		kept = append(kept, keptRoot{Certificate: root.Raw, Until: end, certificate: root})
-	}
-	a.keepLocked(kept)
+	a.keepLocked(a.keptBeside(next.bundle, a.state.Load().bundle), next.bundle)
 	used := *next
 	used.pending = nil
 	a.cfg.Log.Info("new CA of the upstream authority in use", "not_after", next.issuing.certificate.NotAfter)
 	a.put(&used)
 }
 
-func (a *FileAuthority) keepLocked(kept []keptRoot) {
+// keptBeside returns the roots that are kept beside a bundle, when another one was in use before.
+func (a *FileAuthority) keptBeside(bundle, before []*x509.Certificate) []keptRoot {
+	until := a.cfg.Now().Add(a.cfg.SVIDLifetime + retireMargin)
+	kept := slices.Clone(a.kept)
+	for _, root := range before {
+		if slices.ContainsFunc(bundle, root.Equal) {
+			continue
+		}
+		kept = append(kept, keptRoot{Certificate: root.Raw, Until: earlier(until, root.NotAfter), certificate: root})
+	}
+	return kept
+}
+
+func (a *FileAuthority) keepLocked(kept []keptRoot, bundle []*x509.Certificate) {
 	a.kept = kept
-	data, err := json.Marshal(kept)
+	all := slices.Clone(kept)
+	for _, root := range bundle {
+		all = append(all, keptRoot{Certificate: root.Raw})
+	}
+	data, err := json.Marshal(all)
 	if err == nil {
 		err = writeFile(filepath.Join(a.cfg.Dir, keptRootsFile), data, replaceFile)
 	}

@@ -270,3 +270,30 @@ func TestFileAuthorityRefuses(t *testing.T) {
 		})
 	}
 }
+
+// Other files come while nobody looks: what was issued under the root before passes until it has ended.
+func TestFileAuthorityChangedWhileAway(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		dir, root, other := t.TempDir(), upstreamRoot(t), upstreamRoot(t)
+		a := openFiles(t, upstreamFiles(t, dir, root.intermediate(48*time.Hour, nil), root))
+		chain := a.issueTo(t, gatewayA)
+		cfg := upstreamFiles(t, dir, other.intermediate(48*time.Hour, nil), other)
+		for range 2 { // and again, a moment later
+			b := openFiles(t, cfg)
+			for _, chain := range [][]*x509.Certificate{chain, b.issueTo(t, gatewayA)} {
+				if err := verifyWith(b.Roots(), chain); err != nil {
+					t.Error(err)
+				}
+			}
+			if n := len(b.Roots()); n != 2 {
+				t.Errorf("%d roots", n)
+			}
+		}
+		b := openFiles(t, cfg)
+		defer run(t, b.Run)()
+		time.Sleep(time.Hour + retireMargin + time.Minute)
+		if n := len(b.Roots()); n != 1 {
+			t.Errorf("%d roots, when all under the old one has ended", n)
+		}
+	})
+}
