@@ -201,7 +201,7 @@ type issuedSVID struct {
 type revocations struct {
 	path   string
 	domain spiffeid.TrustDomain
-	life   time.Duration // of the own SVIDs
+	life   time.Duration // of the own SVIDs; 0: somebody else issues them, for as long as they like
 	now    func() time.Time
 
 	current atomic.Pointer[revokedSet]
@@ -285,6 +285,7 @@ func (r *revocations) add(ask admin.Revocation, dry bool) (revocation, error) {
 			next.Ends = least // the file may be of the certificate before
 		}
 	case next.Kind != revokedID || next.Block:
+	case next.id.MemberOf(r.domain) && r.life <= 0: // who issues them lets them last as long as he likes
 	case next.id.MemberOf(r.domain):
 		next.Ends = next.At.Add(r.life + endsAfter)
 	case ask.Ends.After(next.At):

@@ -169,7 +169,11 @@ func (c *Control) openTrust() error {
 	if c.authority, err = c.openAuthority(); err != nil {
 		return fmt.Errorf("control: %w", err)
 	}
-	c.revoked, err = openRevocations(c.path(revocationsFile), c.cfg.Domain, c.authority.State().SVIDLifetime, c.cfg.Now)
+	issues := c.authority.State()
+	if issues.Kind == trust.KindWorkloadAPI {
+		issues.SVIDLifetime = 0 // nobody has said
+	}
+	c.revoked, err = openRevocations(c.path(revocationsFile), c.cfg.Domain, issues.SVIDLifetime, c.cfg.Now)
 	if err != nil {
 		return err
 	}

@@ -194,6 +194,10 @@ func TestWorkloadAPIAuthority(t *testing.T) {
 	if _, code := us.step(t, `{"step":"start"}`); code != http.StatusConflict {
 		t.Errorf("the root of somebody else is changed: %d", code)
 	}
+	// How long SVIDs of somebody else last is not known here: what is revoked of them stays so.
+	if r := us.revoke(t, `{"subject":"spiffe://us.example/ns/shop/sa/other"}`); !r.Ends.IsZero() {
+		t.Errorf("a revocation of what somebody else issued ends at %v", r.Ends)
+	}
 }
 
 // Somebody else's identity is none: control does not start as one of its workloads.
