@@ -263,6 +263,9 @@ func TestTokenCache(t *testing.T) {
 	if get("cache") == first || get("cache", "db") == first || count.count() != 3 {
 		t.Error("one token for several audiences")
 	}
+	if get("a", "b", "c") == get("a", "b\x01c") || get("a", "b 1:c") == get("a", "b", "c") {
+		t.Error("one token for audiences that are cut otherwise")
+	}
 	move(119 * time.Second)
 	if get("db") != first {
 		t.Error("renewed before its time")
@@ -323,6 +326,9 @@ func TestTokenCacheIsBounded(t *testing.T) {
 	}
 	if limited != signsAtOnce {
 		t.Errorf("%d of %d were refused", limited, 2*signsAtOnce)
+	}
+	if _, err := cache.get(t.Context(), id(t, "db"), []string{"x"}); status.Code(err) == codes.ResourceExhausted {
+		t.Error("one identity has used up what another needs")
 	}
 }
 

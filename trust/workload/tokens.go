@@ -2,6 +2,8 @@ package workload
 
 import (
 	"context"
+	"maps"
+	"strconv"
 	"strings"
 	"sync"
 	"time"
@@ -16,12 +18,11 @@ import (
 
 // How much is signed, and kept.
 const (
-	maxCached       = 1024 // tokens, by identity and audience
-	signsPerSecond  = 20   // of a whole server: a token that is in use costs one each half of its life
-	signsAtOnce     = 50
-	shortestUsable  = 5 * time.Second // what is left of a token that is given out because no new one is to be had
-	keySeparator    = "\x00"          // in no SPIFFE ID
-	audienceDivider = "\x01"
+	maxCached      = 1024 // tokens, by identity and audience
+	signsPerSecond = 20   // of one identity: a token that is in use costs one each half of its life
+	signsAtOnce    = 50
+	maxLimits      = 1024            // identities of which it is remembered how much was signed
+	shortestUsable = 5 * time.Second // what is left of a token that is given out because no new one is to be had
 )
 
 // tokens are JWT-SVIDs, made when they are asked for and kept until half of their life. Safe for concurrent use.
@@ -29,10 +30,10 @@ type tokens struct {
 	source  Source
 	bundles *trust.Bundles
 	now     func() time.Time
-	limit   *rate.Limiter
 
 	mu     sync.Mutex
-	cached map[string]*cachedToken // guarded by mu
+	cached map[string]*cachedToken       // guarded by mu
+	limits map[spiffeid.ID]*rate.Limiter // guarded by mu; of one each, so that nobody uses up what another needs
 }
 
 // cachedToken is one that is made by one caller at a time; the others wait for it.
@@ -46,14 +47,14 @@ type cachedToken struct {
 
 func newTokens(source Source, bundles *trust.Bundles, now func() time.Time) *tokens {
 	return &tokens{
-		source: source, bundles: bundles, now: now, limit: rate.NewLimiter(signsPerSecond, signsAtOnce),
-		cached: make(map[string]*cachedToken),
+		source: source, bundles: bundles, now: now,
+		cached: make(map[string]*cachedToken), limits: make(map[spiffeid.ID]*rate.Limiter),
 	}
 }
 
 // get returns a JWT-SVID of id for an audience, in order and without doubles. It is one that verifies now.
 func (t *tokens) get(ctx context.Context, id spiffeid.ID, audience []string) (string, error) {
-	c := t.entry(id.String() + keySeparator + strings.Join(audience, audienceDivider))
+	c := t.entry(tokenKey(id, audience))
 	select {
 	case <-c.turn:
 		defer func() { c.turn <- struct{}{} }()
@@ -83,7 +84,7 @@ func (t *tokens) get(ctx context.Context, id spiffeid.ID, audience []string) (st
 }
 
 func (t *tokens) sign(ctx context.Context, id spiffeid.ID, audience []string) (string, *Token, error) {
-	if !t.limit.AllowN(t.now(), 1) {
+	if !t.limitOf(id).AllowN(t.now(), 1) {
 		return "", nil, status.Errorf(codes.ResourceExhausted, "more than %d JWT-SVIDs a second: ask again for those that you have", signsPerSecond)
 	}
 	token, err := t.source.SignJWT(ctx, id, audience)
@@ -98,6 +99,31 @@ func (t *tokens) sign(ctx context.Context, id spiffeid.ID, audience []string) (s
 		return "", nil, status.Errorf(codes.Unavailable, "the JWT-SVID that was made is of %s, not of %s", v.ID, id)
 	}
 	return token, v, nil
+}
+
+// tokenKey tells tokens apart. An audience may hold any character: it is its length that says where it ends.
+func tokenKey(id spiffeid.ID, audience []string) string {
+	parts := []string{id.String()}
+	for _, a := range audience {
+		parts = append(parts, strconv.Itoa(len(a))+":"+a)
+	}
+	return strings.Join(parts, " ")
+}
+
+// limitOf returns how much may be signed of an identity.
+func (t *tokens) limitOf(id spiffeid.ID) *rate.Limiter {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	l := t.limits[id]
+	if l == nil {
+		if len(t.limits) >= maxLimits {
+			now := t.now()
+			maps.DeleteFunc(t.limits, func(_ spiffeid.ID, l *rate.Limiter) bool { return l.TokensAt(now) >= signsAtOnce })
+		}
+		l = rate.NewLimiter(signsPerSecond, signsAtOnce)
+		t.limits[id] = l
+	}
+	return l
 }
 
 // entry returns the place of a token, and makes room for it.
