@@ -118,7 +118,9 @@ func (p peerCredentials) ServerHandshake(raw net.Conn) (net.Conn, credentials.Au
 }
 
 func (s *Server) turnedAway(c Caller, err error) error {
-	s.cfg.Log.Warn("workload API: connection refused", "caller", c.String(), "error", err)
+	if s.refusals.Allow() {
+		s.cfg.Log.Warn("workload API: connection refused", "caller", c.String(), "error", err)
+	}
 	return err // gRPC closes the connection
 }
 

@@ -168,8 +168,10 @@ func (l *logLines) Write(p []byte) (int, error) {
 
 func (l *logLines) logger() *slog.Logger { return slog.New(slog.NewTextHandler(l, nil)) }
 
-func (l *logLines) has(part string) bool {
+func (l *logLines) has(part string) bool { return l.count(part) > 0 }
+
+func (l *logLines) count(part string) int {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	return strings.Contains(l.buf.String(), part)
+	return strings.Count(l.buf.String(), part)
 }

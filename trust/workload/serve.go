@@ -184,7 +184,9 @@ func (s *Server) refusal(ctx context.Context, c Caller, err error) error {
 	case errors.Is(err, ErrNotYet):
 		return status.Error(codes.Unavailable, err.Error())
 	case errors.Is(err, ErrNobody):
-		s.cfg.Log.WarnContext(ctx, "workload API: caller refused", "caller", c.String(), "error", err)
+		if s.refusals.Allow() {
+			s.cfg.Log.WarnContext(ctx, "workload API: caller refused", "caller", c.String(), "error", err)
+		}
 		return status.Errorf(codes.PermissionDenied, "%v (%s)", err, c)
 	default:
 		s.cfg.Log.ErrorContext(ctx, "workload API: caller can't be told who it is", "caller", c.String(), "error", err)

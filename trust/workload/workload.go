@@ -22,6 +22,7 @@ import (
 	workloadv1 "github.com/spiffe/go-spiffe/v2/proto/spiffe/workload"
 	"github.com/spiffe/go-spiffe/v2/spiffeid"
 	"github.com/spiffe/go-spiffe/v2/svid/x509svid"
+	"golang.org/x/time/rate"
 
 	"github.com/isthmus-mesh/isthmus/trust"
 )
@@ -61,15 +62,22 @@ type Config struct {
 	SendTimeout time.Duration
 }
 
+// How many refusals are logged.
+const (
+	refusalsPerSecond = 1
+	refusalsAtOnce    = 20
+)
+
 // Server answers the Workload API.
 type Server struct {
 	workloadv1.UnimplementedSpiffeWorkloadAPIServer
 
-	cfg     Config
-	doors   doors
-	tokens  *tokens
-	stop    chan struct{}  // closed when Serve ends
-	senders sync.WaitGroup // of messages that were given up
+	cfg      Config
+	doors    doors
+	tokens   *tokens
+	refusals *rate.Limiter  // that are logged: whoever is refused may come again without a pause
+	stop     chan struct{}  // closed when Serve ends
+	senders  sync.WaitGroup // of messages that were given up
 }
 
 // NewServer returns a Server. Serve may be called once.
@@ -89,5 +97,8 @@ func NewServer(cfg Config) (*Server, error) {
 	if cfg.SendTimeout <= 0 {
 		cfg.SendTimeout = 10 * time.Second
 	}
-	return &Server{cfg: cfg, tokens: newTokens(cfg.Source, cfg.Bundles, cfg.Now), stop: make(chan struct{})}, nil
+	return &Server{
+		cfg: cfg, tokens: newTokens(cfg.Source, cfg.Bundles, cfg.Now), refusals: rate.NewLimiter(refusalsPerSecond, refusalsAtOnce),
+		stop: make(chan struct{}),
+	}, nil
 }
