@@ -179,6 +179,9 @@ func (c *Control) members() []admin.RotationMember {
 	next := c.acks.nextRoot()
 	out := []admin.RotationMember{}
 	for _, peer := range p.world.peers {
+		if c.revoked.load().domain(peer.Domain) {
+			continue // nobody of it is let in, so nobody of it has to know the root; and it might hold its peace for ever
+		}
 		out = append(out, peerMember(peer.Cluster, c.cfg.Domain, c.member.Views().Cluster(peer.Cluster), next))
 	}
 	now, applied, absent := c.cfg.Now(), c.applied(), c.absent(p.world.in.objects.Workloads)

@@ -115,6 +115,11 @@ func TestRotation(t *testing.T) {
 		if _, code := us.step(t, `{"step":"activate"}`); code != http.StatusConflict {
 			t.Errorf("activated without eu: %d", code)
 		}
+		us.revoke(t, `{"subject":"eu.example"}`)
+		if r = get[admin.Trust](t, us, "/v1/trust").Rotation; waiting(r) != "" {
+			t.Errorf("waits for %q, of which nobody is let in", waiting(r))
+		}
+		us.unrevoke(t, "eu.example")
 		before := eu
 		eu = m.start("eu", eu.dir, eu.registry)
 		time.Sleep(3 * time.Minute)
