@@ -192,7 +192,8 @@ func (w *world) reportStranded(r *resolved, exported bool) {
 
 // ownRecords computes what peers are told, and returns the exports that are valid, by service.
 func (w *world) ownRecords() map[topology.ServiceName]*ServiceExport {
-	w.own.Roots, w.own.JWTKeys, w.own.Acknowledged = w.in.trust.Authorities, w.in.trust.JWTAuthorities, w.in.acknowledged
+	good := unrevoked(w.in.trust) // for those who are told of the bundle, and not of what is revoked: the federation endpoint's readers
+	w.own.Roots, w.own.JWTKeys, w.own.Acknowledged = good.Authorities, good.JWTAuthorities, w.in.acknowledged
 	w.own.Revoked, w.own.RevokedIDs = w.in.revoked.own(w.in.self.Domain)
 	w.own.PodCIDRs = w.ownPods()
 	for _, g := range w.in.gateways {

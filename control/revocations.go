@@ -2,7 +2,9 @@ package control
 
 import (
 	"cmp"
+	"crypto"
 	"crypto/sha256"
+	"crypto/x509"
 	"encoding/hex"
 	"encoding/json"
 	"errors"
@@ -174,6 +176,26 @@ func (s *revokedSet) onto(td spiffeid.TrustDomain, b trust.Bundle) trust.Bundle 
 	}
 	b.Revoked, b.RevokedIDs = keys, ids
 	return b
+}
+
+// unrevoked returns the authorities of a bundle without those that are revoked.
+func unrevoked(b trust.Bundle) trust.Bundle {
+	out := trust.Bundle{JWTAuthorities: make(map[string]crypto.PublicKey, len(b.JWTAuthorities))}
+	for _, root := range b.Authorities {
+		if _, revoked := b.Revoked[trust.Fingerprint(root)]; !revoked {
+			out.Authorities = append(out.Authorities, root)
+		}
+	}
+	for id, key := range b.JWTAuthorities {
+		der, err := x509.MarshalPKIXPublicKey(key)
+		if err != nil {
+			continue // nothing could be verified with it
+		}
+		if _, revoked := b.Revoked[sha256.Sum256(der)]; !revoked {
+			out.JWTAuthorities[id] = key
+		}
+	}
+	return out
 }
 
 // own returns what peers are told: of the own domain, and keys of which it isn't known whose they are.

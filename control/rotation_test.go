@@ -4,6 +4,7 @@ import (
 	"crypto/x509"
 	"fmt"
 	"net/http"
+	"os"
 	"path/filepath"
 	"slices"
 	"strings"
@@ -153,6 +154,15 @@ func TestRotation(t *testing.T) {
 		}
 		if n := len(client.roots(us.domain())); n != 2 {
 			t.Errorf("%d roots of us in eu, want both", n)
+		}
+		// Whose key is revoked is told to nobody as a root: not everybody who follows the bundle is told what is revoked.
+		us.revoke(t, `{"subject":"`+trust.KeyID(old)+`"}`)
+		time.Sleep(10 * time.Second)
+		if roots := client.roots(us.domain()); len(roots) != 1 || roots[0].Equal(old) {
+			t.Errorf("%d roots of us in eu, want the one that is not revoked", len(roots))
+		}
+		if pem, err := os.ReadFile(filepath.Join(us.dir, "trust-bundle.pem")); err != nil || string(pem) != string(trust.MarshalPEM(client.roots(us.domain()))) {
+			t.Errorf("trust-bundle.pem has others: %v", err)
 		}
 		time.Sleep(time.Until(r.Retires) + time.Minute)
 		if roots := client.roots(us.domain()); len(roots) != 1 || roots[0].Equal(old) {

@@ -246,7 +246,7 @@ func (c *Control) takeRoots() error {
 	own := c.ownBundle()
 	c.bundles.Set(c.cfg.Domain, own)
 	// Readable by all: it is public, and programs of other users are started with it.
-	if err := atomicfile.Write(c.path(trustBundleFile), trust.MarshalPEM(own.Authorities), 0o644); err != nil {
+	if err := atomicfile.Write(c.path(trustBundleFile), trust.MarshalPEM(unrevoked(own).Authorities), 0o644); err != nil {
 		return fmt.Errorf("control: %w", err)
 	}
 	return nil
