@@ -198,6 +198,7 @@ func whyAway(s admin.Status, p admin.Proxy, t *admin.Trust) string {
 		for _, r := range t.Revocations {
 			switch {
 			case r.Subject != p.SPIFFEID:
+			case !r.Block && t.Authority.SVIDLifetime > 0 && !p.SVIDEnds.Before(r.At.Add(t.Authority.SVIDLifetime)): // it has joined since
 			case r.Block:
 				return ", its identity is revoked and blocked" + because(r.Reason)
 			default:

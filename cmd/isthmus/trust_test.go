@@ -588,13 +588,18 @@ func TestStatusOfTrust(t *testing.T) {
 	}
 	id := eu.proxies[0].SPIFFEID
 	away := admin.Status{Now: now, Proxies: []admin.Proxy{
-		{Program: "sidecar", Name: "shop/web-0", SPIFFEID: id, SVIDEnds: now.Add(time.Hour)}, {Program: "sidecar", Name: "shop/old-0", SVIDEnds: now.Add(-time.Hour)},
+		{Program: "sidecar", Name: "shop/web-0", SPIFFEID: id, SVIDEnds: now.Add(40 * time.Minute)}, {Program: "sidecar", Name: "shop/old-0", SVIDEnds: now.Add(-time.Hour)},
 	}}
 	for block, why := range map[bool]string{false: "its identity was revoked 60s ago, stolen: it needs a new join token", true: "its identity is revoked and blocked, stolen"} {
-		revoked := &admin.Trust{Now: now, Revocations: []admin.Revocation{{Subject: id, Kind: "id", Block: block, At: now.Add(-time.Minute), Reason: "stolen"}}}
+		revoked := &admin.Trust{Now: now, Authority: admin.Authority{SVIDLifetime: time.Hour}, Revocations: []admin.Revocation{{Subject: id, Kind: "id", Block: block, At: now.Add(-time.Minute), Reason: "stolen"}}}
 		got := findingsOf(away, nil, revoked)
 		if len(got) != 3 || !strings.Contains(got[1], why) || !strings.Contains(got[2], "its SVID has ended") {
 			t.Errorf("%q", got)
+		}
+		back := away
+		back.Proxies = []admin.Proxy{{Program: "sidecar", Name: "shop/web-0", SPIFFEID: id, SVIDEnds: now.Add(time.Hour)}}
+		if got = findingsOf(back, nil, revoked); !block && strings.Contains(got[1], "revoked") {
+			t.Errorf("of one that has joined since: %q", got)
 		}
 	}
 	eu.trust.Authority.Issuing.NotAfter = now.Add(5 * time.Hour)
