@@ -35,6 +35,7 @@ func ExplainAsIf(s *Snapshot, q Query, load Load, down []string) (Explanation, e
 		}
 	}
 	then := Explain(Choose(s, q, worse))
+	then.leave(down)
 	now.AsIf = slices.Clone(down)
 	for i := range now.Rows {
 		r := &now.Rows[i]
@@ -52,6 +53,35 @@ type AsIf struct {
 	Rank    int     `json:"rank"`
 	Traffic float64 `json:"traffic"`
 	State   State   `json:"state"`
+}
+
+// leave takes out what is down. To Choose it is a last resort; but what is down answers nothing, and its requests go on to the next.
+func (x *Explanation) leave(down []string) {
+	best, left := 0, 0.0
+	for i := range x.Rows {
+		r := &x.Rows[i]
+		if slices.ContainsFunc(down, r.at) {
+			r.Rank, r.Share, r.Traffic, r.State = 0, 0, 0, Excluded
+		}
+		left += r.Traffic
+		if r.Rank > 0 && (best == 0 || r.Rank < best) {
+			best = r.Rank
+		}
+	}
+	for i := range x.Rows {
+		if r := &x.Rows[i]; left == 0 && r.Rank == best && best > 0 { // all went to what is down
+			r.Traffic = r.Share
+		}
+	}
+	sum := 0.0
+	for i := range x.Rows {
+		sum += x.Rows[i].Traffic
+	}
+	for i := range x.Rows {
+		if sum > 0 {
+			x.Rows[i].Traffic /= sum
+		}
+	}
 }
 
 func (r *ExplanationRow) at(place string) bool {

@@ -83,6 +83,9 @@ It exits with 1 when there is nowhere to go.`,
 			if x.Error != nil {
 				return finding{"nowhere to go from " + args[0]} // why is printed already
 			}
+			if len(down) > 0 && !slices.ContainsFunc(x.Rows, func(r topology.ExplanationRow) bool { return r.AsIf != nil && r.AsIf.Traffic > 0 }) {
+				return finding{"nowhere to go from " + args[0] + " if " + list(down) + " were down"}
+			}
 			return nil
 		},
 	}
