@@ -7,6 +7,7 @@ import (
 	"regexp"
 	"strconv"
 	"strings"
+	"time"
 
 	"github.com/rogpeppe/go-internal/testscript"
 )
@@ -14,7 +15,7 @@ import (
 // Commands of scenarios in clusters with nodes; see TestKind.
 
 // podTime bounds the wait for pods. It is long because a machine may be busy; nothing depends on its length.
-const podTime = "90s"
+const podTime = 90 * time.Second
 
 func (s *scenario) ready(_ *testscript.TestScript, args []string) error {
 	in, err := s.clusters(args)
@@ -34,19 +35,28 @@ func (s *scenario) ready(_ *testscript.TestScript, args []string) error {
 		if err != nil {
 			return err
 		}
-		// A Pod that goes while it is waited for is an error of kubectl's, and none of what is asked: those that are there then are waited for.
-		for range maxGoing {
-			_, _, err = c.api.Kubectl(s.ctx, "", "-n", s.namespace, "wait", "pods", "--all", "--for=condition=Ready", "--timeout="+podTime)
-			if err == nil || !strings.Contains(err.Error(), "(NotFound)") {
-				break
+		// Not kubectl wait: a Pod that goes while it is waited for takes all the time, or is an error.
+		return poll(s.ctx, podTime, func() error {
+			out, _, err := c.api.Kubectl(s.ctx, "", "-n", s.namespace, "get", "pods", "-o",
+				`jsonpath={range .items[*]}{.metadata.name}={.metadata.deletionTimestamp}={.status.conditions[?(@.type=="Ready")].status} {end}`)
+			if err == nil {
+				err = allReady(out)
 			}
-		}
-		return err
+			return err
+		})
 	})
 }
 
-// maxGoing is how often Pods may go while they are waited for.
-const maxGoing = 5
+// allReady looks at pods but those that are going: "name=deletion=ready", separated by spaces.
+func allReady(out string) error {
+	for f := range strings.FieldsSeq(out) {
+		parts := strings.Split(f, "=")
+		if len(parts) == 3 && parts[1] == "" && parts[2] != "True" {
+			return fmt.Errorf("not ready: pod %s", parts[0])
+		}
+	}
+	return nil
+}
 
 func allMade(out string) error {
 	for f := range strings.FieldsSeq(out) {

@@ -35,3 +35,14 @@ func TestAllMade(t *testing.T) {
 		}
 	}
 }
+
+func TestAllReady(t *testing.T) {
+	for out, good := range map[string]bool{
+		"": true, "app-1==True app-2==True ": true, "app-1==True app-2==False ": false, "app-1== ": false,
+		"app-1=2026-01-01T00:00:00Z=False app-2==True ": true,
+	} {
+		if err := allReady(out); (err == nil) != good {
+			t.Errorf("allReady(%q) = %v", out, err)
+		}
+	}
+}
