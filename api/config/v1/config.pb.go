@@ -487,7 +487,10 @@ type Report struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	Links []*LinkReport          `protobuf:"bytes,1,rep,name=links,proto3" json:"links,omitempty"`
 	// The gateway takes nothing new and ends when what it carries has ended.
-	Draining      bool `protobuf:"varint,2,opt,name=draining,proto3" json:"draining,omitempty"`
+	Draining      bool       `protobuf:"varint,2,opt,name=draining,proto3" json:"draining,omitempty"`
+	Traffic       []*Traffic `protobuf:"bytes,3,rep,name=traffic,proto3" json:"traffic,omitempty"` // of a caller: since it started
+	Served        []*Served  `protobuf:"bytes,4,rep,name=served,proto3" json:"served,omitempty"`   // of a called program
+	Turns         []*Turn    `protobuf:"bytes,5,rep,name=turns,proto3" json:"turns,omitempty"`     // since the last report
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -536,6 +539,404 @@ func (x *Report) GetDraining() bool {
 	return false
 }
 
+func (x *Report) GetTraffic() []*Traffic {
+	if x != nil {
+		return x.Traffic
+	}
+	return nil
+}
+
+func (x *Report) GetServed() []*Served {
+	if x != nil {
+		return x.Served
+	}
+	return nil
+}
+
+func (x *Report) GetTurns() []*Turn {
+	if x != nil {
+		return x.Turns
+	}
+	return nil
+}
+
+// Traffic counts the requests (or connections) of a caller to a service by the cluster that answered, since the program started.
+type Traffic struct {
+	state    protoimpl.MessageState `protogen:"open.v1"`
+	Service  string                 `protobuf:"bytes,1,opt,name=service,proto3" json:"service,omitempty"` // "name.namespace"
+	Cluster  string                 `protobuf:"bytes,2,opt,name=cluster,proto3" json:"cluster,omitempty"` // empty: none answered
+	Requests uint64                 `protobuf:"varint,3,opt,name=requests,proto3" json:"requests,omitempty"`
+	Failed   uint64                 `protobuf:"varint,4,opt,name=failed,proto3" json:"failed,omitempty"`   // answered by nobody but the mesh: the caller got an error
+	Retried  uint64                 `protobuf:"varint,5,opt,name=retried,proto3" json:"retried,omitempty"` // tries beyond the first
+	Hedged   uint64                 `protobuf:"varint,6,opt,name=hedged,proto3" json:"hedged,omitempty"`
+	// How long they took, until the answer's header: counts by bucket. Bucket i ends at 2^(i/2) milliseconds, the last has no end.
+	Latency       []uint64 `protobuf:"varint,7,rep,packed,name=latency,proto3" json:"latency,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Traffic) Reset() {
+	*x = Traffic{}
+	mi := &file_api_config_v1_config_proto_msgTypes[8]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Traffic) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Traffic) ProtoMessage() {}
+
+func (x *Traffic) ProtoReflect() protoreflect.Message {
+	mi := &file_api_config_v1_config_proto_msgTypes[8]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Traffic.ProtoReflect.Descriptor instead.
+func (*Traffic) Descriptor() ([]byte, []int) {
+	return file_api_config_v1_config_proto_rawDescGZIP(), []int{8}
+}
+
+func (x *Traffic) GetService() string {
+	if x != nil {
+		return x.Service
+	}
+	return ""
+}
+
+func (x *Traffic) GetCluster() string {
+	if x != nil {
+		return x.Cluster
+	}
+	return ""
+}
+
+func (x *Traffic) GetRequests() uint64 {
+	if x != nil {
+		return x.Requests
+	}
+	return 0
+}
+
+func (x *Traffic) GetFailed() uint64 {
+	if x != nil {
+		return x.Failed
+	}
+	return 0
+}
+
+func (x *Traffic) GetRetried() uint64 {
+	if x != nil {
+		return x.Retried
+	}
+	return 0
+}
+
+func (x *Traffic) GetHedged() uint64 {
+	if x != nil {
+		return x.Hedged
+	}
+	return 0
+}
+
+func (x *Traffic) GetLatency() []uint64 {
+	if x != nil {
+		return x.Latency
+	}
+	return nil
+}
+
+// Served is what a called program has to do for a service.
+type Served struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Service       string                 `protobuf:"bytes,1,opt,name=service,proto3" json:"service,omitempty"`    // "name.namespace"
+	Active        uint32                 `protobuf:"varint,2,opt,name=active,proto3" json:"active,omitempty"`     // requests and connections that are open now
+	Requests      uint64                 `protobuf:"varint,3,opt,name=requests,proto3" json:"requests,omitempty"` // begun, since the program started
+	Shed          uint64                 `protobuf:"varint,4,opt,name=shed,proto3" json:"shed,omitempty"`         // refused because there were too many
+	Limit         uint32                 `protobuf:"varint,5,opt,name=limit,proto3" json:"limit,omitempty"`       // requests at a time; 0: none
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Served) Reset() {
+	*x = Served{}
+	mi := &file_api_config_v1_config_proto_msgTypes[9]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Served) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Served) ProtoMessage() {}
+
+func (x *Served) ProtoReflect() protoreflect.Message {
+	mi := &file_api_config_v1_config_proto_msgTypes[9]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Served.ProtoReflect.Descriptor instead.
+func (*Served) Descriptor() ([]byte, []int) {
+	return file_api_config_v1_config_proto_rawDescGZIP(), []int{9}
+}
+
+func (x *Served) GetService() string {
+	if x != nil {
+		return x.Service
+	}
+	return ""
+}
+
+func (x *Served) GetActive() uint32 {
+	if x != nil {
+		return x.Active
+	}
+	return 0
+}
+
+func (x *Served) GetRequests() uint64 {
+	if x != nil {
+		return x.Requests
+	}
+	return 0
+}
+
+func (x *Served) GetShed() uint64 {
+	if x != nil {
+		return x.Shed
+	}
+	return 0
+}
+
+func (x *Served) GetLimit() uint32 {
+	if x != nil {
+		return x.Limit
+	}
+	return 0
+}
+
+// Turn is a failover decision of a caller: its requests to a service are shared otherwise than before.
+type Turn struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Service       string                 `protobuf:"bytes,1,opt,name=service,proto3" json:"service,omitempty"` // "name.namespace"
+	Port          uint32                 `protobuf:"varint,2,opt,name=port,proto3" json:"port,omitempty"`
+	AtMillis      int64                  `protobuf:"varint,3,opt,name=at_millis,json=atMillis,proto3" json:"at_millis,omitempty"` // Unix
+	Before        []*ClusterShare        `protobuf:"bytes,4,rep,name=before,proto3" json:"before,omitempty"`
+	After         []*ClusterShare        `protobuf:"bytes,5,rep,name=after,proto3" json:"after,omitempty"`
+	Evidence      []*Evidence            `protobuf:"bytes,6,rep,name=evidence,proto3" json:"evidence,omitempty"` // of what changed
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Turn) Reset() {
+	*x = Turn{}
+	mi := &file_api_config_v1_config_proto_msgTypes[10]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Turn) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Turn) ProtoMessage() {}
+
+func (x *Turn) ProtoReflect() protoreflect.Message {
+	mi := &file_api_config_v1_config_proto_msgTypes[10]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Turn.ProtoReflect.Descriptor instead.
+func (*Turn) Descriptor() ([]byte, []int) {
+	return file_api_config_v1_config_proto_rawDescGZIP(), []int{10}
+}
+
+func (x *Turn) GetService() string {
+	if x != nil {
+		return x.Service
+	}
+	return ""
+}
+
+func (x *Turn) GetPort() uint32 {
+	if x != nil {
+		return x.Port
+	}
+	return 0
+}
+
+func (x *Turn) GetAtMillis() int64 {
+	if x != nil {
+		return x.AtMillis
+	}
+	return 0
+}
+
+func (x *Turn) GetBefore() []*ClusterShare {
+	if x != nil {
+		return x.Before
+	}
+	return nil
+}
+
+func (x *Turn) GetAfter() []*ClusterShare {
+	if x != nil {
+		return x.After
+	}
+	return nil
+}
+
+func (x *Turn) GetEvidence() []*Evidence {
+	if x != nil {
+		return x.Evidence
+	}
+	return nil
+}
+
+type ClusterShare struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Cluster       string                 `protobuf:"bytes,1,opt,name=cluster,proto3" json:"cluster,omitempty"`
+	Share         float64                `protobuf:"fixed64,2,opt,name=share,proto3" json:"share,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ClusterShare) Reset() {
+	*x = ClusterShare{}
+	mi := &file_api_config_v1_config_proto_msgTypes[11]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ClusterShare) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ClusterShare) ProtoMessage() {}
+
+func (x *ClusterShare) ProtoReflect() protoreflect.Message {
+	mi := &file_api_config_v1_config_proto_msgTypes[11]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ClusterShare.ProtoReflect.Descriptor instead.
+func (*ClusterShare) Descriptor() ([]byte, []int) {
+	return file_api_config_v1_config_proto_rawDescGZIP(), []int{11}
+}
+
+func (x *ClusterShare) GetCluster() string {
+	if x != nil {
+		return x.Cluster
+	}
+	return ""
+}
+
+func (x *ClusterShare) GetShare() float64 {
+	if x != nil {
+		return x.Share
+	}
+	return 0
+}
+
+// Evidence says of one copy, or of one cluster's copies as a whole, why it is where it is.
+type Evidence struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Cluster       string                 `protobuf:"bytes,1,opt,name=cluster,proto3" json:"cluster,omitempty"`
+	Endpoint      string                 `protobuf:"bytes,2,opt,name=endpoint,proto3" json:"endpoint,omitempty"` // empty: the cluster as a whole
+	Cause         string                 `protobuf:"bytes,3,opt,name=cause,proto3" json:"cause,omitempty"`       // topology.Cause
+	Detail        string                 `protobuf:"bytes,4,opt,name=detail,proto3" json:"detail,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Evidence) Reset() {
+	*x = Evidence{}
+	mi := &file_api_config_v1_config_proto_msgTypes[12]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Evidence) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Evidence) ProtoMessage() {}
+
+func (x *Evidence) ProtoReflect() protoreflect.Message {
+	mi := &file_api_config_v1_config_proto_msgTypes[12]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Evidence.ProtoReflect.Descriptor instead.
+func (*Evidence) Descriptor() ([]byte, []int) {
+	return file_api_config_v1_config_proto_rawDescGZIP(), []int{12}
+}
+
+func (x *Evidence) GetCluster() string {
+	if x != nil {
+		return x.Cluster
+	}
+	return ""
+}
+
+func (x *Evidence) GetEndpoint() string {
+	if x != nil {
+		return x.Endpoint
+	}
+	return ""
+}
+
+func (x *Evidence) GetCause() string {
+	if x != nil {
+		return x.Cause
+	}
+	return ""
+}
+
+func (x *Evidence) GetDetail() string {
+	if x != nil {
+		return x.Detail
+	}
+	return ""
+}
+
 type LinkReport struct {
 	state   protoimpl.MessageState `protogen:"open.v1"`
 	Cluster string                 `protobuf:"bytes,1,opt,name=cluster,proto3" json:"cluster,omitempty"`
@@ -545,13 +946,16 @@ type LinkReport struct {
 	RttMicros     uint64               `protobuf:"varint,4,opt,name=rtt_micros,json=rttMicros,proto3" json:"rtt_micros,omitempty"`
 	Detail        string               `protobuf:"bytes,5,opt,name=detail,proto3" json:"detail,omitempty"`
 	Gateways      []*PeerGatewayReport `protobuf:"bytes,6,rep,name=gateways,proto3" json:"gateways,omitempty"`
+	Carriers      []*CarrierReport     `protobuf:"bytes,7,rep,name=carriers,proto3" json:"carriers,omitempty"`
+	Transport     string               `protobuf:"bytes,8,opt,name=transport,proto3" json:"transport,omitempty"` // that new streams take: "quic" or "tcp"
+	Why           string               `protobuf:"bytes,9,opt,name=why,proto3" json:"why,omitempty"`             // why that one, in words
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *LinkReport) Reset() {
 	*x = LinkReport{}
-	mi := &file_api_config_v1_config_proto_msgTypes[8]
+	mi := &file_api_config_v1_config_proto_msgTypes[13]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -563,7 +967,7 @@ func (x *LinkReport) String() string {
 func (*LinkReport) ProtoMessage() {}
 
 func (x *LinkReport) ProtoReflect() protoreflect.Message {
-	mi := &file_api_config_v1_config_proto_msgTypes[8]
+	mi := &file_api_config_v1_config_proto_msgTypes[13]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -576,7 +980,7 @@ func (x *LinkReport) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use LinkReport.ProtoReflect.Descriptor instead.
 func (*LinkReport) Descriptor() ([]byte, []int) {
-	return file_api_config_v1_config_proto_rawDescGZIP(), []int{8}
+	return file_api_config_v1_config_proto_rawDescGZIP(), []int{13}
 }
 
 func (x *LinkReport) GetCluster() string {
@@ -621,6 +1025,152 @@ func (x *LinkReport) GetGateways() []*PeerGatewayReport {
 	return nil
 }
 
+func (x *LinkReport) GetCarriers() []*CarrierReport {
+	if x != nil {
+		return x.Carriers
+	}
+	return nil
+}
+
+func (x *LinkReport) GetTransport() string {
+	if x != nil {
+		return x.Transport
+	}
+	return ""
+}
+
+func (x *LinkReport) GetWhy() string {
+	if x != nil {
+		return x.Why
+	}
+	return ""
+}
+
+// CarrierReport is one connection of a link: a QUIC connection, or the TCP control connection and the warm ones beside it.
+type CarrierReport struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Gateway       string                 `protobuf:"bytes,1,opt,name=gateway,proto3" json:"gateway,omitempty"`     // of the peer
+	Transport     string                 `protobuf:"bytes,2,opt,name=transport,proto3" json:"transport,omitempty"` // "quic" or "tcp"
+	State         string                 `protobuf:"bytes,3,opt,name=state,proto3" json:"state,omitempty"`         // "up", "suspect", "draining"
+	RttMicros     uint64                 `protobuf:"varint,4,opt,name=rtt_micros,json=rttMicros,proto3" json:"rtt_micros,omitempty"`
+	JitterMicros  uint64                 `protobuf:"varint,5,opt,name=jitter_micros,json=jitterMicros,proto3" json:"jitter_micros,omitempty"`
+	Loss          float64                `protobuf:"fixed64,6,opt,name=loss,proto3" json:"loss,omitempty"` // of packets, or probes, lately: 0 to 1
+	Streams       uint32                 `protobuf:"varint,7,opt,name=streams,proto3" json:"streams,omitempty"`
+	AgeMillis     uint64                 `protobuf:"varint,8,opt,name=age_millis,json=ageMillis,proto3" json:"age_millis,omitempty"`
+	Sent          uint64                 `protobuf:"varint,9,opt,name=sent,proto3" json:"sent,omitempty"` // bytes
+	Received      uint64                 `protobuf:"varint,10,opt,name=received,proto3" json:"received,omitempty"`
+	Remote        string                 `protobuf:"bytes,11,opt,name=remote,proto3" json:"remote,omitempty"` // address
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *CarrierReport) Reset() {
+	*x = CarrierReport{}
+	mi := &file_api_config_v1_config_proto_msgTypes[14]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *CarrierReport) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*CarrierReport) ProtoMessage() {}
+
+func (x *CarrierReport) ProtoReflect() protoreflect.Message {
+	mi := &file_api_config_v1_config_proto_msgTypes[14]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use CarrierReport.ProtoReflect.Descriptor instead.
+func (*CarrierReport) Descriptor() ([]byte, []int) {
+	return file_api_config_v1_config_proto_rawDescGZIP(), []int{14}
+}
+
+func (x *CarrierReport) GetGateway() string {
+	if x != nil {
+		return x.Gateway
+	}
+	return ""
+}
+
+func (x *CarrierReport) GetTransport() string {
+	if x != nil {
+		return x.Transport
+	}
+	return ""
+}
+
+func (x *CarrierReport) GetState() string {
+	if x != nil {
+		return x.State
+	}
+	return ""
+}
+
+func (x *CarrierReport) GetRttMicros() uint64 {
+	if x != nil {
+		return x.RttMicros
+	}
+	return 0
+}
+
+func (x *CarrierReport) GetJitterMicros() uint64 {
+	if x != nil {
+		return x.JitterMicros
+	}
+	return 0
+}
+
+func (x *CarrierReport) GetLoss() float64 {
+	if x != nil {
+		return x.Loss
+	}
+	return 0
+}
+
+func (x *CarrierReport) GetStreams() uint32 {
+	if x != nil {
+		return x.Streams
+	}
+	return 0
+}
+
+func (x *CarrierReport) GetAgeMillis() uint64 {
+	if x != nil {
+		return x.AgeMillis
+	}
+	return 0
+}
+
+func (x *CarrierReport) GetSent() uint64 {
+	if x != nil {
+		return x.Sent
+	}
+	return 0
+}
+
+func (x *CarrierReport) GetReceived() uint64 {
+	if x != nil {
+		return x.Received
+	}
+	return 0
+}
+
+func (x *CarrierReport) GetRemote() string {
+	if x != nil {
+		return x.Remote
+	}
+	return ""
+}
+
 type PeerGatewayReport struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Id            string                 `protobuf:"bytes,1,opt,name=id,proto3" json:"id,omitempty"`
@@ -633,7 +1183,7 @@ type PeerGatewayReport struct {
 
 func (x *PeerGatewayReport) Reset() {
 	*x = PeerGatewayReport{}
-	mi := &file_api_config_v1_config_proto_msgTypes[9]
+	mi := &file_api_config_v1_config_proto_msgTypes[15]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -645,7 +1195,7 @@ func (x *PeerGatewayReport) String() string {
 func (*PeerGatewayReport) ProtoMessage() {}
 
 func (x *PeerGatewayReport) ProtoReflect() protoreflect.Message {
-	mi := &file_api_config_v1_config_proto_msgTypes[9]
+	mi := &file_api_config_v1_config_proto_msgTypes[15]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -658,7 +1208,7 @@ func (x *PeerGatewayReport) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PeerGatewayReport.ProtoReflect.Descriptor instead.
 func (*PeerGatewayReport) Descriptor() ([]byte, []int) {
-	return file_api_config_v1_config_proto_rawDescGZIP(), []int{9}
+	return file_api_config_v1_config_proto_rawDescGZIP(), []int{15}
 }
 
 func (x *PeerGatewayReport) GetId() string {
@@ -704,7 +1254,7 @@ type Response struct {
 
 func (x *Response) Reset() {
 	*x = Response{}
-	mi := &file_api_config_v1_config_proto_msgTypes[10]
+	mi := &file_api_config_v1_config_proto_msgTypes[16]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -716,7 +1266,7 @@ func (x *Response) String() string {
 func (*Response) ProtoMessage() {}
 
 func (x *Response) ProtoReflect() protoreflect.Message {
-	mi := &file_api_config_v1_config_proto_msgTypes[10]
+	mi := &file_api_config_v1_config_proto_msgTypes[16]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -729,7 +1279,7 @@ func (x *Response) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Response.ProtoReflect.Descriptor instead.
 func (*Response) Descriptor() ([]byte, []int) {
-	return file_api_config_v1_config_proto_rawDescGZIP(), []int{10}
+	return file_api_config_v1_config_proto_rawDescGZIP(), []int{16}
 }
 
 func (x *Response) GetRevision() uint64 {
@@ -792,7 +1342,7 @@ type Resource struct {
 
 func (x *Resource) Reset() {
 	*x = Resource{}
-	mi := &file_api_config_v1_config_proto_msgTypes[11]
+	mi := &file_api_config_v1_config_proto_msgTypes[17]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -804,7 +1354,7 @@ func (x *Resource) String() string {
 func (*Resource) ProtoMessage() {}
 
 func (x *Resource) ProtoReflect() protoreflect.Message {
-	mi := &file_api_config_v1_config_proto_msgTypes[11]
+	mi := &file_api_config_v1_config_proto_msgTypes[17]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -817,7 +1367,7 @@ func (x *Resource) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Resource.ProtoReflect.Descriptor instead.
 func (*Resource) Descriptor() ([]byte, []int) {
-	return file_api_config_v1_config_proto_rawDescGZIP(), []int{11}
+	return file_api_config_v1_config_proto_rawDescGZIP(), []int{17}
 }
 
 func (x *Resource) GetKey() string {
@@ -965,7 +1515,7 @@ type Self struct {
 
 func (x *Self) Reset() {
 	*x = Self{}
-	mi := &file_api_config_v1_config_proto_msgTypes[12]
+	mi := &file_api_config_v1_config_proto_msgTypes[18]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -977,7 +1527,7 @@ func (x *Self) String() string {
 func (*Self) ProtoMessage() {}
 
 func (x *Self) ProtoReflect() protoreflect.Message {
-	mi := &file_api_config_v1_config_proto_msgTypes[12]
+	mi := &file_api_config_v1_config_proto_msgTypes[18]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -990,7 +1540,7 @@ func (x *Self) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Self.ProtoReflect.Descriptor instead.
 func (*Self) Descriptor() ([]byte, []int) {
-	return file_api_config_v1_config_proto_rawDescGZIP(), []int{12}
+	return file_api_config_v1_config_proto_rawDescGZIP(), []int{18}
 }
 
 func (x *Self) GetCluster() string {
@@ -1050,7 +1600,7 @@ type Bundle struct {
 
 func (x *Bundle) Reset() {
 	*x = Bundle{}
-	mi := &file_api_config_v1_config_proto_msgTypes[13]
+	mi := &file_api_config_v1_config_proto_msgTypes[19]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1062,7 +1612,7 @@ func (x *Bundle) String() string {
 func (*Bundle) ProtoMessage() {}
 
 func (x *Bundle) ProtoReflect() protoreflect.Message {
-	mi := &file_api_config_v1_config_proto_msgTypes[13]
+	mi := &file_api_config_v1_config_proto_msgTypes[19]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1075,7 +1625,7 @@ func (x *Bundle) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Bundle.ProtoReflect.Descriptor instead.
 func (*Bundle) Descriptor() ([]byte, []int) {
-	return file_api_config_v1_config_proto_rawDescGZIP(), []int{13}
+	return file_api_config_v1_config_proto_rawDescGZIP(), []int{19}
 }
 
 func (x *Bundle) GetTrustDomain() string {
@@ -1125,7 +1675,7 @@ type RevokedID struct {
 
 func (x *RevokedID) Reset() {
 	*x = RevokedID{}
-	mi := &file_api_config_v1_config_proto_msgTypes[14]
+	mi := &file_api_config_v1_config_proto_msgTypes[20]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1137,7 +1687,7 @@ func (x *RevokedID) String() string {
 func (*RevokedID) ProtoMessage() {}
 
 func (x *RevokedID) ProtoReflect() protoreflect.Message {
-	mi := &file_api_config_v1_config_proto_msgTypes[14]
+	mi := &file_api_config_v1_config_proto_msgTypes[20]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1150,7 +1700,7 @@ func (x *RevokedID) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RevokedID.ProtoReflect.Descriptor instead.
 func (*RevokedID) Descriptor() ([]byte, []int) {
-	return file_api_config_v1_config_proto_rawDescGZIP(), []int{14}
+	return file_api_config_v1_config_proto_rawDescGZIP(), []int{20}
 }
 
 func (x *RevokedID) GetSpiffeId() string {
@@ -1178,7 +1728,7 @@ type JWTAuthority struct {
 
 func (x *JWTAuthority) Reset() {
 	*x = JWTAuthority{}
-	mi := &file_api_config_v1_config_proto_msgTypes[15]
+	mi := &file_api_config_v1_config_proto_msgTypes[21]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1190,7 +1740,7 @@ func (x *JWTAuthority) String() string {
 func (*JWTAuthority) ProtoMessage() {}
 
 func (x *JWTAuthority) ProtoReflect() protoreflect.Message {
-	mi := &file_api_config_v1_config_proto_msgTypes[15]
+	mi := &file_api_config_v1_config_proto_msgTypes[21]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1203,7 +1753,7 @@ func (x *JWTAuthority) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use JWTAuthority.ProtoReflect.Descriptor instead.
 func (*JWTAuthority) Descriptor() ([]byte, []int) {
-	return file_api_config_v1_config_proto_rawDescGZIP(), []int{15}
+	return file_api_config_v1_config_proto_rawDescGZIP(), []int{21}
 }
 
 func (x *JWTAuthority) GetKeyId() string {
@@ -1229,13 +1779,14 @@ type Gateway struct {
 	SpiffeId      string                 `protobuf:"bytes,4,opt,name=spiffe_id,json=spiffeId,proto3" json:"spiffe_id,omitempty"`
 	Draining      bool                   `protobuf:"varint,5,opt,name=draining,proto3" json:"draining,omitempty"`
 	Zone          string                 `protobuf:"bytes,6,opt,name=zone,proto3" json:"zone,omitempty"`
+	TcpAddress    string                 `protobuf:"bytes,7,opt,name=tcp_address,json=tcpAddress,proto3" json:"tcp_address,omitempty"` // host:port (TCP, TLS) for other gateways; empty: none
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *Gateway) Reset() {
 	*x = Gateway{}
-	mi := &file_api_config_v1_config_proto_msgTypes[16]
+	mi := &file_api_config_v1_config_proto_msgTypes[22]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1247,7 +1798,7 @@ func (x *Gateway) String() string {
 func (*Gateway) ProtoMessage() {}
 
 func (x *Gateway) ProtoReflect() protoreflect.Message {
-	mi := &file_api_config_v1_config_proto_msgTypes[16]
+	mi := &file_api_config_v1_config_proto_msgTypes[22]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1260,7 +1811,7 @@ func (x *Gateway) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Gateway.ProtoReflect.Descriptor instead.
 func (*Gateway) Descriptor() ([]byte, []int) {
-	return file_api_config_v1_config_proto_rawDescGZIP(), []int{16}
+	return file_api_config_v1_config_proto_rawDescGZIP(), []int{22}
 }
 
 func (x *Gateway) GetId() string {
@@ -1305,6 +1856,13 @@ func (x *Gateway) GetZone() string {
 	return ""
 }
 
+func (x *Gateway) GetTcpAddress() string {
+	if x != nil {
+		return x.TcpAddress
+	}
+	return ""
+}
+
 // Cluster is a peer cluster: where its gateways are, and how the links to it do.
 type Cluster struct {
 	state       protoimpl.MessageState `protogen:"open.v1"`
@@ -1323,7 +1881,7 @@ type Cluster struct {
 
 func (x *Cluster) Reset() {
 	*x = Cluster{}
-	mi := &file_api_config_v1_config_proto_msgTypes[17]
+	mi := &file_api_config_v1_config_proto_msgTypes[23]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1335,7 +1893,7 @@ func (x *Cluster) String() string {
 func (*Cluster) ProtoMessage() {}
 
 func (x *Cluster) ProtoReflect() protoreflect.Message {
-	mi := &file_api_config_v1_config_proto_msgTypes[17]
+	mi := &file_api_config_v1_config_proto_msgTypes[23]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1348,7 +1906,7 @@ func (x *Cluster) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Cluster.ProtoReflect.Descriptor instead.
 func (*Cluster) Descriptor() ([]byte, []int) {
-	return file_api_config_v1_config_proto_rawDescGZIP(), []int{17}
+	return file_api_config_v1_config_proto_rawDescGZIP(), []int{23}
 }
 
 func (x *Cluster) GetName() string {
@@ -1404,7 +1962,7 @@ type Port struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	Name  string                 `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
 	Port  uint32                 `protobuf:"varint,2,opt,name=port,proto3" json:"port,omitempty"`
-	// "tcp", "http", "http2", "grpc".
+	// "tcp", "http", "http2", "grpc", "udp".
 	Protocol      string `protobuf:"bytes,3,opt,name=protocol,proto3" json:"protocol,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -1412,7 +1970,7 @@ type Port struct {
 
 func (x *Port) Reset() {
 	*x = Port{}
-	mi := &file_api_config_v1_config_proto_msgTypes[18]
+	mi := &file_api_config_v1_config_proto_msgTypes[24]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1424,7 +1982,7 @@ func (x *Port) String() string {
 func (*Port) ProtoMessage() {}
 
 func (x *Port) ProtoReflect() protoreflect.Message {
-	mi := &file_api_config_v1_config_proto_msgTypes[18]
+	mi := &file_api_config_v1_config_proto_msgTypes[24]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1437,7 +1995,7 @@ func (x *Port) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Port.ProtoReflect.Descriptor instead.
 func (*Port) Descriptor() ([]byte, []int) {
-	return file_api_config_v1_config_proto_rawDescGZIP(), []int{18}
+	return file_api_config_v1_config_proto_rawDescGZIP(), []int{24}
 }
 
 func (x *Port) GetName() string {
@@ -1477,13 +2035,14 @@ type Service struct {
 	Exported      bool                   `protobuf:"varint,11,opt,name=exported,proto3" json:"exported,omitempty"` // the own cluster exports it: its endpoints count for clusterset.local names
 	OtherPorts    []*OtherPort           `protobuf:"bytes,12,rep,name=other_ports,json=otherPorts,proto3" json:"other_ports,omitempty"`
 	Hosts         []*HostGroup           `protobuf:"bytes,13,rep,name=hosts,proto3" json:"hosts,omitempty"` // of a headless import
+	Drain         *Drain                 `protobuf:"bytes,14,opt,name=drain,proto3" json:"drain,omitempty"` // of the copies in the own cluster
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *Service) Reset() {
 	*x = Service{}
-	mi := &file_api_config_v1_config_proto_msgTypes[19]
+	mi := &file_api_config_v1_config_proto_msgTypes[25]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1495,7 +2054,7 @@ func (x *Service) String() string {
 func (*Service) ProtoMessage() {}
 
 func (x *Service) ProtoReflect() protoreflect.Message {
-	mi := &file_api_config_v1_config_proto_msgTypes[19]
+	mi := &file_api_config_v1_config_proto_msgTypes[25]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1508,7 +2067,7 @@ func (x *Service) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Service.ProtoReflect.Descriptor instead.
 func (*Service) Descriptor() ([]byte, []int) {
-	return file_api_config_v1_config_proto_rawDescGZIP(), []int{19}
+	return file_api_config_v1_config_proto_rawDescGZIP(), []int{25}
 }
 
 func (x *Service) GetNamespace() string {
@@ -1602,6 +2161,136 @@ func (x *Service) GetHosts() []*HostGroup {
 	return nil
 }
 
+func (x *Service) GetDrain() *Drain {
+	if x != nil {
+		return x.Drain
+	}
+	return nil
+}
+
+// Drain is the owner's word that a cluster's copies get nothing new.
+type Drain struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	BeganMillis   int64                  `protobuf:"varint,1,opt,name=began_millis,json=beganMillis,proto3" json:"began_millis,omitempty"` // Unix
+	OverMillis    uint64                 `protobuf:"varint,2,opt,name=over_millis,json=overMillis,proto3" json:"over_millis,omitempty"`    // how long their share takes to go to zero
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Drain) Reset() {
+	*x = Drain{}
+	mi := &file_api_config_v1_config_proto_msgTypes[26]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Drain) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Drain) ProtoMessage() {}
+
+func (x *Drain) ProtoReflect() protoreflect.Message {
+	mi := &file_api_config_v1_config_proto_msgTypes[26]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Drain.ProtoReflect.Descriptor instead.
+func (*Drain) Descriptor() ([]byte, []int) {
+	return file_api_config_v1_config_proto_rawDescGZIP(), []int{26}
+}
+
+func (x *Drain) GetBeganMillis() int64 {
+	if x != nil {
+		return x.BeganMillis
+	}
+	return 0
+}
+
+func (x *Drain) GetOverMillis() uint64 {
+	if x != nil {
+		return x.OverMillis
+	}
+	return 0
+}
+
+// Drill makes copies look dead until it ends, for whoever calls them through the mesh.
+type Drill struct {
+	state      protoimpl.MessageState `protogen:"open.v1"`
+	Id         string                 `protobuf:"bytes,1,opt,name=id,proto3" json:"id,omitempty"`
+	EndsMillis int64                  `protobuf:"varint,2,opt,name=ends_millis,json=endsMillis,proto3" json:"ends_millis,omitempty"` // Unix, by control's clock
+	LeftMillis uint64                 `protobuf:"varint,3,opt,name=left_millis,json=leftMillis,proto3" json:"left_millis,omitempty"` // until then, when this was sent: for clocks that differ
+	// "refuse": as if nothing listened; "silent": as if packets were dropped.
+	How           string `protobuf:"bytes,4,opt,name=how,proto3" json:"how,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Drill) Reset() {
+	*x = Drill{}
+	mi := &file_api_config_v1_config_proto_msgTypes[27]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Drill) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Drill) ProtoMessage() {}
+
+func (x *Drill) ProtoReflect() protoreflect.Message {
+	mi := &file_api_config_v1_config_proto_msgTypes[27]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Drill.ProtoReflect.Descriptor instead.
+func (*Drill) Descriptor() ([]byte, []int) {
+	return file_api_config_v1_config_proto_rawDescGZIP(), []int{27}
+}
+
+func (x *Drill) GetId() string {
+	if x != nil {
+		return x.Id
+	}
+	return ""
+}
+
+func (x *Drill) GetEndsMillis() int64 {
+	if x != nil {
+		return x.EndsMillis
+	}
+	return 0
+}
+
+func (x *Drill) GetLeftMillis() uint64 {
+	if x != nil {
+		return x.LeftMillis
+	}
+	return 0
+}
+
+func (x *Drill) GetHow() string {
+	if x != nil {
+		return x.How
+	}
+	return ""
+}
+
 // HostGroup is the ready copies of a headless service in one cluster, each of which may be called by name.
 type HostGroup struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
@@ -1614,7 +2303,7 @@ type HostGroup struct {
 
 func (x *HostGroup) Reset() {
 	*x = HostGroup{}
-	mi := &file_api_config_v1_config_proto_msgTypes[20]
+	mi := &file_api_config_v1_config_proto_msgTypes[28]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1626,7 +2315,7 @@ func (x *HostGroup) String() string {
 func (*HostGroup) ProtoMessage() {}
 
 func (x *HostGroup) ProtoReflect() protoreflect.Message {
-	mi := &file_api_config_v1_config_proto_msgTypes[20]
+	mi := &file_api_config_v1_config_proto_msgTypes[28]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1639,7 +2328,7 @@ func (x *HostGroup) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use HostGroup.ProtoReflect.Descriptor instead.
 func (*HostGroup) Descriptor() ([]byte, []int) {
-	return file_api_config_v1_config_proto_rawDescGZIP(), []int{20}
+	return file_api_config_v1_config_proto_rawDescGZIP(), []int{28}
 }
 
 func (x *HostGroup) GetCluster() string {
@@ -1676,7 +2365,7 @@ type HostPort struct {
 
 func (x *HostPort) Reset() {
 	*x = HostPort{}
-	mi := &file_api_config_v1_config_proto_msgTypes[21]
+	mi := &file_api_config_v1_config_proto_msgTypes[29]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1688,7 +2377,7 @@ func (x *HostPort) String() string {
 func (*HostPort) ProtoMessage() {}
 
 func (x *HostPort) ProtoReflect() protoreflect.Message {
-	mi := &file_api_config_v1_config_proto_msgTypes[21]
+	mi := &file_api_config_v1_config_proto_msgTypes[29]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1701,7 +2390,7 @@ func (x *HostPort) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use HostPort.ProtoReflect.Descriptor instead.
 func (*HostPort) Descriptor() ([]byte, []int) {
-	return file_api_config_v1_config_proto_rawDescGZIP(), []int{21}
+	return file_api_config_v1_config_proto_rawDescGZIP(), []int{29}
 }
 
 func (x *HostPort) GetName() string {
@@ -1743,7 +2432,7 @@ type Host struct {
 
 func (x *Host) Reset() {
 	*x = Host{}
-	mi := &file_api_config_v1_config_proto_msgTypes[22]
+	mi := &file_api_config_v1_config_proto_msgTypes[30]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1755,7 +2444,7 @@ func (x *Host) String() string {
 func (*Host) ProtoMessage() {}
 
 func (x *Host) ProtoReflect() protoreflect.Message {
-	mi := &file_api_config_v1_config_proto_msgTypes[22]
+	mi := &file_api_config_v1_config_proto_msgTypes[30]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1768,7 +2457,7 @@ func (x *Host) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Host.ProtoReflect.Descriptor instead.
 func (*Host) Descriptor() ([]byte, []int) {
-	return file_api_config_v1_config_proto_rawDescGZIP(), []int{22}
+	return file_api_config_v1_config_proto_rawDescGZIP(), []int{30}
 }
 
 func (x *Host) GetName() string {
@@ -1805,7 +2494,7 @@ type OtherPort struct {
 
 func (x *OtherPort) Reset() {
 	*x = OtherPort{}
-	mi := &file_api_config_v1_config_proto_msgTypes[23]
+	mi := &file_api_config_v1_config_proto_msgTypes[31]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1817,7 +2506,7 @@ func (x *OtherPort) String() string {
 func (*OtherPort) ProtoMessage() {}
 
 func (x *OtherPort) ProtoReflect() protoreflect.Message {
-	mi := &file_api_config_v1_config_proto_msgTypes[23]
+	mi := &file_api_config_v1_config_proto_msgTypes[31]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1830,7 +2519,7 @@ func (x *OtherPort) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use OtherPort.ProtoReflect.Descriptor instead.
 func (*OtherPort) Descriptor() ([]byte, []int) {
-	return file_api_config_v1_config_proto_rawDescGZIP(), []int{23}
+	return file_api_config_v1_config_proto_rawDescGZIP(), []int{31}
 }
 
 func (x *OtherPort) GetName() string {
@@ -1873,7 +2562,7 @@ type Endpoint struct {
 
 func (x *Endpoint) Reset() {
 	*x = Endpoint{}
-	mi := &file_api_config_v1_config_proto_msgTypes[24]
+	mi := &file_api_config_v1_config_proto_msgTypes[32]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1885,7 +2574,7 @@ func (x *Endpoint) String() string {
 func (*Endpoint) ProtoMessage() {}
 
 func (x *Endpoint) ProtoReflect() protoreflect.Message {
-	mi := &file_api_config_v1_config_proto_msgTypes[24]
+	mi := &file_api_config_v1_config_proto_msgTypes[32]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1898,7 +2587,7 @@ func (x *Endpoint) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Endpoint.ProtoReflect.Descriptor instead.
 func (*Endpoint) Descriptor() ([]byte, []int) {
-	return file_api_config_v1_config_proto_rawDescGZIP(), []int{24}
+	return file_api_config_v1_config_proto_rawDescGZIP(), []int{32}
 }
 
 func (x *Endpoint) GetId() string {
@@ -1979,13 +2668,15 @@ type Remote struct {
 	Ports         []uint32               `protobuf:"varint,4,rep,packed,name=ports,proto3" json:"ports,omitempty"`
 	Labels        map[string]string      `protobuf:"bytes,5,rep,name=labels,proto3" json:"labels,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"bytes,2,opt,name=value"`
 	Stale         bool                   `protobuf:"varint,6,opt,name=stale,proto3" json:"stale,omitempty"` // the member's last word is old: kept in use, said so
+	Total         uint32                 `protobuf:"varint,7,opt,name=total,proto3" json:"total,omitempty"` // copies, ready or not; 0: not known
+	Drain         *Drain                 `protobuf:"bytes,8,opt,name=drain,proto3" json:"drain,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *Remote) Reset() {
 	*x = Remote{}
-	mi := &file_api_config_v1_config_proto_msgTypes[25]
+	mi := &file_api_config_v1_config_proto_msgTypes[33]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1997,7 +2688,7 @@ func (x *Remote) String() string {
 func (*Remote) ProtoMessage() {}
 
 func (x *Remote) ProtoReflect() protoreflect.Message {
-	mi := &file_api_config_v1_config_proto_msgTypes[25]
+	mi := &file_api_config_v1_config_proto_msgTypes[33]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2010,7 +2701,7 @@ func (x *Remote) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Remote.ProtoReflect.Descriptor instead.
 func (*Remote) Descriptor() ([]byte, []int) {
-	return file_api_config_v1_config_proto_rawDescGZIP(), []int{25}
+	return file_api_config_v1_config_proto_rawDescGZIP(), []int{33}
 }
 
 func (x *Remote) GetCluster() string {
@@ -2055,18 +2746,36 @@ func (x *Remote) GetStale() bool {
 	return false
 }
 
+func (x *Remote) GetTotal() uint32 {
+	if x != nil {
+		return x.Total
+	}
+	return 0
+}
+
+func (x *Remote) GetDrain() *Drain {
+	if x != nil {
+		return x.Drain
+	}
+	return nil
+}
+
 type FailoverPolicy struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	Name          string                 `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"` // namespace/name of the object
-	Tiers         []*Tier                `protobuf:"bytes,2,rep,name=tiers,proto3" json:"tiers,omitempty"`
-	Never         []*Selector            `protobuf:"bytes,3,rep,name=never,proto3" json:"never,omitempty"`
-	unknownFields protoimpl.UnknownFields
-	sizeCache     protoimpl.SizeCache
+	state protoimpl.MessageState `protogen:"open.v1"`
+	Name  string                 `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"` // namespace/name of the object
+	Tiers []*Tier                `protobuf:"bytes,2,rep,name=tiers,proto3" json:"tiers,omitempty"`
+	Never []*Selector            `protobuf:"bytes,3,rep,name=never,proto3" json:"never,omitempty"`
+	// Below which share of healthy capacity, in percent, a tier's missing share goes to the next; 0: only when nothing is left.
+	SpillBelowPercent   uint32 `protobuf:"varint,4,opt,name=spill_below_percent,json=spillBelowPercent,proto3" json:"spill_below_percent,omitempty"`
+	FailbackAfterMillis uint64 `protobuf:"varint,5,opt,name=failback_after_millis,json=failbackAfterMillis,proto3" json:"failback_after_millis,omitempty"` // how long a tier must be well before it gets more again
+	FailbackRampMillis  uint64 `protobuf:"varint,6,opt,name=failback_ramp_millis,json=failbackRampMillis,proto3" json:"failback_ramp_millis,omitempty"`    // over which it then gets it
+	unknownFields       protoimpl.UnknownFields
+	sizeCache           protoimpl.SizeCache
 }
 
 func (x *FailoverPolicy) Reset() {
 	*x = FailoverPolicy{}
-	mi := &file_api_config_v1_config_proto_msgTypes[26]
+	mi := &file_api_config_v1_config_proto_msgTypes[34]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2078,7 +2787,7 @@ func (x *FailoverPolicy) String() string {
 func (*FailoverPolicy) ProtoMessage() {}
 
 func (x *FailoverPolicy) ProtoReflect() protoreflect.Message {
-	mi := &file_api_config_v1_config_proto_msgTypes[26]
+	mi := &file_api_config_v1_config_proto_msgTypes[34]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2091,7 +2800,7 @@ func (x *FailoverPolicy) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use FailoverPolicy.ProtoReflect.Descriptor instead.
 func (*FailoverPolicy) Descriptor() ([]byte, []int) {
-	return file_api_config_v1_config_proto_rawDescGZIP(), []int{26}
+	return file_api_config_v1_config_proto_rawDescGZIP(), []int{34}
 }
 
 func (x *FailoverPolicy) GetName() string {
@@ -2115,6 +2824,27 @@ func (x *FailoverPolicy) GetNever() []*Selector {
 	return nil
 }
 
+func (x *FailoverPolicy) GetSpillBelowPercent() uint32 {
+	if x != nil {
+		return x.SpillBelowPercent
+	}
+	return 0
+}
+
+func (x *FailoverPolicy) GetFailbackAfterMillis() uint64 {
+	if x != nil {
+		return x.FailbackAfterMillis
+	}
+	return 0
+}
+
+func (x *FailoverPolicy) GetFailbackRampMillis() uint64 {
+	if x != nil {
+		return x.FailbackRampMillis
+	}
+	return 0
+}
+
 type Tier struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Name          string                 `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
@@ -2126,7 +2856,7 @@ type Tier struct {
 
 func (x *Tier) Reset() {
 	*x = Tier{}
-	mi := &file_api_config_v1_config_proto_msgTypes[27]
+	mi := &file_api_config_v1_config_proto_msgTypes[35]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2138,7 +2868,7 @@ func (x *Tier) String() string {
 func (*Tier) ProtoMessage() {}
 
 func (x *Tier) ProtoReflect() protoreflect.Message {
-	mi := &file_api_config_v1_config_proto_msgTypes[27]
+	mi := &file_api_config_v1_config_proto_msgTypes[35]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2151,7 +2881,7 @@ func (x *Tier) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Tier.ProtoReflect.Descriptor instead.
 func (*Tier) Descriptor() ([]byte, []int) {
-	return file_api_config_v1_config_proto_rawDescGZIP(), []int{27}
+	return file_api_config_v1_config_proto_rawDescGZIP(), []int{35}
 }
 
 func (x *Tier) GetName() string {
@@ -2188,7 +2918,7 @@ type Selector struct {
 
 func (x *Selector) Reset() {
 	*x = Selector{}
-	mi := &file_api_config_v1_config_proto_msgTypes[28]
+	mi := &file_api_config_v1_config_proto_msgTypes[36]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2200,7 +2930,7 @@ func (x *Selector) String() string {
 func (*Selector) ProtoMessage() {}
 
 func (x *Selector) ProtoReflect() protoreflect.Message {
-	mi := &file_api_config_v1_config_proto_msgTypes[28]
+	mi := &file_api_config_v1_config_proto_msgTypes[36]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2213,7 +2943,7 @@ func (x *Selector) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Selector.ProtoReflect.Descriptor instead.
 func (*Selector) Descriptor() ([]byte, []int) {
-	return file_api_config_v1_config_proto_rawDescGZIP(), []int{28}
+	return file_api_config_v1_config_proto_rawDescGZIP(), []int{36}
 }
 
 func (x *Selector) GetCluster() string {
@@ -2253,13 +2983,14 @@ type Export struct {
 	Audience      []string               `protobuf:"bytes,4,rep,name=audience,proto3" json:"audience,omitempty"` // cluster names; empty = every peer
 	Endpoints     []*Endpoint            `protobuf:"bytes,5,rep,name=endpoints,proto3" json:"endpoints,omitempty"`
 	Hosts         []string               `protobuf:"bytes,6,rep,name=hosts,proto3" json:"hosts,omitempty"` // addresses of the copies of a headless service that may be called by name
+	Drill         *Drill                 `protobuf:"bytes,7,opt,name=drill,proto3" json:"drill,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *Export) Reset() {
 	*x = Export{}
-	mi := &file_api_config_v1_config_proto_msgTypes[29]
+	mi := &file_api_config_v1_config_proto_msgTypes[37]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2271,7 +3002,7 @@ func (x *Export) String() string {
 func (*Export) ProtoMessage() {}
 
 func (x *Export) ProtoReflect() protoreflect.Message {
-	mi := &file_api_config_v1_config_proto_msgTypes[29]
+	mi := &file_api_config_v1_config_proto_msgTypes[37]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2284,7 +3015,7 @@ func (x *Export) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Export.ProtoReflect.Descriptor instead.
 func (*Export) Descriptor() ([]byte, []int) {
-	return file_api_config_v1_config_proto_rawDescGZIP(), []int{29}
+	return file_api_config_v1_config_proto_rawDescGZIP(), []int{37}
 }
 
 func (x *Export) GetNamespace() string {
@@ -2329,6 +3060,13 @@ func (x *Export) GetHosts() []string {
 	return nil
 }
 
+func (x *Export) GetDrill() *Drill {
+	if x != nil {
+		return x.Drill
+	}
+	return nil
+}
+
 // Inbound is a service that the receiving sidecar serves: where each port goes.
 type Inbound struct {
 	state     protoimpl.MessageState `protogen:"open.v1"`
@@ -2342,13 +3080,14 @@ type Inbound struct {
 	// set at most; a node proxy one for each group of copies that the same policies are for.
 	Access        []*AccessSet `protobuf:"bytes,6,rep,name=access,proto3" json:"access,omitempty"`
 	Quotas        []*Quota     `protobuf:"bytes,7,rep,name=quotas,proto3" json:"quotas,omitempty"`
+	Drill         *Drill       `protobuf:"bytes,8,opt,name=drill,proto3" json:"drill,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *Inbound) Reset() {
 	*x = Inbound{}
-	mi := &file_api_config_v1_config_proto_msgTypes[30]
+	mi := &file_api_config_v1_config_proto_msgTypes[38]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2360,7 +3099,7 @@ func (x *Inbound) String() string {
 func (*Inbound) ProtoMessage() {}
 
 func (x *Inbound) ProtoReflect() protoreflect.Message {
-	mi := &file_api_config_v1_config_proto_msgTypes[30]
+	mi := &file_api_config_v1_config_proto_msgTypes[38]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2373,7 +3112,7 @@ func (x *Inbound) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Inbound.ProtoReflect.Descriptor instead.
 func (*Inbound) Descriptor() ([]byte, []int) {
-	return file_api_config_v1_config_proto_rawDescGZIP(), []int{30}
+	return file_api_config_v1_config_proto_rawDescGZIP(), []int{38}
 }
 
 func (x *Inbound) GetNamespace() string {
@@ -2425,6 +3164,13 @@ func (x *Inbound) GetQuotas() []*Quota {
 	return nil
 }
 
+func (x *Inbound) GetDrill() *Drill {
+	if x != nil {
+		return x.Drill
+	}
+	return nil
+}
+
 // AccessSet is all AccessPolicies that are for one workload.
 type AccessSet struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
@@ -2435,7 +3181,7 @@ type AccessSet struct {
 
 func (x *AccessSet) Reset() {
 	*x = AccessSet{}
-	mi := &file_api_config_v1_config_proto_msgTypes[31]
+	mi := &file_api_config_v1_config_proto_msgTypes[39]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2447,7 +3193,7 @@ func (x *AccessSet) String() string {
 func (*AccessSet) ProtoMessage() {}
 
 func (x *AccessSet) ProtoReflect() protoreflect.Message {
-	mi := &file_api_config_v1_config_proto_msgTypes[31]
+	mi := &file_api_config_v1_config_proto_msgTypes[39]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2460,7 +3206,7 @@ func (x *AccessSet) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AccessSet.ProtoReflect.Descriptor instead.
 func (*AccessSet) Descriptor() ([]byte, []int) {
-	return file_api_config_v1_config_proto_rawDescGZIP(), []int{31}
+	return file_api_config_v1_config_proto_rawDescGZIP(), []int{39}
 }
 
 func (x *AccessSet) GetPolicies() []*AccessPolicy {
@@ -2483,7 +3229,7 @@ type AccessPolicy struct {
 
 func (x *AccessPolicy) Reset() {
 	*x = AccessPolicy{}
-	mi := &file_api_config_v1_config_proto_msgTypes[32]
+	mi := &file_api_config_v1_config_proto_msgTypes[40]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2495,7 +3241,7 @@ func (x *AccessPolicy) String() string {
 func (*AccessPolicy) ProtoMessage() {}
 
 func (x *AccessPolicy) ProtoReflect() protoreflect.Message {
-	mi := &file_api_config_v1_config_proto_msgTypes[32]
+	mi := &file_api_config_v1_config_proto_msgTypes[40]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2508,7 +3254,7 @@ func (x *AccessPolicy) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AccessPolicy.ProtoReflect.Descriptor instead.
 func (*AccessPolicy) Descriptor() ([]byte, []int) {
-	return file_api_config_v1_config_proto_rawDescGZIP(), []int{32}
+	return file_api_config_v1_config_proto_rawDescGZIP(), []int{40}
 }
 
 func (x *AccessPolicy) GetName() string {
@@ -2553,7 +3299,7 @@ type AccessRule struct {
 
 func (x *AccessRule) Reset() {
 	*x = AccessRule{}
-	mi := &file_api_config_v1_config_proto_msgTypes[33]
+	mi := &file_api_config_v1_config_proto_msgTypes[41]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2565,7 +3311,7 @@ func (x *AccessRule) String() string {
 func (*AccessRule) ProtoMessage() {}
 
 func (x *AccessRule) ProtoReflect() protoreflect.Message {
-	mi := &file_api_config_v1_config_proto_msgTypes[33]
+	mi := &file_api_config_v1_config_proto_msgTypes[41]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2578,7 +3324,7 @@ func (x *AccessRule) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AccessRule.ProtoReflect.Descriptor instead.
 func (*AccessRule) Descriptor() ([]byte, []int) {
-	return file_api_config_v1_config_proto_rawDescGZIP(), []int{33}
+	return file_api_config_v1_config_proto_rawDescGZIP(), []int{41}
 }
 
 func (x *AccessRule) GetName() string {
@@ -2630,7 +3376,7 @@ type AccessSource struct {
 
 func (x *AccessSource) Reset() {
 	*x = AccessSource{}
-	mi := &file_api_config_v1_config_proto_msgTypes[34]
+	mi := &file_api_config_v1_config_proto_msgTypes[42]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2642,7 +3388,7 @@ func (x *AccessSource) String() string {
 func (*AccessSource) ProtoMessage() {}
 
 func (x *AccessSource) ProtoReflect() protoreflect.Message {
-	mi := &file_api_config_v1_config_proto_msgTypes[34]
+	mi := &file_api_config_v1_config_proto_msgTypes[42]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2655,7 +3401,7 @@ func (x *AccessSource) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AccessSource.ProtoReflect.Descriptor instead.
 func (*AccessSource) Descriptor() ([]byte, []int) {
-	return file_api_config_v1_config_proto_rawDescGZIP(), []int{34}
+	return file_api_config_v1_config_proto_rawDescGZIP(), []int{42}
 }
 
 func (x *AccessSource) GetPrincipals() []*Pattern {
@@ -2706,7 +3452,7 @@ type AccessOperation struct {
 
 func (x *AccessOperation) Reset() {
 	*x = AccessOperation{}
-	mi := &file_api_config_v1_config_proto_msgTypes[35]
+	mi := &file_api_config_v1_config_proto_msgTypes[43]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2718,7 +3464,7 @@ func (x *AccessOperation) String() string {
 func (*AccessOperation) ProtoMessage() {}
 
 func (x *AccessOperation) ProtoReflect() protoreflect.Message {
-	mi := &file_api_config_v1_config_proto_msgTypes[35]
+	mi := &file_api_config_v1_config_proto_msgTypes[43]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2731,7 +3477,7 @@ func (x *AccessOperation) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AccessOperation.ProtoReflect.Descriptor instead.
 func (*AccessOperation) Descriptor() ([]byte, []int) {
-	return file_api_config_v1_config_proto_rawDescGZIP(), []int{35}
+	return file_api_config_v1_config_proto_rawDescGZIP(), []int{43}
 }
 
 func (x *AccessOperation) GetMethods() []string {
@@ -2774,7 +3520,7 @@ type HeaderMatch struct {
 
 func (x *HeaderMatch) Reset() {
 	*x = HeaderMatch{}
-	mi := &file_api_config_v1_config_proto_msgTypes[36]
+	mi := &file_api_config_v1_config_proto_msgTypes[44]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2786,7 +3532,7 @@ func (x *HeaderMatch) String() string {
 func (*HeaderMatch) ProtoMessage() {}
 
 func (x *HeaderMatch) ProtoReflect() protoreflect.Message {
-	mi := &file_api_config_v1_config_proto_msgTypes[36]
+	mi := &file_api_config_v1_config_proto_msgTypes[44]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2799,7 +3545,7 @@ func (x *HeaderMatch) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use HeaderMatch.ProtoReflect.Descriptor instead.
 func (*HeaderMatch) Descriptor() ([]byte, []int) {
-	return file_api_config_v1_config_proto_rawDescGZIP(), []int{36}
+	return file_api_config_v1_config_proto_rawDescGZIP(), []int{44}
 }
 
 func (x *HeaderMatch) GetName() string {
@@ -2834,7 +3580,7 @@ type EndUser struct {
 
 func (x *EndUser) Reset() {
 	*x = EndUser{}
-	mi := &file_api_config_v1_config_proto_msgTypes[37]
+	mi := &file_api_config_v1_config_proto_msgTypes[45]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2846,7 +3592,7 @@ func (x *EndUser) String() string {
 func (*EndUser) ProtoMessage() {}
 
 func (x *EndUser) ProtoReflect() protoreflect.Message {
-	mi := &file_api_config_v1_config_proto_msgTypes[37]
+	mi := &file_api_config_v1_config_proto_msgTypes[45]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2859,7 +3605,7 @@ func (x *EndUser) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use EndUser.ProtoReflect.Descriptor instead.
 func (*EndUser) Descriptor() ([]byte, []int) {
-	return file_api_config_v1_config_proto_rawDescGZIP(), []int{37}
+	return file_api_config_v1_config_proto_rawDescGZIP(), []int{45}
 }
 
 func (x *EndUser) GetIssuer() string {
@@ -2887,7 +3633,7 @@ type ClaimMatch struct {
 
 func (x *ClaimMatch) Reset() {
 	*x = ClaimMatch{}
-	mi := &file_api_config_v1_config_proto_msgTypes[38]
+	mi := &file_api_config_v1_config_proto_msgTypes[46]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2899,7 +3645,7 @@ func (x *ClaimMatch) String() string {
 func (*ClaimMatch) ProtoMessage() {}
 
 func (x *ClaimMatch) ProtoReflect() protoreflect.Message {
-	mi := &file_api_config_v1_config_proto_msgTypes[38]
+	mi := &file_api_config_v1_config_proto_msgTypes[46]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2912,7 +3658,7 @@ func (x *ClaimMatch) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ClaimMatch.ProtoReflect.Descriptor instead.
 func (*ClaimMatch) Descriptor() ([]byte, []int) {
-	return file_api_config_v1_config_proto_rawDescGZIP(), []int{38}
+	return file_api_config_v1_config_proto_rawDescGZIP(), []int{46}
 }
 
 func (x *ClaimMatch) GetPath() []string {
@@ -2946,7 +3692,7 @@ type TokenIssuer struct {
 
 func (x *TokenIssuer) Reset() {
 	*x = TokenIssuer{}
-	mi := &file_api_config_v1_config_proto_msgTypes[39]
+	mi := &file_api_config_v1_config_proto_msgTypes[47]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2958,7 +3704,7 @@ func (x *TokenIssuer) String() string {
 func (*TokenIssuer) ProtoMessage() {}
 
 func (x *TokenIssuer) ProtoReflect() protoreflect.Message {
-	mi := &file_api_config_v1_config_proto_msgTypes[39]
+	mi := &file_api_config_v1_config_proto_msgTypes[47]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2971,7 +3717,7 @@ func (x *TokenIssuer) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TokenIssuer.ProtoReflect.Descriptor instead.
 func (*TokenIssuer) Descriptor() ([]byte, []int) {
-	return file_api_config_v1_config_proto_rawDescGZIP(), []int{39}
+	return file_api_config_v1_config_proto_rawDescGZIP(), []int{47}
 }
 
 func (x *TokenIssuer) GetName() string {
@@ -3034,7 +3780,7 @@ type Pattern struct {
 
 func (x *Pattern) Reset() {
 	*x = Pattern{}
-	mi := &file_api_config_v1_config_proto_msgTypes[40]
+	mi := &file_api_config_v1_config_proto_msgTypes[48]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3046,7 +3792,7 @@ func (x *Pattern) String() string {
 func (*Pattern) ProtoMessage() {}
 
 func (x *Pattern) ProtoReflect() protoreflect.Message {
-	mi := &file_api_config_v1_config_proto_msgTypes[40]
+	mi := &file_api_config_v1_config_proto_msgTypes[48]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3059,7 +3805,7 @@ func (x *Pattern) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Pattern.ProtoReflect.Descriptor instead.
 func (*Pattern) Descriptor() ([]byte, []int) {
-	return file_api_config_v1_config_proto_rawDescGZIP(), []int{40}
+	return file_api_config_v1_config_proto_rawDescGZIP(), []int{48}
 }
 
 func (x *Pattern) GetText() string {
@@ -3098,7 +3844,7 @@ type Quota struct {
 
 func (x *Quota) Reset() {
 	*x = Quota{}
-	mi := &file_api_config_v1_config_proto_msgTypes[41]
+	mi := &file_api_config_v1_config_proto_msgTypes[49]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3110,7 +3856,7 @@ func (x *Quota) String() string {
 func (*Quota) ProtoMessage() {}
 
 func (x *Quota) ProtoReflect() protoreflect.Message {
-	mi := &file_api_config_v1_config_proto_msgTypes[41]
+	mi := &file_api_config_v1_config_proto_msgTypes[49]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3123,7 +3869,7 @@ func (x *Quota) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Quota.ProtoReflect.Descriptor instead.
 func (*Quota) Descriptor() ([]byte, []int) {
-	return file_api_config_v1_config_proto_rawDescGZIP(), []int{41}
+	return file_api_config_v1_config_proto_rawDescGZIP(), []int{49}
 }
 
 func (x *Quota) GetName() string {
@@ -3213,7 +3959,7 @@ type LeaseRequest struct {
 
 func (x *LeaseRequest) Reset() {
 	*x = LeaseRequest{}
-	mi := &file_api_config_v1_config_proto_msgTypes[42]
+	mi := &file_api_config_v1_config_proto_msgTypes[50]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3225,7 +3971,7 @@ func (x *LeaseRequest) String() string {
 func (*LeaseRequest) ProtoMessage() {}
 
 func (x *LeaseRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_api_config_v1_config_proto_msgTypes[42]
+	mi := &file_api_config_v1_config_proto_msgTypes[50]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3238,7 +3984,7 @@ func (x *LeaseRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use LeaseRequest.ProtoReflect.Descriptor instead.
 func (*LeaseRequest) Descriptor() ([]byte, []int) {
-	return file_api_config_v1_config_proto_rawDescGZIP(), []int{42}
+	return file_api_config_v1_config_proto_rawDescGZIP(), []int{50}
 }
 
 func (x *LeaseRequest) GetDemands() []*Demand {
@@ -3268,7 +4014,7 @@ type Demand struct {
 
 func (x *Demand) Reset() {
 	*x = Demand{}
-	mi := &file_api_config_v1_config_proto_msgTypes[43]
+	mi := &file_api_config_v1_config_proto_msgTypes[51]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3280,7 +4026,7 @@ func (x *Demand) String() string {
 func (*Demand) ProtoMessage() {}
 
 func (x *Demand) ProtoReflect() protoreflect.Message {
-	mi := &file_api_config_v1_config_proto_msgTypes[43]
+	mi := &file_api_config_v1_config_proto_msgTypes[51]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3293,7 +4039,7 @@ func (x *Demand) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Demand.ProtoReflect.Descriptor instead.
 func (*Demand) Descriptor() ([]byte, []int) {
-	return file_api_config_v1_config_proto_rawDescGZIP(), []int{43}
+	return file_api_config_v1_config_proto_rawDescGZIP(), []int{51}
 }
 
 func (x *Demand) GetQuota() string {
@@ -3327,7 +4073,7 @@ type LeaseResponse struct {
 
 func (x *LeaseResponse) Reset() {
 	*x = LeaseResponse{}
-	mi := &file_api_config_v1_config_proto_msgTypes[44]
+	mi := &file_api_config_v1_config_proto_msgTypes[52]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3339,7 +4085,7 @@ func (x *LeaseResponse) String() string {
 func (*LeaseResponse) ProtoMessage() {}
 
 func (x *LeaseResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_api_config_v1_config_proto_msgTypes[44]
+	mi := &file_api_config_v1_config_proto_msgTypes[52]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3352,7 +4098,7 @@ func (x *LeaseResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use LeaseResponse.ProtoReflect.Descriptor instead.
 func (*LeaseResponse) Descriptor() ([]byte, []int) {
-	return file_api_config_v1_config_proto_rawDescGZIP(), []int{44}
+	return file_api_config_v1_config_proto_rawDescGZIP(), []int{52}
 }
 
 func (x *LeaseResponse) GetShares() []*Share {
@@ -3382,7 +4128,7 @@ type Share struct {
 
 func (x *Share) Reset() {
 	*x = Share{}
-	mi := &file_api_config_v1_config_proto_msgTypes[45]
+	mi := &file_api_config_v1_config_proto_msgTypes[53]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3394,7 +4140,7 @@ func (x *Share) String() string {
 func (*Share) ProtoMessage() {}
 
 func (x *Share) ProtoReflect() protoreflect.Message {
-	mi := &file_api_config_v1_config_proto_msgTypes[45]
+	mi := &file_api_config_v1_config_proto_msgTypes[53]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3407,7 +4153,7 @@ func (x *Share) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Share.ProtoReflect.Descriptor instead.
 func (*Share) Descriptor() ([]byte, []int) {
-	return file_api_config_v1_config_proto_rawDescGZIP(), []int{45}
+	return file_api_config_v1_config_proto_rawDescGZIP(), []int{53}
 }
 
 func (x *Share) GetQuota() string {
@@ -3442,7 +4188,7 @@ type InboundPort struct {
 
 func (x *InboundPort) Reset() {
 	*x = InboundPort{}
-	mi := &file_api_config_v1_config_proto_msgTypes[46]
+	mi := &file_api_config_v1_config_proto_msgTypes[54]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3454,7 +4200,7 @@ func (x *InboundPort) String() string {
 func (*InboundPort) ProtoMessage() {}
 
 func (x *InboundPort) ProtoReflect() protoreflect.Message {
-	mi := &file_api_config_v1_config_proto_msgTypes[46]
+	mi := &file_api_config_v1_config_proto_msgTypes[54]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3467,7 +4213,7 @@ func (x *InboundPort) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use InboundPort.ProtoReflect.Descriptor instead.
 func (*InboundPort) Descriptor() ([]byte, []int) {
-	return file_api_config_v1_config_proto_rawDescGZIP(), []int{46}
+	return file_api_config_v1_config_proto_rawDescGZIP(), []int{54}
 }
 
 func (x *InboundPort) GetPort() uint32 {
@@ -3522,10 +4268,42 @@ const file_api_config_v1_config_proto_rawDesc = "" +
 	"\aversion\x18\x02 \x01(\fR\aversion\"5\n" +
 	"\tSubscribe\x12\x10\n" +
 	"\x03add\x18\x01 \x03(\tR\x03add\x12\x16\n" +
-	"\x06remove\x18\x02 \x03(\tR\x06remove\"Y\n" +
+	"\x06remove\x18\x02 \x03(\tR\x06remove\"\xf1\x01\n" +
 	"\x06Report\x123\n" +
 	"\x05links\x18\x01 \x03(\v2\x1d.isthmus.config.v1.LinkReportR\x05links\x12\x1a\n" +
-	"\bdraining\x18\x02 \x01(\bR\bdraining\"\xd7\x01\n" +
+	"\bdraining\x18\x02 \x01(\bR\bdraining\x124\n" +
+	"\atraffic\x18\x03 \x03(\v2\x1a.isthmus.config.v1.TrafficR\atraffic\x121\n" +
+	"\x06served\x18\x04 \x03(\v2\x19.isthmus.config.v1.ServedR\x06served\x12-\n" +
+	"\x05turns\x18\x05 \x03(\v2\x17.isthmus.config.v1.TurnR\x05turns\"\xbd\x01\n" +
+	"\aTraffic\x12\x18\n" +
+	"\aservice\x18\x01 \x01(\tR\aservice\x12\x18\n" +
+	"\acluster\x18\x02 \x01(\tR\acluster\x12\x1a\n" +
+	"\brequests\x18\x03 \x01(\x04R\brequests\x12\x16\n" +
+	"\x06failed\x18\x04 \x01(\x04R\x06failed\x12\x18\n" +
+	"\aretried\x18\x05 \x01(\x04R\aretried\x12\x16\n" +
+	"\x06hedged\x18\x06 \x01(\x04R\x06hedged\x12\x18\n" +
+	"\alatency\x18\a \x03(\x04R\alatency\"\x80\x01\n" +
+	"\x06Served\x12\x18\n" +
+	"\aservice\x18\x01 \x01(\tR\aservice\x12\x16\n" +
+	"\x06active\x18\x02 \x01(\rR\x06active\x12\x1a\n" +
+	"\brequests\x18\x03 \x01(\x04R\brequests\x12\x12\n" +
+	"\x04shed\x18\x04 \x01(\x04R\x04shed\x12\x14\n" +
+	"\x05limit\x18\x05 \x01(\rR\x05limit\"\xfa\x01\n" +
+	"\x04Turn\x12\x18\n" +
+	"\aservice\x18\x01 \x01(\tR\aservice\x12\x12\n" +
+	"\x04port\x18\x02 \x01(\rR\x04port\x12\x1b\n" +
+	"\tat_millis\x18\x03 \x01(\x03R\batMillis\x127\n" +
+	"\x06before\x18\x04 \x03(\v2\x1f.isthmus.config.v1.ClusterShareR\x06before\x125\n" +
+	"\x05after\x18\x05 \x03(\v2\x1f.isthmus.config.v1.ClusterShareR\x05after\x127\n" +
+	"\bevidence\x18\x06 \x03(\v2\x1b.isthmus.config.v1.EvidenceR\bevidence\">\n" +
+	"\fClusterShare\x12\x18\n" +
+	"\acluster\x18\x01 \x01(\tR\acluster\x12\x14\n" +
+	"\x05share\x18\x02 \x01(\x01R\x05share\"n\n" +
+	"\bEvidence\x12\x18\n" +
+	"\acluster\x18\x01 \x01(\tR\acluster\x12\x1a\n" +
+	"\bendpoint\x18\x02 \x01(\tR\bendpoint\x12\x14\n" +
+	"\x05cause\x18\x03 \x01(\tR\x05cause\x12\x16\n" +
+	"\x06detail\x18\x04 \x01(\tR\x06detail\"\xc5\x02\n" +
 	"\n" +
 	"LinkReport\x12\x18\n" +
 	"\acluster\x18\x01 \x01(\tR\acluster\x12\x14\n" +
@@ -3534,7 +4312,25 @@ const file_api_config_v1_config_proto_rawDesc = "" +
 	"\n" +
 	"rtt_micros\x18\x04 \x01(\x04R\trttMicros\x12\x16\n" +
 	"\x06detail\x18\x05 \x01(\tR\x06detail\x12@\n" +
-	"\bgateways\x18\x06 \x03(\v2$.isthmus.config.v1.PeerGatewayReportR\bgateways\"z\n" +
+	"\bgateways\x18\x06 \x03(\v2$.isthmus.config.v1.PeerGatewayReportR\bgateways\x12<\n" +
+	"\bcarriers\x18\a \x03(\v2 .isthmus.config.v1.CarrierReportR\bcarriers\x12\x1c\n" +
+	"\ttransport\x18\b \x01(\tR\ttransport\x12\x10\n" +
+	"\x03why\x18\t \x01(\tR\x03why\"\xb6\x02\n" +
+	"\rCarrierReport\x12\x18\n" +
+	"\agateway\x18\x01 \x01(\tR\agateway\x12\x1c\n" +
+	"\ttransport\x18\x02 \x01(\tR\ttransport\x12\x14\n" +
+	"\x05state\x18\x03 \x01(\tR\x05state\x12\x1d\n" +
+	"\n" +
+	"rtt_micros\x18\x04 \x01(\x04R\trttMicros\x12#\n" +
+	"\rjitter_micros\x18\x05 \x01(\x04R\fjitterMicros\x12\x12\n" +
+	"\x04loss\x18\x06 \x01(\x01R\x04loss\x12\x18\n" +
+	"\astreams\x18\a \x01(\rR\astreams\x12\x1d\n" +
+	"\n" +
+	"age_millis\x18\b \x01(\x04R\tageMillis\x12\x12\n" +
+	"\x04sent\x18\t \x01(\x04R\x04sent\x12\x1a\n" +
+	"\breceived\x18\n" +
+	" \x01(\x04R\breceived\x12\x16\n" +
+	"\x06remote\x18\v \x01(\tR\x06remote\"z\n" +
 	"\x11PeerGatewayReport\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12\x14\n" +
 	"\x05state\x18\x02 \x01(\tR\x05state\x12 \n" +
@@ -3578,14 +4374,16 @@ const file_api_config_v1_config_proto_rawDesc = "" +
 	"\fJWTAuthority\x12\x15\n" +
 	"\x06key_id\x18\x01 \x01(\tR\x05keyId\x12\x1d\n" +
 	"\n" +
-	"public_key\x18\x02 \x01(\fR\tpublicKey\"\xa3\x01\n" +
+	"public_key\x18\x02 \x01(\fR\tpublicKey\"\xc4\x01\n" +
 	"\aGateway\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12\x18\n" +
 	"\aaddress\x18\x02 \x01(\tR\aaddress\x12!\n" +
 	"\fquic_address\x18\x03 \x01(\tR\vquicAddress\x12\x1b\n" +
 	"\tspiffe_id\x18\x04 \x01(\tR\bspiffeId\x12\x1a\n" +
 	"\bdraining\x18\x05 \x01(\bR\bdraining\x12\x12\n" +
-	"\x04zone\x18\x06 \x01(\tR\x04zone\"\xe0\x01\n" +
+	"\x04zone\x18\x06 \x01(\tR\x04zone\x12\x1f\n" +
+	"\vtcp_address\x18\a \x01(\tR\n" +
+	"tcpAddress\"\xe0\x01\n" +
 	"\aCluster\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12!\n" +
 	"\ftrust_domain\x18\x02 \x01(\tR\vtrustDomain\x12\x16\n" +
@@ -3598,7 +4396,7 @@ const file_api_config_v1_config_proto_rawDesc = "" +
 	"\x04Port\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12\x12\n" +
 	"\x04port\x18\x02 \x01(\rR\x04port\x12\x1a\n" +
-	"\bprotocol\x18\x03 \x01(\tR\bprotocol\"\xa4\x04\n" +
+	"\bprotocol\x18\x03 \x01(\tR\bprotocol\"\xd4\x04\n" +
 	"\aService\x12\x1c\n" +
 	"\tnamespace\x18\x01 \x01(\tR\tnamespace\x12\x12\n" +
 	"\x04name\x18\x02 \x01(\tR\x04name\x12-\n" +
@@ -3615,7 +4413,19 @@ const file_api_config_v1_config_proto_rawDesc = "" +
 	"\bexported\x18\v \x01(\bR\bexported\x12=\n" +
 	"\vother_ports\x18\f \x03(\v2\x1c.isthmus.config.v1.OtherPortR\n" +
 	"otherPorts\x122\n" +
-	"\x05hosts\x18\r \x03(\v2\x1c.isthmus.config.v1.HostGroupR\x05hosts\"\x87\x01\n" +
+	"\x05hosts\x18\r \x03(\v2\x1c.isthmus.config.v1.HostGroupR\x05hosts\x12.\n" +
+	"\x05drain\x18\x0e \x01(\v2\x18.isthmus.config.v1.DrainR\x05drain\"K\n" +
+	"\x05Drain\x12!\n" +
+	"\fbegan_millis\x18\x01 \x01(\x03R\vbeganMillis\x12\x1f\n" +
+	"\vover_millis\x18\x02 \x01(\x04R\n" +
+	"overMillis\"k\n" +
+	"\x05Drill\x12\x0e\n" +
+	"\x02id\x18\x01 \x01(\tR\x02id\x12\x1f\n" +
+	"\vends_millis\x18\x02 \x01(\x03R\n" +
+	"endsMillis\x12\x1f\n" +
+	"\vleft_millis\x18\x03 \x01(\x04R\n" +
+	"leftMillis\x12\x10\n" +
+	"\x03how\x18\x04 \x01(\tR\x03how\"\x87\x01\n" +
 	"\tHostGroup\x12\x18\n" +
 	"\acluster\x18\x01 \x01(\tR\acluster\x121\n" +
 	"\x05ports\x18\x02 \x03(\v2\x1b.isthmus.config.v1.HostPortR\x05ports\x12-\n" +
@@ -3647,7 +4457,7 @@ const file_api_config_v1_config_proto_rawDesc = "" +
 	" \x01(\bR\astandIn\x1a9\n" +
 	"\vLabelsEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
-	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"\xfd\x01\n" +
+	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"\xc3\x02\n" +
 	"\x06Remote\x12\x18\n" +
 	"\acluster\x18\x01 \x01(\tR\acluster\x12\x1d\n" +
 	"\n" +
@@ -3655,14 +4465,19 @@ const file_api_config_v1_config_proto_rawDesc = "" +
 	"\x05ready\x18\x03 \x01(\rR\x05ready\x12\x14\n" +
 	"\x05ports\x18\x04 \x03(\rR\x05ports\x12=\n" +
 	"\x06labels\x18\x05 \x03(\v2%.isthmus.config.v1.Remote.LabelsEntryR\x06labels\x12\x14\n" +
-	"\x05stale\x18\x06 \x01(\bR\x05stale\x1a9\n" +
+	"\x05stale\x18\x06 \x01(\bR\x05stale\x12\x14\n" +
+	"\x05total\x18\a \x01(\rR\x05total\x12.\n" +
+	"\x05drain\x18\b \x01(\v2\x18.isthmus.config.v1.DrainR\x05drain\x1a9\n" +
 	"\vLabelsEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
-	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"\x86\x01\n" +
+	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"\x9c\x02\n" +
 	"\x0eFailoverPolicy\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12-\n" +
 	"\x05tiers\x18\x02 \x03(\v2\x17.isthmus.config.v1.TierR\x05tiers\x121\n" +
-	"\x05never\x18\x03 \x03(\v2\x1b.isthmus.config.v1.SelectorR\x05never\"\xc9\x01\n" +
+	"\x05never\x18\x03 \x03(\v2\x1b.isthmus.config.v1.SelectorR\x05never\x12.\n" +
+	"\x13spill_below_percent\x18\x04 \x01(\rR\x11spillBelowPercent\x122\n" +
+	"\x15failback_after_millis\x18\x05 \x01(\x04R\x13failbackAfterMillis\x120\n" +
+	"\x14failback_ramp_millis\x18\x06 \x01(\x04R\x12failbackRampMillis\"\xc9\x01\n" +
 	"\x04Tier\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x121\n" +
 	"\x05match\x18\x02 \x01(\v2\x1b.isthmus.config.v1.SelectorR\x05match\x12>\n" +
@@ -3677,14 +4492,15 @@ const file_api_config_v1_config_proto_rawDesc = "" +
 	"\x06labels\x18\x04 \x03(\v2'.isthmus.config.v1.Selector.LabelsEntryR\x06labels\x1a9\n" +
 	"\vLabelsEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
-	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"\xbd\x01\n" +
+	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"\xed\x01\n" +
 	"\x06Export\x12\x1c\n" +
 	"\tnamespace\x18\x01 \x01(\tR\tnamespace\x12\x12\n" +
 	"\x04name\x18\x02 \x01(\tR\x04name\x12\x14\n" +
 	"\x05ports\x18\x03 \x03(\rR\x05ports\x12\x1a\n" +
 	"\baudience\x18\x04 \x03(\tR\baudience\x129\n" +
 	"\tendpoints\x18\x05 \x03(\v2\x1b.isthmus.config.v1.EndpointR\tendpoints\x12\x14\n" +
-	"\x05hosts\x18\x06 \x03(\tR\x05hosts\"\x91\x02\n" +
+	"\x05hosts\x18\x06 \x03(\tR\x05hosts\x12.\n" +
+	"\x05drill\x18\a \x01(\v2\x18.isthmus.config.v1.DrillR\x05drill\"\xc1\x02\n" +
 	"\aInbound\x12\x1c\n" +
 	"\tnamespace\x18\x01 \x01(\tR\tnamespace\x12\x12\n" +
 	"\x04name\x18\x02 \x01(\tR\x04name\x124\n" +
@@ -3692,7 +4508,8 @@ const file_api_config_v1_config_proto_rawDesc = "" +
 	"\bexported\x18\x04 \x01(\bR\bexported\x12\x1a\n" +
 	"\baudience\x18\x05 \x03(\tR\baudience\x124\n" +
 	"\x06access\x18\x06 \x03(\v2\x1c.isthmus.config.v1.AccessSetR\x06access\x120\n" +
-	"\x06quotas\x18\a \x03(\v2\x18.isthmus.config.v1.QuotaR\x06quotas\"H\n" +
+	"\x06quotas\x18\a \x03(\v2\x18.isthmus.config.v1.QuotaR\x06quotas\x12.\n" +
+	"\x05drill\x18\b \x01(\v2\x18.isthmus.config.v1.DrillR\x05drill\"H\n" +
 	"\tAccessSet\x12;\n" +
 	"\bpolicies\x18\x01 \x03(\v2\x1f.isthmus.config.v1.AccessPolicyR\bpolicies\"\xa7\x01\n" +
 	"\fAccessPolicy\x12\x12\n" +
@@ -3793,7 +4610,7 @@ func file_api_config_v1_config_proto_rawDescGZIP() []byte {
 	return file_api_config_v1_config_proto_rawDescData
 }
 
-var file_api_config_v1_config_proto_msgTypes = make([]protoimpl.MessageInfo, 51)
+var file_api_config_v1_config_proto_msgTypes = make([]protoimpl.MessageInfo, 59)
 var file_api_config_v1_config_proto_goTypes = []any{
 	(*ResolveRequest)(nil),    // 0: isthmus.config.v1.ResolveRequest
 	(*ResolveResponse)(nil),   // 1: isthmus.config.v1.ResolveResponse
@@ -3803,49 +4620,57 @@ var file_api_config_v1_config_proto_goTypes = []any{
 	(*Have)(nil),              // 5: isthmus.config.v1.Have
 	(*Subscribe)(nil),         // 6: isthmus.config.v1.Subscribe
 	(*Report)(nil),            // 7: isthmus.config.v1.Report
-	(*LinkReport)(nil),        // 8: isthmus.config.v1.LinkReport
-	(*PeerGatewayReport)(nil), // 9: isthmus.config.v1.PeerGatewayReport
-	(*Response)(nil),          // 10: isthmus.config.v1.Response
-	(*Resource)(nil),          // 11: isthmus.config.v1.Resource
-	(*Self)(nil),              // 12: isthmus.config.v1.Self
-	(*Bundle)(nil),            // 13: isthmus.config.v1.Bundle
-	(*RevokedID)(nil),         // 14: isthmus.config.v1.RevokedID
-	(*JWTAuthority)(nil),      // 15: isthmus.config.v1.JWTAuthority
-	(*Gateway)(nil),           // 16: isthmus.config.v1.Gateway
-	(*Cluster)(nil),           // 17: isthmus.config.v1.Cluster
-	(*Port)(nil),              // 18: isthmus.config.v1.Port
-	(*Service)(nil),           // 19: isthmus.config.v1.Service
-	(*HostGroup)(nil),         // 20: isthmus.config.v1.HostGroup
-	(*HostPort)(nil),          // 21: isthmus.config.v1.HostPort
-	(*Host)(nil),              // 22: isthmus.config.v1.Host
-	(*OtherPort)(nil),         // 23: isthmus.config.v1.OtherPort
-	(*Endpoint)(nil),          // 24: isthmus.config.v1.Endpoint
-	(*Remote)(nil),            // 25: isthmus.config.v1.Remote
-	(*FailoverPolicy)(nil),    // 26: isthmus.config.v1.FailoverPolicy
-	(*Tier)(nil),              // 27: isthmus.config.v1.Tier
-	(*Selector)(nil),          // 28: isthmus.config.v1.Selector
-	(*Export)(nil),            // 29: isthmus.config.v1.Export
-	(*Inbound)(nil),           // 30: isthmus.config.v1.Inbound
-	(*AccessSet)(nil),         // 31: isthmus.config.v1.AccessSet
-	(*AccessPolicy)(nil),      // 32: isthmus.config.v1.AccessPolicy
-	(*AccessRule)(nil),        // 33: isthmus.config.v1.AccessRule
-	(*AccessSource)(nil),      // 34: isthmus.config.v1.AccessSource
-	(*AccessOperation)(nil),   // 35: isthmus.config.v1.AccessOperation
-	(*HeaderMatch)(nil),       // 36: isthmus.config.v1.HeaderMatch
-	(*EndUser)(nil),           // 37: isthmus.config.v1.EndUser
-	(*ClaimMatch)(nil),        // 38: isthmus.config.v1.ClaimMatch
-	(*TokenIssuer)(nil),       // 39: isthmus.config.v1.TokenIssuer
-	(*Pattern)(nil),           // 40: isthmus.config.v1.Pattern
-	(*Quota)(nil),             // 41: isthmus.config.v1.Quota
-	(*LeaseRequest)(nil),      // 42: isthmus.config.v1.LeaseRequest
-	(*Demand)(nil),            // 43: isthmus.config.v1.Demand
-	(*LeaseResponse)(nil),     // 44: isthmus.config.v1.LeaseResponse
-	(*Share)(nil),             // 45: isthmus.config.v1.Share
-	(*InboundPort)(nil),       // 46: isthmus.config.v1.InboundPort
-	nil,                       // 47: isthmus.config.v1.Endpoint.LabelsEntry
-	nil,                       // 48: isthmus.config.v1.Remote.LabelsEntry
-	nil,                       // 49: isthmus.config.v1.Tier.WeightsEntry
-	nil,                       // 50: isthmus.config.v1.Selector.LabelsEntry
+	(*Traffic)(nil),           // 8: isthmus.config.v1.Traffic
+	(*Served)(nil),            // 9: isthmus.config.v1.Served
+	(*Turn)(nil),              // 10: isthmus.config.v1.Turn
+	(*ClusterShare)(nil),      // 11: isthmus.config.v1.ClusterShare
+	(*Evidence)(nil),          // 12: isthmus.config.v1.Evidence
+	(*LinkReport)(nil),        // 13: isthmus.config.v1.LinkReport
+	(*CarrierReport)(nil),     // 14: isthmus.config.v1.CarrierReport
+	(*PeerGatewayReport)(nil), // 15: isthmus.config.v1.PeerGatewayReport
+	(*Response)(nil),          // 16: isthmus.config.v1.Response
+	(*Resource)(nil),          // 17: isthmus.config.v1.Resource
+	(*Self)(nil),              // 18: isthmus.config.v1.Self
+	(*Bundle)(nil),            // 19: isthmus.config.v1.Bundle
+	(*RevokedID)(nil),         // 20: isthmus.config.v1.RevokedID
+	(*JWTAuthority)(nil),      // 21: isthmus.config.v1.JWTAuthority
+	(*Gateway)(nil),           // 22: isthmus.config.v1.Gateway
+	(*Cluster)(nil),           // 23: isthmus.config.v1.Cluster
+	(*Port)(nil),              // 24: isthmus.config.v1.Port
+	(*Service)(nil),           // 25: isthmus.config.v1.Service
+	(*Drain)(nil),             // 26: isthmus.config.v1.Drain
+	(*Drill)(nil),             // 27: isthmus.config.v1.Drill
+	(*HostGroup)(nil),         // 28: isthmus.config.v1.HostGroup
+	(*HostPort)(nil),          // 29: isthmus.config.v1.HostPort
+	(*Host)(nil),              // 30: isthmus.config.v1.Host
+	(*OtherPort)(nil),         // 31: isthmus.config.v1.OtherPort
+	(*Endpoint)(nil),          // 32: isthmus.config.v1.Endpoint
+	(*Remote)(nil),            // 33: isthmus.config.v1.Remote
+	(*FailoverPolicy)(nil),    // 34: isthmus.config.v1.FailoverPolicy
+	(*Tier)(nil),              // 35: isthmus.config.v1.Tier
+	(*Selector)(nil),          // 36: isthmus.config.v1.Selector
+	(*Export)(nil),            // 37: isthmus.config.v1.Export
+	(*Inbound)(nil),           // 38: isthmus.config.v1.Inbound
+	(*AccessSet)(nil),         // 39: isthmus.config.v1.AccessSet
+	(*AccessPolicy)(nil),      // 40: isthmus.config.v1.AccessPolicy
+	(*AccessRule)(nil),        // 41: isthmus.config.v1.AccessRule
+	(*AccessSource)(nil),      // 42: isthmus.config.v1.AccessSource
+	(*AccessOperation)(nil),   // 43: isthmus.config.v1.AccessOperation
+	(*HeaderMatch)(nil),       // 44: isthmus.config.v1.HeaderMatch
+	(*EndUser)(nil),           // 45: isthmus.config.v1.EndUser
+	(*ClaimMatch)(nil),        // 46: isthmus.config.v1.ClaimMatch
+	(*TokenIssuer)(nil),       // 47: isthmus.config.v1.TokenIssuer
+	(*Pattern)(nil),           // 48: isthmus.config.v1.Pattern
+	(*Quota)(nil),             // 49: isthmus.config.v1.Quota
+	(*LeaseRequest)(nil),      // 50: isthmus.config.v1.LeaseRequest
+	(*Demand)(nil),            // 51: isthmus.config.v1.Demand
+	(*LeaseResponse)(nil),     // 52: isthmus.config.v1.LeaseResponse
+	(*Share)(nil),             // 53: isthmus.config.v1.Share
+	(*InboundPort)(nil),       // 54: isthmus.config.v1.InboundPort
+	nil,                       // 55: isthmus.config.v1.Endpoint.LabelsEntry
+	nil,                       // 56: isthmus.config.v1.Remote.LabelsEntry
+	nil,                       // 57: isthmus.config.v1.Tier.WeightsEntry
+	nil,                       // 58: isthmus.config.v1.Selector.LabelsEntry
 }
 var file_api_config_v1_config_proto_depIdxs = []int32{
 	4,  // 0: isthmus.config.v1.Request.hello:type_name -> isthmus.config.v1.Hello
@@ -3853,67 +4678,78 @@ var file_api_config_v1_config_proto_depIdxs = []int32{
 	7,  // 2: isthmus.config.v1.Request.report:type_name -> isthmus.config.v1.Report
 	3,  // 3: isthmus.config.v1.Request.applied:type_name -> isthmus.config.v1.Applied
 	5,  // 4: isthmus.config.v1.Hello.have:type_name -> isthmus.config.v1.Have
-	16, // 5: isthmus.config.v1.Hello.gateway:type_name -> isthmus.config.v1.Gateway
-	8,  // 6: isthmus.config.v1.Report.links:type_name -> isthmus.config.v1.LinkReport
-	9,  // 7: isthmus.config.v1.LinkReport.gateways:type_name -> isthmus.config.v1.PeerGatewayReport
-	11, // 8: isthmus.config.v1.Response.upsert:type_name -> isthmus.config.v1.Resource
-	12, // 9: isthmus.config.v1.Resource.self:type_name -> isthmus.config.v1.Self
-	13, // 10: isthmus.config.v1.Resource.bundle:type_name -> isthmus.config.v1.Bundle
-	16, // 11: isthmus.config.v1.Resource.gateway:type_name -> isthmus.config.v1.Gateway
-	17, // 12: isthmus.config.v1.Resource.cluster:type_name -> isthmus.config.v1.Cluster
-	19, // 13: isthmus.config.v1.Resource.service:type_name -> isthmus.config.v1.Service
-	29, // 14: isthmus.config.v1.Resource.export:type_name -> isthmus.config.v1.Export
-	30, // 15: isthmus.config.v1.Resource.inbound:type_name -> isthmus.config.v1.Inbound
-	14, // 16: isthmus.config.v1.Bundle.revoked_ids:type_name -> isthmus.config.v1.RevokedID
-	15, // 17: isthmus.config.v1.Bundle.jwt_authorities:type_name -> isthmus.config.v1.JWTAuthority
-	16, // 18: isthmus.config.v1.Cluster.gateways:type_name -> isthmus.config.v1.Gateway
-	18, // 19: isthmus.config.v1.Service.ports:type_name -> isthmus.config.v1.Port
-	24, // 20: isthmus.config.v1.Service.endpoints:type_name -> isthmus.config.v1.Endpoint
-	25, // 21: isthmus.config.v1.Service.remotes:type_name -> isthmus.config.v1.Remote
-	26, // 22: isthmus.config.v1.Service.policy:type_name -> isthmus.config.v1.FailoverPolicy
-	23, // 23: isthmus.config.v1.Service.other_ports:type_name -> isthmus.config.v1.OtherPort
-	20, // 24: isthmus.config.v1.Service.hosts:type_name -> isthmus.config.v1.HostGroup
-	21, // 25: isthmus.config.v1.HostGroup.ports:type_name -> isthmus.config.v1.HostPort
-	22, // 26: isthmus.config.v1.HostGroup.hosts:type_name -> isthmus.config.v1.Host
-	47, // 27: isthmus.config.v1.Endpoint.labels:type_name -> isthmus.config.v1.Endpoint.LabelsEntry
-	48, // 28: isthmus.config.v1.Remote.labels:type_name -> isthmus.config.v1.Remote.LabelsEntry
-	27, // 29: isthmus.config.v1.FailoverPolicy.tiers:type_name -> isthmus.config.v1.Tier
-	28, // 30: isthmus.config.v1.FailoverPolicy.never:type_name -> isthmus.config.v1.Selector
-	28, // 31: isthmus.config.v1.Tier.match:type_name -> isthmus.config.v1.Selector
-	49, // 32: isthmus.config.v1.Tier.weights:type_name -> isthmus.config.v1.Tier.WeightsEntry
-	50, // 33: isthmus.config.v1.Selector.labels:type_name -> isthmus.config.v1.Selector.LabelsEntry
-	24, // 34: isthmus.config.v1.Export.endpoints:type_name -> isthmus.config.v1.Endpoint
-	46, // 35: isthmus.config.v1.Inbound.ports:type_name -> isthmus.config.v1.InboundPort
-	31, // 36: isthmus.config.v1.Inbound.access:type_name -> isthmus.config.v1.AccessSet
-	41, // 37: isthmus.config.v1.Inbound.quotas:type_name -> isthmus.config.v1.Quota
-	32, // 38: isthmus.config.v1.AccessSet.policies:type_name -> isthmus.config.v1.AccessPolicy
-	33, // 39: isthmus.config.v1.AccessPolicy.rules:type_name -> isthmus.config.v1.AccessRule
-	39, // 40: isthmus.config.v1.AccessPolicy.issuers:type_name -> isthmus.config.v1.TokenIssuer
-	34, // 41: isthmus.config.v1.AccessRule.from:type_name -> isthmus.config.v1.AccessSource
-	35, // 42: isthmus.config.v1.AccessRule.to:type_name -> isthmus.config.v1.AccessOperation
-	37, // 43: isthmus.config.v1.AccessRule.users:type_name -> isthmus.config.v1.EndUser
-	40, // 44: isthmus.config.v1.AccessSource.principals:type_name -> isthmus.config.v1.Pattern
-	40, // 45: isthmus.config.v1.AccessOperation.paths:type_name -> isthmus.config.v1.Pattern
-	36, // 46: isthmus.config.v1.AccessOperation.headers:type_name -> isthmus.config.v1.HeaderMatch
-	40, // 47: isthmus.config.v1.HeaderMatch.values:type_name -> isthmus.config.v1.Pattern
-	38, // 48: isthmus.config.v1.EndUser.claims:type_name -> isthmus.config.v1.ClaimMatch
-	40, // 49: isthmus.config.v1.ClaimMatch.values:type_name -> isthmus.config.v1.Pattern
-	34, // 50: isthmus.config.v1.Quota.from:type_name -> isthmus.config.v1.AccessSource
-	35, // 51: isthmus.config.v1.Quota.to:type_name -> isthmus.config.v1.AccessOperation
-	39, // 52: isthmus.config.v1.Quota.issuers:type_name -> isthmus.config.v1.TokenIssuer
-	43, // 53: isthmus.config.v1.LeaseRequest.demands:type_name -> isthmus.config.v1.Demand
-	45, // 54: isthmus.config.v1.LeaseResponse.shares:type_name -> isthmus.config.v1.Share
-	2,  // 55: isthmus.config.v1.Config.Stream:input_type -> isthmus.config.v1.Request
-	0,  // 56: isthmus.config.v1.Config.Resolve:input_type -> isthmus.config.v1.ResolveRequest
-	42, // 57: isthmus.config.v1.Config.Lease:input_type -> isthmus.config.v1.LeaseRequest
-	10, // 58: isthmus.config.v1.Config.Stream:output_type -> isthmus.config.v1.Response
-	1,  // 59: isthmus.config.v1.Config.Resolve:output_type -> isthmus.config.v1.ResolveResponse
-	44, // 60: isthmus.config.v1.Config.Lease:output_type -> isthmus.config.v1.LeaseResponse
-	58, // [58:61] is the sub-list for method output_type
-	55, // [55:58] is the sub-list for method input_type
-	55, // [55:55] is the sub-list for extension type_name
-	55, // [55:55] is the sub-list for extension extendee
-	0,  // [0:55] is the sub-list for field type_name
+	22, // 5: isthmus.config.v1.Hello.gateway:type_name -> isthmus.config.v1.Gateway
+	13, // 6: isthmus.config.v1.Report.links:type_name -> isthmus.config.v1.LinkReport
+	8,  // 7: isthmus.config.v1.Report.traffic:type_name -> isthmus.config.v1.Traffic
+	9,  // 8: isthmus.config.v1.Report.served:type_name -> isthmus.config.v1.Served
+	10, // 9: isthmus.config.v1.Report.turns:type_name -> isthmus.config.v1.Turn
+	11, // 10: isthmus.config.v1.Turn.before:type_name -> isthmus.config.v1.ClusterShare
+	11, // 11: isthmus.config.v1.Turn.after:type_name -> isthmus.config.v1.ClusterShare
+	12, // 12: isthmus.config.v1.Turn.evidence:type_name -> isthmus.config.v1.Evidence
+	15, // 13: isthmus.config.v1.LinkReport.gateways:type_name -> isthmus.config.v1.PeerGatewayReport
+	14, // 14: isthmus.config.v1.LinkReport.carriers:type_name -> isthmus.config.v1.CarrierReport
+	17, // 15: isthmus.config.v1.Response.upsert:type_name -> isthmus.config.v1.Resource
+	18, // 16: isthmus.config.v1.Resource.self:type_name -> isthmus.config.v1.Self
+	19, // 17: isthmus.config.v1.Resource.bundle:type_name -> isthmus.config.v1.Bundle
+	22, // 18: isthmus.config.v1.Resource.gateway:type_name -> isthmus.config.v1.Gateway
+	23, // 19: isthmus.config.v1.Resource.cluster:type_name -> isthmus.config.v1.Cluster
+	25, // 20: isthmus.config.v1.Resource.service:type_name -> isthmus.config.v1.Service
+	37, // 21: isthmus.config.v1.Resource.export:type_name -> isthmus.config.v1.Export
+	38, // 22: isthmus.config.v1.Resource.inbound:type_name -> isthmus.config.v1.Inbound
+	20, // 23: isthmus.config.v1.Bundle.revoked_ids:type_name -> isthmus.config.v1.RevokedID
+	21, // 24: isthmus.config.v1.Bundle.jwt_authorities:type_name -> isthmus.config.v1.JWTAuthority
+	22, // 25: isthmus.config.v1.Cluster.gateways:type_name -> isthmus.config.v1.Gateway
+	24, // 26: isthmus.config.v1.Service.ports:type_name -> isthmus.config.v1.Port
+	32, // 27: isthmus.config.v1.Service.endpoints:type_name -> isthmus.config.v1.Endpoint
+	33, // 28: isthmus.config.v1.Service.remotes:type_name -> isthmus.config.v1.Remote
+	34, // 29: isthmus.config.v1.Service.policy:type_name -> isthmus.config.v1.FailoverPolicy
+	31, // 30: isthmus.config.v1.Service.other_ports:type_name -> isthmus.config.v1.OtherPort
+	28, // 31: isthmus.config.v1.Service.hosts:type_name -> isthmus.config.v1.HostGroup
+	26, // 32: isthmus.config.v1.Service.drain:type_name -> isthmus.config.v1.Drain
+	29, // 33: isthmus.config.v1.HostGroup.ports:type_name -> isthmus.config.v1.HostPort
+	30, // 34: isthmus.config.v1.HostGroup.hosts:type_name -> isthmus.config.v1.Host
+	55, // 35: isthmus.config.v1.Endpoint.labels:type_name -> isthmus.config.v1.Endpoint.LabelsEntry
+	56, // 36: isthmus.config.v1.Remote.labels:type_name -> isthmus.config.v1.Remote.LabelsEntry
+	26, // 37: isthmus.config.v1.Remote.drain:type_name -> isthmus.config.v1.Drain
+	35, // 38: isthmus.config.v1.FailoverPolicy.tiers:type_name -> isthmus.config.v1.Tier
+	36, // 39: isthmus.config.v1.FailoverPolicy.never:type_name -> isthmus.config.v1.Selector
+	36, // 40: isthmus.config.v1.Tier.match:type_name -> isthmus.config.v1.Selector
+	57, // 41: isthmus.config.v1.Tier.weights:type_name -> isthmus.config.v1.Tier.WeightsEntry
+	58, // 42: isthmus.config.v1.Selector.labels:type_name -> isthmus.config.v1.Selector.LabelsEntry
+	32, // 43: isthmus.config.v1.Export.endpoints:type_name -> isthmus.config.v1.Endpoint
+	27, // 44: isthmus.config.v1.Export.drill:type_name -> isthmus.config.v1.Drill
+	54, // 45: isthmus.config.v1.Inbound.ports:type_name -> isthmus.config.v1.InboundPort
+	39, // 46: isthmus.config.v1.Inbound.access:type_name -> isthmus.config.v1.AccessSet
+	49, // 47: isthmus.config.v1.Inbound.quotas:type_name -> isthmus.config.v1.Quota
+	27, // 48: isthmus.config.v1.Inbound.drill:type_name -> isthmus.config.v1.Drill
+	40, // 49: isthmus.config.v1.AccessSet.policies:type_name -> isthmus.config.v1.AccessPolicy
+	41, // 50: isthmus.config.v1.AccessPolicy.rules:type_name -> isthmus.config.v1.AccessRule
+	47, // 51: isthmus.config.v1.AccessPolicy.issuers:type_name -> isthmus.config.v1.TokenIssuer
+	42, // 52: isthmus.config.v1.AccessRule.from:type_name -> isthmus.config.v1.AccessSource
+	43, // 53: isthmus.config.v1.AccessRule.to:type_name -> isthmus.config.v1.AccessOperation
+	45, // 54: isthmus.config.v1.AccessRule.users:type_name -> isthmus.config.v1.EndUser
+	48, // 55: isthmus.config.v1.AccessSource.principals:type_name -> isthmus.config.v1.Pattern
+	48, // 56: isthmus.config.v1.AccessOperation.paths:type_name -> isthmus.config.v1.Pattern
+	44, // 57: isthmus.config.v1.AccessOperation.headers:type_name -> isthmus.config.v1.HeaderMatch
+	48, // 58: isthmus.config.v1.HeaderMatch.values:type_name -> isthmus.config.v1.Pattern
+	46, // 59: isthmus.config.v1.EndUser.claims:type_name -> isthmus.config.v1.ClaimMatch
+	48, // 60: isthmus.config.v1.ClaimMatch.values:type_name -> isthmus.config.v1.Pattern
+	42, // 61: isthmus.config.v1.Quota.from:type_name -> isthmus.config.v1.AccessSource
+	43, // 62: isthmus.config.v1.Quota.to:type_name -> isthmus.config.v1.AccessOperation
+	47, // 63: isthmus.config.v1.Quota.issuers:type_name -> isthmus.config.v1.TokenIssuer
+	51, // 64: isthmus.config.v1.LeaseRequest.demands:type_name -> isthmus.config.v1.Demand
+	53, // 65: isthmus.config.v1.LeaseResponse.shares:type_name -> isthmus.config.v1.Share
+	2,  // 66: isthmus.config.v1.Config.Stream:input_type -> isthmus.config.v1.Request
+	0,  // 67: isthmus.config.v1.Config.Resolve:input_type -> isthmus.config.v1.ResolveRequest
+	50, // 68: isthmus.config.v1.Config.Lease:input_type -> isthmus.config.v1.LeaseRequest
+	16, // 69: isthmus.config.v1.Config.Stream:output_type -> isthmus.config.v1.Response
+	1,  // 70: isthmus.config.v1.Config.Resolve:output_type -> isthmus.config.v1.ResolveResponse
+	52, // 71: isthmus.config.v1.Config.Lease:output_type -> isthmus.config.v1.LeaseResponse
+	69, // [69:72] is the sub-list for method output_type
+	66, // [66:69] is the sub-list for method input_type
+	66, // [66:66] is the sub-list for extension type_name
+	66, // [66:66] is the sub-list for extension extendee
+	0,  // [0:66] is the sub-list for field type_name
 }
 
 func init() { file_api_config_v1_config_proto_init() }
@@ -3927,7 +4763,7 @@ func file_api_config_v1_config_proto_init() {
 		(*Request_Report)(nil),
 		(*Request_Applied)(nil),
 	}
-	file_api_config_v1_config_proto_msgTypes[11].OneofWrappers = []any{
+	file_api_config_v1_config_proto_msgTypes[17].OneofWrappers = []any{
 		(*Resource_Self)(nil),
 		(*Resource_Bundle)(nil),
 		(*Resource_Gateway)(nil),
@@ -3942,7 +4778,7 @@ func file_api_config_v1_config_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_api_config_v1_config_proto_rawDesc), len(file_api_config_v1_config_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   51,
+			NumMessages:   59,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

@@ -680,7 +680,7 @@ type GatewayInfo struct {
 	Id string `protobuf:"bytes,1,opt,name=id,proto3" json:"id,omitempty"`
 	// host:port (UDP) where it accepts QUIC.
 	QuicAddresses []string `protobuf:"bytes,2,rep,name=quic_addresses,json=quicAddresses,proto3" json:"quic_addresses,omitempty"`
-	// host:port (TCP) where it accepts TLS; none in this version.
+	// host:port (TCP) where it accepts TLS, for where UDP doesn't pass; may be none.
 	TcpAddresses  []string `protobuf:"bytes,3,rep,name=tcp_addresses,json=tcpAddresses,proto3" json:"tcp_addresses,omitempty"`
 	SpiffeId      string   `protobuf:"bytes,4,opt,name=spiffe_id,json=spiffeId,proto3" json:"spiffe_id,omitempty"`
 	Capacity      uint32   `protobuf:"varint,5,opt,name=capacity,proto3" json:"capacity,omitempty"`
@@ -852,7 +852,9 @@ type ExportedService struct {
 	Audience []string        `protobuf:"bytes,13,rep,name=audience,proto3" json:"audience,omitempty"`
 	Capacity []*ZoneCapacity `protobuf:"bytes,14,rep,name=capacity,proto3" json:"capacity,omitempty"`
 	// The ready copies of a headless service, each of which may be called by name. No other service's copies are told of.
-	Endpoints     []*HeadlessEndpoint `protobuf:"bytes,16,rep,name=endpoints,proto3" json:"endpoints,omitempty"`
+	Endpoints []*HeadlessEndpoint `protobuf:"bytes,16,rep,name=endpoints,proto3" json:"endpoints,omitempty"`
+	// Set: its owner sends it nothing new, and asks callers to do likewise.
+	Drain         *Drain `protobuf:"bytes,17,opt,name=drain,proto3" json:"drain,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -992,6 +994,67 @@ func (x *ExportedService) GetEndpoints() []*HeadlessEndpoint {
 	return nil
 }
 
+func (x *ExportedService) GetDrain() *Drain {
+	if x != nil {
+		return x.Drain
+	}
+	return nil
+}
+
+// Drain takes copies out of use without breaking anything.
+type Drain struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	Began *timestamppb.Timestamp `protobuf:"bytes,1,opt,name=began,proto3" json:"began,omitempty"`
+	// Over which their share goes to zero.
+	OverSeconds   uint32 `protobuf:"varint,2,opt,name=over_seconds,json=overSeconds,proto3" json:"over_seconds,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Drain) Reset() {
+	*x = Drain{}
+	mi := &file_api_federation_v1_federation_proto_msgTypes[12]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Drain) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Drain) ProtoMessage() {}
+
+func (x *Drain) ProtoReflect() protoreflect.Message {
+	mi := &file_api_federation_v1_federation_proto_msgTypes[12]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Drain.ProtoReflect.Descriptor instead.
+func (*Drain) Descriptor() ([]byte, []int) {
+	return file_api_federation_v1_federation_proto_rawDescGZIP(), []int{12}
+}
+
+func (x *Drain) GetBegan() *timestamppb.Timestamp {
+	if x != nil {
+		return x.Began
+	}
+	return nil
+}
+
+func (x *Drain) GetOverSeconds() uint32 {
+	if x != nil {
+		return x.OverSeconds
+	}
+	return 0
+}
+
 // HeadlessEndpoint is a ready copy of a headless service.
 type HeadlessEndpoint struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
@@ -1006,7 +1069,7 @@ type HeadlessEndpoint struct {
 
 func (x *HeadlessEndpoint) Reset() {
 	*x = HeadlessEndpoint{}
-	mi := &file_api_federation_v1_federation_proto_msgTypes[12]
+	mi := &file_api_federation_v1_federation_proto_msgTypes[13]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1018,7 +1081,7 @@ func (x *HeadlessEndpoint) String() string {
 func (*HeadlessEndpoint) ProtoMessage() {}
 
 func (x *HeadlessEndpoint) ProtoReflect() protoreflect.Message {
-	mi := &file_api_federation_v1_federation_proto_msgTypes[12]
+	mi := &file_api_federation_v1_federation_proto_msgTypes[13]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1031,7 +1094,7 @@ func (x *HeadlessEndpoint) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use HeadlessEndpoint.ProtoReflect.Descriptor instead.
 func (*HeadlessEndpoint) Descriptor() ([]byte, []int) {
-	return file_api_federation_v1_federation_proto_rawDescGZIP(), []int{12}
+	return file_api_federation_v1_federation_proto_rawDescGZIP(), []int{13}
 }
 
 func (x *HeadlessEndpoint) GetHostname() string {
@@ -1071,7 +1134,7 @@ type ServicePort struct {
 
 func (x *ServicePort) Reset() {
 	*x = ServicePort{}
-	mi := &file_api_federation_v1_federation_proto_msgTypes[13]
+	mi := &file_api_federation_v1_federation_proto_msgTypes[14]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1083,7 +1146,7 @@ func (x *ServicePort) String() string {
 func (*ServicePort) ProtoMessage() {}
 
 func (x *ServicePort) ProtoReflect() protoreflect.Message {
-	mi := &file_api_federation_v1_federation_proto_msgTypes[13]
+	mi := &file_api_federation_v1_federation_proto_msgTypes[14]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1096,7 +1159,7 @@ func (x *ServicePort) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ServicePort.ProtoReflect.Descriptor instead.
 func (*ServicePort) Descriptor() ([]byte, []int) {
-	return file_api_federation_v1_federation_proto_rawDescGZIP(), []int{13}
+	return file_api_federation_v1_federation_proto_rawDescGZIP(), []int{14}
 }
 
 func (x *ServicePort) GetName() string {
@@ -1138,14 +1201,16 @@ type ZoneCapacity struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	Zone  string                 `protobuf:"bytes,1,opt,name=zone,proto3" json:"zone,omitempty"`
 	// Ready copies in that zone.
-	Ready         uint32 `protobuf:"varint,2,opt,name=ready,proto3" json:"ready,omitempty"`
+	Ready uint32 `protobuf:"varint,2,opt,name=ready,proto3" json:"ready,omitempty"`
+	// All copies in that zone, ready or not.
+	Total         uint32 `protobuf:"varint,3,opt,name=total,proto3" json:"total,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *ZoneCapacity) Reset() {
 	*x = ZoneCapacity{}
-	mi := &file_api_federation_v1_federation_proto_msgTypes[14]
+	mi := &file_api_federation_v1_federation_proto_msgTypes[15]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1157,7 +1222,7 @@ func (x *ZoneCapacity) String() string {
 func (*ZoneCapacity) ProtoMessage() {}
 
 func (x *ZoneCapacity) ProtoReflect() protoreflect.Message {
-	mi := &file_api_federation_v1_federation_proto_msgTypes[14]
+	mi := &file_api_federation_v1_federation_proto_msgTypes[15]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1170,7 +1235,7 @@ func (x *ZoneCapacity) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ZoneCapacity.ProtoReflect.Descriptor instead.
 func (*ZoneCapacity) Descriptor() ([]byte, []int) {
-	return file_api_federation_v1_federation_proto_rawDescGZIP(), []int{14}
+	return file_api_federation_v1_federation_proto_rawDescGZIP(), []int{15}
 }
 
 func (x *ZoneCapacity) GetZone() string {
@@ -1183,6 +1248,13 @@ func (x *ZoneCapacity) GetZone() string {
 func (x *ZoneCapacity) GetReady() uint32 {
 	if x != nil {
 		return x.Ready
+	}
+	return 0
+}
+
+func (x *ZoneCapacity) GetTotal() uint32 {
+	if x != nil {
+		return x.Total
 	}
 	return 0
 }
@@ -1202,7 +1274,7 @@ type Want struct {
 
 func (x *Want) Reset() {
 	*x = Want{}
-	mi := &file_api_federation_v1_federation_proto_msgTypes[15]
+	mi := &file_api_federation_v1_federation_proto_msgTypes[16]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1214,7 +1286,7 @@ func (x *Want) String() string {
 func (*Want) ProtoMessage() {}
 
 func (x *Want) ProtoReflect() protoreflect.Message {
-	mi := &file_api_federation_v1_federation_proto_msgTypes[15]
+	mi := &file_api_federation_v1_federation_proto_msgTypes[16]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1227,7 +1299,7 @@ func (x *Want) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Want.ProtoReflect.Descriptor instead.
 func (*Want) Descriptor() ([]byte, []int) {
-	return file_api_federation_v1_federation_proto_rawDescGZIP(), []int{15}
+	return file_api_federation_v1_federation_proto_rawDescGZIP(), []int{16}
 }
 
 func (x *Want) GetHave() []*Mark {
@@ -1255,7 +1327,7 @@ type Mark struct {
 
 func (x *Mark) Reset() {
 	*x = Mark{}
-	mi := &file_api_federation_v1_federation_proto_msgTypes[16]
+	mi := &file_api_federation_v1_federation_proto_msgTypes[17]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1267,7 +1339,7 @@ func (x *Mark) String() string {
 func (*Mark) ProtoMessage() {}
 
 func (x *Mark) ProtoReflect() protoreflect.Message {
-	mi := &file_api_federation_v1_federation_proto_msgTypes[16]
+	mi := &file_api_federation_v1_federation_proto_msgTypes[17]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1280,7 +1352,7 @@ func (x *Mark) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Mark.ProtoReflect.Descriptor instead.
 func (*Mark) Descriptor() ([]byte, []int) {
-	return file_api_federation_v1_federation_proto_rawDescGZIP(), []int{16}
+	return file_api_federation_v1_federation_proto_rawDescGZIP(), []int{17}
 }
 
 func (x *Mark) GetTrustDomain() string {
@@ -1373,7 +1445,7 @@ const file_api_federation_v1_federation_proto_rawDesc = "" +
 	"\fCatalogShard\x12!\n" +
 	"\ftrust_domain\x18\x01 \x01(\tR\vtrustDomain\x12\x14\n" +
 	"\x05index\x18\x02 \x01(\rR\x05index\x12B\n" +
-	"\bservices\x18\x03 \x03(\v2&.isthmus.federation.v1.ExportedServiceR\bservices\"\x9e\a\n" +
+	"\bservices\x18\x03 \x03(\v2&.isthmus.federation.v1.ExportedServiceR\bservices\"\xd2\a\n" +
 	"\x0fExportedService\x12\x1c\n" +
 	"\tnamespace\x18\x01 \x01(\tR\tnamespace\x12\x12\n" +
 	"\x04name\x18\x02 \x01(\tR\x04name\x128\n" +
@@ -1390,13 +1462,17 @@ const file_api_federation_v1_federation_proto_rawDesc = "" +
 	"\x11server_spiffe_ids\x18\f \x03(\tR\x0fserverSpiffeIds\x12\x1a\n" +
 	"\baudience\x18\r \x03(\tR\baudience\x12?\n" +
 	"\bcapacity\x18\x0e \x03(\v2#.isthmus.federation.v1.ZoneCapacityR\bcapacity\x12E\n" +
-	"\tendpoints\x18\x10 \x03(\v2'.isthmus.federation.v1.HeadlessEndpointR\tendpoints\x1a9\n" +
+	"\tendpoints\x18\x10 \x03(\v2'.isthmus.federation.v1.HeadlessEndpointR\tendpoints\x122\n" +
+	"\x05drain\x18\x11 \x01(\v2\x1c.isthmus.federation.v1.DrainR\x05drain\x1a9\n" +
 	"\vLabelsEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
 	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\x1a>\n" +
 	"\x10AnnotationsEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
-	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01J\x04\b\x0f\x10\x10\"`\n" +
+	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01J\x04\b\x0f\x10\x10\"\\\n" +
+	"\x05Drain\x120\n" +
+	"\x05began\x18\x01 \x01(\v2\x1a.google.protobuf.TimestampR\x05began\x12!\n" +
+	"\fover_seconds\x18\x02 \x01(\rR\voverSeconds\"`\n" +
 	"\x10HeadlessEndpoint\x12\x1a\n" +
 	"\bhostname\x18\x01 \x01(\tR\bhostname\x12\x1c\n" +
 	"\taddresses\x18\x02 \x03(\fR\taddresses\x12\x12\n" +
@@ -1406,10 +1482,11 @@ const file_api_federation_v1_federation_proto_rawDesc = "" +
 	"\x04port\x18\x02 \x01(\rR\x04port\x12\x1a\n" +
 	"\bprotocol\x18\x03 \x01(\tR\bprotocol\x12!\n" +
 	"\fapp_protocol\x18\x04 \x01(\tR\vappProtocol\x12\x16\n" +
-	"\x06target\x18\x05 \x01(\rR\x06target\"8\n" +
+	"\x06target\x18\x05 \x01(\rR\x06target\"N\n" +
 	"\fZoneCapacity\x12\x12\n" +
 	"\x04zone\x18\x01 \x01(\tR\x04zone\x12\x14\n" +
-	"\x05ready\x18\x02 \x01(\rR\x05ready\"O\n" +
+	"\x05ready\x18\x02 \x01(\rR\x05ready\x12\x14\n" +
+	"\x05total\x18\x03 \x01(\rR\x05total\"O\n" +
 	"\x04Want\x12/\n" +
 	"\x04have\x18\x01 \x03(\v2\x1b.isthmus.federation.v1.MarkR\x04have\x12\x16\n" +
 	"\x06hashes\x18\x02 \x03(\fR\x06hashes\"Q\n" +
@@ -1430,7 +1507,7 @@ func file_api_federation_v1_federation_proto_rawDescGZIP() []byte {
 	return file_api_federation_v1_federation_proto_rawDescData
 }
 
-var file_api_federation_v1_federation_proto_msgTypes = make([]protoimpl.MessageInfo, 19)
+var file_api_federation_v1_federation_proto_msgTypes = make([]protoimpl.MessageInfo, 20)
 var file_api_federation_v1_federation_proto_goTypes = []any{
 	(*Envelope)(nil),              // 0: isthmus.federation.v1.Envelope
 	(*Signature)(nil),             // 1: isthmus.federation.v1.Signature
@@ -1444,39 +1521,42 @@ var file_api_federation_v1_federation_proto_goTypes = []any{
 	(*GatewayInfo)(nil),           // 9: isthmus.federation.v1.GatewayInfo
 	(*CatalogShard)(nil),          // 10: isthmus.federation.v1.CatalogShard
 	(*ExportedService)(nil),       // 11: isthmus.federation.v1.ExportedService
-	(*HeadlessEndpoint)(nil),      // 12: isthmus.federation.v1.HeadlessEndpoint
-	(*ServicePort)(nil),           // 13: isthmus.federation.v1.ServicePort
-	(*ZoneCapacity)(nil),          // 14: isthmus.federation.v1.ZoneCapacity
-	(*Want)(nil),                  // 15: isthmus.federation.v1.Want
-	(*Mark)(nil),                  // 16: isthmus.federation.v1.Mark
-	nil,                           // 17: isthmus.federation.v1.ExportedService.LabelsEntry
-	nil,                           // 18: isthmus.federation.v1.ExportedService.AnnotationsEntry
-	(*timestamppb.Timestamp)(nil), // 19: google.protobuf.Timestamp
+	(*Drain)(nil),                 // 12: isthmus.federation.v1.Drain
+	(*HeadlessEndpoint)(nil),      // 13: isthmus.federation.v1.HeadlessEndpoint
+	(*ServicePort)(nil),           // 14: isthmus.federation.v1.ServicePort
+	(*ZoneCapacity)(nil),          // 15: isthmus.federation.v1.ZoneCapacity
+	(*Want)(nil),                  // 16: isthmus.federation.v1.Want
+	(*Mark)(nil),                  // 17: isthmus.federation.v1.Mark
+	nil,                           // 18: isthmus.federation.v1.ExportedService.LabelsEntry
+	nil,                           // 19: isthmus.federation.v1.ExportedService.AnnotationsEntry
+	(*timestamppb.Timestamp)(nil), // 20: google.protobuf.Timestamp
 }
 var file_api_federation_v1_federation_proto_depIdxs = []int32{
 	1,  // 0: isthmus.federation.v1.Envelope.signatures:type_name -> isthmus.federation.v1.Signature
-	19, // 1: isthmus.federation.v1.MemberRoot.issued:type_name -> google.protobuf.Timestamp
-	19, // 2: isthmus.federation.v1.MemberRoot.not_after:type_name -> google.protobuf.Timestamp
-	19, // 3: isthmus.federation.v1.Head.issued:type_name -> google.protobuf.Timestamp
-	19, // 4: isthmus.federation.v1.Head.expires:type_name -> google.protobuf.Timestamp
+	20, // 1: isthmus.federation.v1.MemberRoot.issued:type_name -> google.protobuf.Timestamp
+	20, // 2: isthmus.federation.v1.MemberRoot.not_after:type_name -> google.protobuf.Timestamp
+	20, // 3: isthmus.federation.v1.Head.issued:type_name -> google.protobuf.Timestamp
+	20, // 4: isthmus.federation.v1.Head.expires:type_name -> google.protobuf.Timestamp
 	6,  // 5: isthmus.federation.v1.Head.records:type_name -> isthmus.federation.v1.RecordRef
 	4,  // 6: isthmus.federation.v1.Head.revoked_ids:type_name -> isthmus.federation.v1.RevokedID
 	5,  // 7: isthmus.federation.v1.Head.acknowledged:type_name -> isthmus.federation.v1.BundleMark
-	19, // 8: isthmus.federation.v1.TrustBundle.not_after:type_name -> google.protobuf.Timestamp
+	20, // 8: isthmus.federation.v1.TrustBundle.not_after:type_name -> google.protobuf.Timestamp
 	9,  // 9: isthmus.federation.v1.GatewaySet.gateways:type_name -> isthmus.federation.v1.GatewayInfo
 	11, // 10: isthmus.federation.v1.CatalogShard.services:type_name -> isthmus.federation.v1.ExportedService
-	13, // 11: isthmus.federation.v1.ExportedService.ports:type_name -> isthmus.federation.v1.ServicePort
-	17, // 12: isthmus.federation.v1.ExportedService.labels:type_name -> isthmus.federation.v1.ExportedService.LabelsEntry
-	18, // 13: isthmus.federation.v1.ExportedService.annotations:type_name -> isthmus.federation.v1.ExportedService.AnnotationsEntry
-	19, // 14: isthmus.federation.v1.ExportedService.created:type_name -> google.protobuf.Timestamp
-	14, // 15: isthmus.federation.v1.ExportedService.capacity:type_name -> isthmus.federation.v1.ZoneCapacity
-	12, // 16: isthmus.federation.v1.ExportedService.endpoints:type_name -> isthmus.federation.v1.HeadlessEndpoint
-	16, // 17: isthmus.federation.v1.Want.have:type_name -> isthmus.federation.v1.Mark
-	18, // [18:18] is the sub-list for method output_type
-	18, // [18:18] is the sub-list for method input_type
-	18, // [18:18] is the sub-list for extension type_name
-	18, // [18:18] is the sub-list for extension extendee
-	0,  // [0:18] is the sub-list for field type_name
+	14, // 11: isthmus.federation.v1.ExportedService.ports:type_name -> isthmus.federation.v1.ServicePort
+	18, // 12: isthmus.federation.v1.ExportedService.labels:type_name -> isthmus.federation.v1.ExportedService.LabelsEntry
+	19, // 13: isthmus.federation.v1.ExportedService.annotations:type_name -> isthmus.federation.v1.ExportedService.AnnotationsEntry
+	20, // 14: isthmus.federation.v1.ExportedService.created:type_name -> google.protobuf.Timestamp
+	15, // 15: isthmus.federation.v1.ExportedService.capacity:type_name -> isthmus.federation.v1.ZoneCapacity
+	13, // 16: isthmus.federation.v1.ExportedService.endpoints:type_name -> isthmus.federation.v1.HeadlessEndpoint
+	12, // 17: isthmus.federation.v1.ExportedService.drain:type_name -> isthmus.federation.v1.Drain
+	20, // 18: isthmus.federation.v1.Drain.began:type_name -> google.protobuf.Timestamp
+	17, // 19: isthmus.federation.v1.Want.have:type_name -> isthmus.federation.v1.Mark
+	20, // [20:20] is the sub-list for method output_type
+	20, // [20:20] is the sub-list for method input_type
+	20, // [20:20] is the sub-list for extension type_name
+	20, // [20:20] is the sub-list for extension extendee
+	0,  // [0:20] is the sub-list for field type_name
 }
 
 func init() { file_api_federation_v1_federation_proto_init() }
@@ -1490,7 +1570,7 @@ func file_api_federation_v1_federation_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_api_federation_v1_federation_proto_rawDesc), len(file_api_federation_v1_federation_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   19,
+			NumMessages:   20,
 			NumExtensions: 0,
 			NumServices:   0,
 		},

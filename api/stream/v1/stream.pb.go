@@ -114,7 +114,9 @@ type Preamble struct {
 	Traceparent string `protobuf:"bytes,5,opt,name=traceparent,proto3" json:"traceparent,omitempty"`
 	Tracestate  string `protobuf:"bytes,6,opt,name=tracestate,proto3" json:"tracestate,omitempty"`
 	// The one copy of a headless service that is called: its IP address in the destination cluster, in canonical form. Empty: any copy.
-	Host          string `protobuf:"bytes,7,opt,name=host,proto3" json:"host,omitempty"`
+	Host string `protobuf:"bytes,7,opt,name=host,proto3" json:"host,omitempty"`
+	// What the stream carries are datagrams, each behind its length: gateways may take those that are sealed across as QUIC datagrams.
+	Datagrams     bool `protobuf:"varint,8,opt,name=datagrams,proto3" json:"datagrams,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -196,6 +198,13 @@ func (x *Preamble) GetHost() string {
 		return x.Host
 	}
 	return ""
+}
+
+func (x *Preamble) GetDatagrams() bool {
+	if x != nil {
+		return x.Datagrams
+	}
+	return false
 }
 
 // Reply is the first thing that comes back on a stream.
@@ -574,7 +583,7 @@ var File_api_stream_v1_stream_proto protoreflect.FileDescriptor
 
 const file_api_stream_v1_stream_proto_rawDesc = "" +
 	"\n" +
-	"\x1aapi/stream/v1/stream.proto\x12\x11isthmus.stream.v1\"\xc6\x01\n" +
+	"\x1aapi/stream/v1/stream.proto\x12\x11isthmus.stream.v1\"\xe4\x01\n" +
 	"\bPreamble\x12\x18\n" +
 	"\acluster\x18\x01 \x01(\tR\acluster\x12\x1c\n" +
 	"\tnamespace\x18\x02 \x01(\tR\tnamespace\x12\x18\n" +
@@ -584,7 +593,8 @@ const file_api_stream_v1_stream_proto_rawDesc = "" +
 	"\n" +
 	"tracestate\x18\x06 \x01(\tR\n" +
 	"tracestate\x12\x12\n" +
-	"\x04host\x18\a \x01(\tR\x04host\"`\n" +
+	"\x04host\x18\a \x01(\tR\x04host\x12\x1c\n" +
+	"\tdatagrams\x18\b \x01(\bR\tdatagrams\"`\n" +
 	"\x05Reply\x12+\n" +
 	"\x04code\x18\x01 \x01(\x0e2\x17.isthmus.stream.v1.CodeR\x04code\x12\x16\n" +
 	"\x06detail\x18\x02 \x01(\tR\x06detail\x12\x12\n" +
