@@ -92,7 +92,7 @@ func (s *Service) equal(o *Service) bool {
 		slices.EqualFunc(s.Endpoints, o.Endpoints, equalEndpoints) &&
 		slices.EqualFunc(s.Remotes, o.Remotes, equalRemotes) &&
 		slices.EqualFunc(s.Hosts, o.Hosts, equalHosts) &&
-		s.Policy.equal(o.Policy)
+		s.Policy.equal(o.Policy) && s.Drain.equal(o.Drain)
 }
 
 func equalEndpoints(a, b Endpoint) bool {
@@ -103,7 +103,7 @@ func equalEndpoints(a, b Endpoint) bool {
 
 func equalRemotes(a, b Remote) bool {
 	return a.Cluster == b.Cluster && slices.Equal(a.Servers, b.Servers) && slices.Equal(a.Ports, b.Ports) &&
-		a.Ready == b.Ready && maps.Equal(a.Labels, b.Labels) && a.Stale == b.Stale
+		a.Ready == b.Ready && maps.Equal(a.Labels, b.Labels) && a.Stale == b.Stale && a.Drain.equal(b.Drain)
 }
 
 func equalHosts(a, b HostGroup) bool {

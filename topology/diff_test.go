@@ -32,6 +32,7 @@ func fullSpec(t *testing.T) topology.SnapshotSpec {
 	selector := func() topology.Selector {
 		return topology.Selector{Cluster: "eu", Region: "r", Zone: "z", Labels: labels()}
 	}
+	drain := func() *topology.Drain { return &topology.Drain{Began: time.UnixMilli(1), Over: time.Second} }
 	return topology.SnapshotSpec{
 		Self: topology.Self{Cluster: cluster(t, "eu"), Domain: td, Locality: topology.Locality{Region: "r", Zone: "z"}, Namespace: "ns", Workload: "w"},
 		Services: []*topology.Service{{
@@ -41,7 +42,8 @@ func fullSpec(t *testing.T) topology.SnapshotSpec {
 			ClusterIPs:    []netip.Addr{addr.Addr()},
 			ClusterSetIPs: []netip.Addr{addr.Addr()},
 			Endpoints:     []topology.Endpoint{endpoint()},
-			Remotes:       []topology.Remote{{Cluster: cluster(t, "us"), Servers: []spiffeid.ID{id}, Ports: []uint16{80}, Ready: 1, Labels: labels()}},
+			Remotes:       []topology.Remote{{Cluster: cluster(t, "us"), Servers: []spiffeid.ID{id}, Ports: []uint16{80}, Ready: 1, Labels: labels(), Drain: drain()}},
+			Drain:         drain(),
 			Hosts: []topology.HostGroup{{
 				Cluster: cluster(t, "us"), Ports: []topology.HostPort{{Name: "http", Number: 80, Target: 8080, Protocol: "tcp"}},
 				Hosts: []topology.Host{{Name: "web-0", Address: addr.Addr(), IPs: []netip.Addr{addr.Addr()}}},
@@ -104,6 +106,7 @@ func TestDiffSeesEveryField(t *testing.T) {
 		reflect.TypeFor[topology.LinkState]():   reflect.ValueOf(topology.LinkDown),
 		reflect.TypeFor[access.Kind]():          reflect.ValueOf(access.Suffix),
 		reflect.TypeFor[float64]():              reflect.ValueOf(2.5),
+		reflect.TypeFor[time.Time]():            reflect.ValueOf(time.UnixMilli(2)),
 	}
 	for n := 0; ; n++ {
 		spec := fullSpec(t)

@@ -65,7 +65,8 @@ type Remote struct {
 	Ports   []uint16
 	Ready   int // ready copies, by the cluster's last word
 	Labels  map[string]string
-	Stale   bool // that word is old; still in use
+	Stale   bool   // that word is old; still in use
+	Drain   *Drain // nil: not drained
 }
 
 // Service is a service as a caller in this cluster sees it.
@@ -82,6 +83,7 @@ type Service struct {
 	Remotes       []Remote
 	Hosts         []HostGroup // of a headless import, the own cluster's too; ordered by cluster
 	Policy        *Policy     // nil: the default order
+	Drain         *Drain      // of the own cluster's copies; nil: not drained
 }
 
 // Port returns the port of that number.

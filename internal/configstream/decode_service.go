@@ -53,7 +53,10 @@ func decodeService(b *configv1.Service) (*topology.Service, error) {
 	if s.Hosts, err = decodeHosts(b.GetHosts()); err != nil {
 		return nil, err
 	}
-	s.Policy, err = decodePolicy(b.GetPolicy())
+	if s.Policy, err = decodePolicy(b.GetPolicy()); err != nil {
+		return nil, err
+	}
+	s.Drain, err = decodeDrain(b.GetDrain())
 	return s, err
 }
 
@@ -220,6 +223,9 @@ func decodeRemote(b *configv1.Remote) (topology.Remote, error) {
 		return r, err
 	}
 	if r.Ready, err = decodeCount("ready", b.GetReady()); err != nil {
+		return r, err
+	}
+	if r.Drain, err = decodeDrain(b.GetDrain()); err != nil {
 		return r, err
 	}
 	return r, checkLabels(r.Labels)

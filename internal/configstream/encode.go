@@ -109,6 +109,7 @@ func EncodeService(s *topology.Service) *configv1.Resource {
 		Headless:      s.Headless,
 		Endpoints:     encodeEndpoints(s.Endpoints),
 		Policy:        encodePolicy(s.Policy),
+		Drain:         encodeDrain(s.Drain),
 	}
 	for _, p := range s.Ports {
 		body.Ports = append(body.Ports, &configv1.Port{Name: p.Name, Port: uint32(p.Number), Protocol: string(p.Protocol)})
@@ -127,6 +128,7 @@ func EncodeService(s *topology.Service) *configv1.Resource {
 			Ports:     encodeNumbers(r.Ports),
 			Labels:    r.Labels,
 			Stale:     r.Stale,
+			Drain:     encodeDrain(r.Drain),
 		})
 	}
 	return &configv1.Resource{Key: ServiceKey(s.Name), Body: &configv1.Resource_Service{Service: body}}

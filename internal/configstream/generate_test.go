@@ -100,6 +100,17 @@ func genRemote(t *rapid.T) topology.Remote {
 		Ready:   genCount.Draw(t, "ready"),
 		Labels:  genLabels.Draw(t, "labels"),
 		Stale:   rapid.Bool().Draw(t, "stale"),
+		Drain:   genDrain(t),
+	}
+}
+
+func genDrain(t *rapid.T) *topology.Drain {
+	if !rapid.Bool().Draw(t, "drained") {
+		return nil
+	}
+	return &topology.Drain{
+		Began: time.UnixMilli(rapid.Int64Range(1, maxMoment).Draw(t, "began")),
+		Over:  time.Duration(rapid.Int64Range(0, maxDrainOver.Milliseconds()).Draw(t, "over")) * time.Millisecond,
 	}
 }
 
@@ -152,6 +163,7 @@ func genService(t *rapid.T) *topology.Service {
 		Remotes: rapid.SliceOfNDistinct(rapid.Custom(genRemote), 0, 3,
 			func(r topology.Remote) topology.ClusterName { return r.Cluster }).Draw(t, "remotes"),
 		Policy: genPolicy(t),
+		Drain:  genDrain(t),
 	}
 	for range rapid.IntRange(0, 3).Draw(t, "ports") {
 		s.Ports = append(s.Ports, topology.Port{Name: genText.Draw(t, "port_name"), Number: genPort.Draw(t, "port"), Protocol: genProto.Draw(t, "protocol")})
