@@ -184,9 +184,9 @@ func (r *resolver) plan(ctx context.Context, q topology.Query) (*plan, error) {
 }
 
 func (r *resolver) choose(snapshot *topology.Snapshot, q topology.Query) *plan {
-	load, version := r.health.Evidence()
+	suspected, version := r.health.Evidence()
 	p := &plan{snapshot: snapshot, service: snapshot.Service(q.Service), version: version}
-	p.Plan, p.err = topology.Choose(snapshot, q, load)
+	p.Plan, p.err = topology.Choose(snapshot, q, topology.Load{Suspected: suspected})
 	p.pools = make([][]*session.Pool, len(p.Tiers))
 	for i, tier := range p.Tiers {
 		p.pools[i] = make([]*session.Pool, len(tier.Candidates))

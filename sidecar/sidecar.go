@@ -223,8 +223,8 @@ func (s *Sidecar) ExplainAsIf(ctx context.Context, q topology.Query, down []stri
 	if err != nil {
 		return topology.Explain(topology.Plan{Query: q}, err), nil
 	}
-	load, _ := s.outbound.health.Evidence()
-	x, err := topology.ExplainAsIf(snapshot, q, load, down)
+	suspected, _ := s.outbound.health.Evidence()
+	x, err := topology.ExplainAsIf(snapshot, q, topology.Load{Suspected: suspected}, down)
 	for i := range x.Rows {
 		r := &x.Rows[i]
 		r.NextTry = s.outbound.health.NextTry(topology.Target{Service: q.Service, Port: q.Port, Cluster: r.Cluster, Endpoint: r.Endpoint})

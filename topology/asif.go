@@ -18,16 +18,16 @@ func ExplainAsIf(s *Snapshot, q Query, load Load, down []string) (Explanation, e
 	if len(down) == 0 {
 		return now, nil
 	}
-	worse := maps.Clone(load)
-	if worse == nil {
-		worse = make(Load)
+	worse := load
+	if worse.Suspected = maps.Clone(load.Suspected); worse.Suspected == nil {
+		worse.Suspected = make(map[Target]string)
 	}
 	for _, place := range down {
 		hit := false
 		for _, r := range now.Rows {
 			if r.at(place) {
 				hit = true
-				worse[Target{Service: q.Service, Port: q.Port, Cluster: r.Cluster, Endpoint: r.Endpoint}] = asIfDown
+				worse.Suspected[Target{Service: q.Service, Port: q.Port, Cluster: r.Cluster, Endpoint: r.Endpoint}] = asIfDown
 			}
 		}
 		if !hit {

@@ -22,13 +22,13 @@ func TestAsIfIsWhatWouldBe(t *testing.T) {
 			t.Fatalf("%+v, %v", now, err)
 		}
 		x, err := topology.ExplainAsIf(s, q, load, []string{place})
-		happened := make(topology.Load)
-		maps.Copy(happened, load)
+		happened := load
+		happened.Suspected = maps.Clone(load.Suspected)
 		there := false
 		for _, r := range now.Rows {
 			if r.Cluster.String() == place {
 				there = true
-				happened[topology.Target{Service: q.Service, Port: q.Port, Cluster: r.Cluster, Endpoint: r.Endpoint}] = "it is down"
+				happened.Suspected[topology.Target{Service: q.Service, Port: q.Port, Cluster: r.Cluster, Endpoint: r.Endpoint}] = "it is down"
 			}
 		}
 		if there != (err == nil) {

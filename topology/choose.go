@@ -40,9 +40,31 @@ type Query struct {
 	Host HostRef
 }
 
-// Load is what the caller knows by itself: targets that its own requests found wanting, and until when is its affair.
-// The value is the evidence, in words ("3 resets in a row").
-type Load map[Target]string
+// Load is what the caller knows by itself. Choose has no clock: until when any of it holds is the caller's affair, who asks again when it
+// doesn't. The zero Load is in use.
+type Load struct {
+	// Suspected are the targets that its own requests found wanting, and the evidence for that, in words ("3 resets in a row").
+	Suspected map[Target]string
+	// Levels bound what the places of the service that is asked for may get now; one that has none may get all that its health allows.
+	Levels map[LevelKey]Level
+}
+
+// LevelKey says what a Level is of: a tier as a whole, a cluster's copies within a tier, or, without a tier, a cluster's copies
+// wherever they are.
+type LevelKey struct {
+	Tier    TierID
+	Cluster ClusterName // zero: the tier
+}
+
+// TierID names a tier of one service's order: a policy's by its number, from 1, as "1"; the default order's by its name, "zone". Empty
+// names none.
+type TierID string
+
+// Level is how much a place may get now.
+type Level struct {
+	Part float64 // from 0 to 1
+	Why  string  // in words: "at 35 %, all of it in 39s"
+}
 
 // Why Choose has nothing to offer (errors.Is).
 var (

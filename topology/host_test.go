@@ -75,7 +75,7 @@ func TestChooseHost(t *testing.T) {
 	s := headless(t, func(s *topology.Service) {
 		s.Policy = &topology.Policy{Tiers: []topology.Tier{{Match: topology.Selector{Cluster: "ap"}}}} // orders nothing where one was named
 	})
-	plan, err := topology.Choose(s, q, nil)
+	plan, err := topology.Choose(s, q, topology.Load{})
 	if err != nil || len(plan.Tiers) != 1 || len(plan.Tiers[0].Candidates) != 1 {
 		t.Fatalf("%+v, %v", plan, err)
 	}
@@ -84,7 +84,7 @@ func TestChooseHost(t *testing.T) {
 		t.Errorf("candidate %+v", c)
 	}
 	// Suspected is not lost: there is no other.
-	plan, err = topology.Choose(s, q, topology.Load{c.Target: "3 resets"})
+	plan, err = topology.Choose(s, q, topology.Load{Suspected: map[topology.Target]string{c.Target: "3 resets"}})
 	if err != nil || len(plan.Tiers) != 1 || !plan.Tiers[0].LastResort {
 		t.Errorf("suspected: %+v, %v", plan, err)
 	}
@@ -106,7 +106,7 @@ func TestChooseHost(t *testing.T) {
 			nil, topology.Query{Service: q.Service, Port: 5432, Host: topology.HostRef{Cluster: cluster(t, "ap"), Address: ref.Address}}, topology.ErrNoCandidates,
 		},
 	} {
-		if plan, err := topology.Choose(headless(t, bad.change), bad.query, nil); !errors.Is(err, bad.want) || len(plan.Tiers) > 0 {
+		if plan, err := topology.Choose(headless(t, bad.change), bad.query, topology.Load{}); !errors.Is(err, bad.want) || len(plan.Tiers) > 0 {
 			t.Errorf("%s: %+v, %v", title, plan, err)
 		}
 	}

@@ -85,7 +85,7 @@ service s.n 80/http imported exported
   endpoint e1 10.0.0.2:1 ports=80 capacity=3
   remote b ports=80 ready=1000
 `
-	plan, err := topology.Choose(parseSnapshot(t, text), topology.Query{Service: name(t, "s.n"), Port: 80}, nil)
+	plan, err := topology.Choose(parseSnapshot(t, text), topology.Query{Service: name(t, "s.n"), Port: 80}, topology.Load{})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -107,7 +107,7 @@ func TestChooseNamesTiers(t *testing.T) {
 		Policy:    &topology.Policy{Tiers: []topology.Tier{{Match: topology.Selector{Cluster: "b"}}, {}}},
 	}
 	s := topology.NewSnapshot(topology.SnapshotSpec{Self: topology.Self{Cluster: cluster(t, "a")}, Services: []*topology.Service{service}})
-	plan, err := topology.Choose(s, topology.Query{Service: service.Name, Port: 80, Scope: topology.ClusterLocal}, nil)
+	plan, err := topology.Choose(s, topology.Query{Service: service.Name, Port: 80, Scope: topology.ClusterLocal}, topology.Load{})
 	if err != nil || plan.Tiers[0].Name != "tier-2" {
 		t.Errorf("tiers %+v, %v; want tier-2", plan.Tiers, err)
 	}
@@ -124,7 +124,7 @@ func TestEvidenceIsOfAPort(t *testing.T) {
 			Endpoints: []topology.Endpoint{{ID: "a", Ports: []uint16{80, 7000}, Ready: true, Capacity: 1}, {ID: "b", Ports: []uint16{80, 7000}, Ready: true, Capacity: 1}},
 		}},
 	})
-	load := topology.Load{{Service: service, Port: 7000, Cluster: eu, Endpoint: "a"}: "broke off"}
+	load := topology.Load{Suspected: map[topology.Target]string{{Service: service, Port: 7000, Cluster: eu, Endpoint: "a"}: "broke off"}}
 	for port, want := range map[uint16]int{80: 2, 7000: 1} {
 		plan, err := topology.Choose(s, topology.Query{Service: service, Port: port}, load)
 		if err != nil || len(plan.Tiers[0].Candidates) != want {

@@ -165,7 +165,7 @@ func sameInputsSamePlan(t *rapid.T, w world) {
 func suspicionKeepsAll(t *rapid.T, w world) {
 	plan, _ := w.choose()
 	calm := w
-	calm.load = nil
+	calm.load = topology.Load{}
 	calm.clusters = slices.Clone(w.clusters)
 	for i := range calm.clusters {
 		calm.clusters[i].Link = topology.LinkUp
@@ -195,7 +195,7 @@ func suspicionKeepsAll(t *rapid.T, w world) {
 				t.Fatalf("%v is in tier %d, among those of %d", c.Target, r, here)
 			}
 			delete(rank, c.Target)
-			if _, ejected := w.load[c.Target]; ejected && !tier.LastResort {
+			if _, ejected := w.load.Suspected[c.Target]; ejected && !tier.LastResort {
 				t.Fatalf("%v is ejected, and trusted", c.Target)
 			}
 		}
@@ -212,8 +212,8 @@ func healthyNeverLose(t *rapid.T, w world) {
 		if healthy[sufferer] {
 			// A healthy copy falls ill.
 			ill := w
-			ill.load = maps.Clone(w.load)
-			ill.load[sufferer] = "evidence"
+			ill.load.Suspected = maps.Clone(w.load.Suspected)
+			ill.load.Suspected[sufferer] = "evidence"
 			after, _ := ill.choose()
 			nobodyLoses(t, before, traffic(after), healthy, sufferer)
 			continue
@@ -238,7 +238,7 @@ func movesNoMore(t *rapid.T, w world) {
 	next := w
 	next.service.Endpoints = slices.Clone(w.service.Endpoints)
 	next.service.Remotes = slices.Clone(w.service.Remotes)
-	next.load = maps.Clone(w.load)
+	next.load.Suspected = maps.Clone(w.load.Suspected)
 	if changed == "c0" {
 		for i := range next.service.Endpoints {
 			next.service.Endpoints[i].Ready = rapid.Bool().Draw(t, "ready")
@@ -249,7 +249,7 @@ func movesNoMore(t *rapid.T, w world) {
 		if r := &next.service.Remotes[i]; r.Cluster.String() == changed {
 			r.Ready = rapid.IntRange(0, 9).Draw(t, "ready")
 			if rapid.Bool().Draw(t, "eject") {
-				next.load[topology.Target{Service: w.service.Name, Port: w.query.Port, Cluster: r.Cluster}] = "evidence"
+				next.load.Suspected[topology.Target{Service: w.service.Name, Port: w.query.Port, Cluster: r.Cluster}] = "evidence"
 			}
 		}
 	}

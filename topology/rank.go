@@ -240,7 +240,7 @@ func arrange(s *Snapshot, ranked map[rankKey][]spot, load Load) []PlanTier {
 
 // suspect reports why c is not to be trusted now.
 func suspect(s *Snapshot, c *spot, load Load) (Reason, bool) {
-	if evidence, ok := load[c.Target]; ok {
+	if evidence, ok := load.Suspected[c.Target]; ok {
 		return Reason{Ejected, evidence}, true
 	}
 	if !c.own {

@@ -204,7 +204,7 @@ func (f *fields) done() {
 // where TARGET is cluster or cluster/endpoint.
 func parseQuery(t *testing.T, text string) (q topology.Query, load topology.Load) {
 	t.Helper()
-	load = make(topology.Load)
+	load.Suspected = make(map[topology.Target]string)
 	for line := range strings.Lines(text) {
 		words := strings.Fields(line)
 		switch {
@@ -218,7 +218,7 @@ func parseQuery(t *testing.T, text string) (q topology.Query, load topology.Load
 			}
 		case words[0] == "eject" && len(words) >= 3:
 			c, endpoint, _ := strings.Cut(words[1], "/")
-			load[topology.Target{Service: q.Service, Port: q.Port, Cluster: cluster(t, c), Endpoint: endpoint}] = strings.Join(words[2:], " ")
+			load.Suspected[topology.Target{Service: q.Service, Port: q.Port, Cluster: cluster(t, c), Endpoint: endpoint}] = strings.Join(words[2:], " ")
 		default:
 			t.Fatalf("line %q: not understood", line)
 		}

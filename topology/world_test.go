@@ -67,7 +67,7 @@ func drawWorld(t *rapid.T) world {
 			Imported: true,
 			Exported: rapid.IntRange(0, 3).Draw(t, "exported") > 0,
 		},
-		load: make(topology.Load),
+		load: topology.Load{Suspected: make(map[topology.Target]string)},
 	}
 	w.query = topology.Query{Service: w.service.Name, Port: 80, Scope: rapid.SampledFrom([]topology.Scope{topology.ClusterSet, topology.ClusterSet, topology.ClusterLocal}).Draw(t, "scope")}
 	for i := range rapid.IntRange(0, 4).Draw(t, "endpoints") {
@@ -104,7 +104,7 @@ func drawWorld(t *rapid.T) world {
 	}
 	for _, target := range w.targets() {
 		if rapid.IntRange(0, 2).Draw(t, "ejected") == 0 {
-			w.load[target] = "evidence"
+			w.load.Suspected[target] = "evidence"
 		}
 	}
 	return w
