@@ -273,7 +273,8 @@ func (w *world) assemble(valid map[topology.ServiceName]*ServiceExport, exports 
 			add(inbound)
 		}
 		if e != nil {
-			add(configstream.EncodeExport(&topology.Export{Name: name, Ports: numbers(r.ports), Audience: e.Audience, Endpoints: r.endpoints, Hosts: r.hosts()}))
+			tcp, udp := numbers(r.ports)
+			add(configstream.EncodeExport(&topology.Export{Name: name, Ports: tcp, UDPPorts: udp, Audience: e.Audience, Endpoints: r.endpoints, Hosts: r.hosts()}))
 		}
 	}
 	w.callable = w.callables(valid, exports)
@@ -308,12 +309,15 @@ func (w *world) cluster(p ClusterPeer) *topology.Cluster {
 	return c
 }
 
-func numbers(ports []topology.Port) []uint16 {
-	out := make([]uint16, 0, len(ports))
-	for _, p := range ports {
-		out = append(out, p.Number)
-	}
-	return out
+// numbers returns the numbers of ports, those for datagrams apart.
+func numbers(ports []topology.Port) (tcp, udp []uint16) {
+	return split(func(yield func(portKey) bool) {
+		for _, p := range ports {
+			if !yield(portKey{p.Protocol == topology.UDP, p.Number}) {
+				return
+			}
+		}
+	})
 }
 
 // membersOf keeps the IDs that a domain may speak for.

@@ -51,7 +51,7 @@ func (r *resolver) target(s *Service, p ServicePort) uint16 {
 		}
 	}
 	for _, w := range r.selected(s) {
-		if t, ok := workloadTargets(s, w)[p.Number]; ok && p.Transport == federation.TCP {
+		if t, ok := workloadTargets(s, w)[keyOfPort(p)]; ok && carried(p.Transport) {
 			return t.Port()
 		}
 	}

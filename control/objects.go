@@ -120,8 +120,9 @@ func (w *Workload) ID() string { return w.Namespace + "/" + w.Name }
 
 // WorkloadPort is a port of the application.
 type WorkloadPort struct {
-	Name   string
-	Number uint16
+	Name      string
+	Number    uint16
+	Transport federation.Transport `json:",omitempty"` // empty: not said, any
 }
 
 // ServiceExport says that a Service of its name may be called from other clusters.

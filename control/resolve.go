@@ -55,7 +55,7 @@ type plain struct {
 	ready    bool
 	zone     string
 	labels   map[string]string
-	targets  map[uint16]netip.AddrPort // by service port
+	targets  map[portKey]netip.AddrPort
 }
 
 // resolver finds the copies of Services.
@@ -100,16 +100,19 @@ func newResolver(self Self, o *Objects, nodes []node) *resolver {
 func (r *resolver) resolve(s *Service) *resolved {
 	out := &resolved{service: s, inbounds: make(map[string][]topology.InboundPort)}
 	for _, p := range s.Ports {
-		if p.Transport == federation.TCP {
+		switch p.Transport {
+		case federation.TCP:
 			out.ports = append(out.ports, topology.Port{Name: p.Name, Number: p.Number, Protocol: topology.ParseProtocol(p.AppProtocol, p.Name)})
+		case federation.UDP:
+			out.ports = append(out.ports, topology.Port{Name: p.Name, Number: p.Number, Protocol: topology.UDP})
 		}
 	}
-	slices.SortFunc(out.ports, func(a, b topology.Port) int { return cmp.Compare(a.Number, b.Number) })
+	slices.SortFunc(out.ports, comparePorts)
 	if s.ExternalName {
 		return out
 	}
 	zones := make(map[string]uint32)
-	known := make(map[netip.AddrPort]struct{}) // where the workloads listen: a slice that names them too adds no copy
+	known := make(map[listening]struct{}) // where the workloads listen: a slice that names them too adds no copy
 	var plains []plain
 	for _, w := range r.selected(s) {
 		targets := workloadTargets(s, w)
@@ -118,8 +121,8 @@ func (r *resolver) resolve(s *Service) *resolved {
 		}
 		out.copies++
 		out.workloads = append(out.workloads, w)
-		for _, t := range targets {
-			known[t] = struct{}{}
+		for k, t := range targets {
+			known[listening{k.udp, t}] = struct{}{}
 		}
 		r.name(out, w.Ready, federation.Endpoint{Hostname: w.hostname(s), Addresses: []netip.Addr{w.Address}, Zone: cmp.Or(w.Zone, r.self.Zone)})
 		if w.Inbound == 0 {
@@ -183,41 +186,50 @@ func selects(selector, labels map[string]string) bool {
 	return true
 }
 
+// listening is where an application takes connections, or datagrams.
+type listening struct {
+	udp bool
+	at  netip.AddrPort
+}
+
 // workloadTargets returns where w serves each port of s: by the name of a port that it declares, or by any number.
-func workloadTargets(s *Service, w *Workload) map[uint16]netip.AddrPort {
-	out := make(map[uint16]netip.AddrPort, len(s.Ports))
+func workloadTargets(s *Service, w *Workload) map[portKey]netip.AddrPort {
+	out := make(map[portKey]netip.AddrPort, len(s.Ports))
 	for _, p := range s.Ports {
-		if p.Transport != federation.TCP {
+		if !carried(p.Transport) {
 			continue
 		}
 		target := p.TargetNumber
 		if p.TargetName != "" {
-			i := slices.IndexFunc(w.Ports, func(wp WorkloadPort) bool { return wp.Name == p.TargetName })
+			i := slices.IndexFunc(w.Ports, func(wp WorkloadPort) bool {
+				return wp.Name == p.TargetName && (wp.Transport == "" || wp.Transport == p.Transport)
+			})
 			if i < 0 {
 				continue
 			}
 			target = w.Ports[i].Number
 		}
-		out[p.Number] = netip.AddrPortFrom(w.Address, target)
+		out[keyOfPort(p)] = netip.AddrPortFrom(w.Address, target)
 	}
 	return out
 }
 
 // sidecar adds a copy that has one.
-func (r *resolver) sidecar(out *resolved, w *Workload, targets map[uint16]netip.AddrPort) {
+func (r *resolver) sidecar(out *resolved, w *Workload, targets map[portKey]netip.AddrPort) {
 	server, err := trust.WorkloadID(r.self.Domain, w.Namespace, w.ServiceAccount)
 	if err != nil {
 		return // only an over-long name: the manifest check bounds it, and without an identity there is no peer
 	}
 	out.servers = append(out.servers, server)
+	tcp, udp := split(maps.Keys(targets))
 	out.endpoints = append(out.endpoints, topology.Endpoint{
 		ID: w.Name, Address: netip.AddrPortFrom(w.Address, w.Inbound), Server: server,
 		Locality: topology.Locality{Region: r.self.Region, Zone: cmp.Or(w.Zone, r.self.Zone)},
-		Labels:   w.Labels, Ports: slices.Sorted(maps.Keys(targets)), Ready: w.Ready || out.service.PublishNotReady, Capacity: 1,
+		Labels:   w.Labels, Ports: tcp, UDPPorts: udp, Ready: w.Ready || out.service.PublishNotReady, Capacity: 1,
 	})
 	receiver := configstream.ProgramSidecar + "/" + w.ID()
 	for _, p := range out.ports {
-		if t, ok := targets[p.Number]; ok {
+		if t, ok := targets[portKey{p.Protocol == topology.UDP, p.Number}]; ok {
 			out.inbounds[receiver] = append(out.inbounds[receiver], topology.InboundPort{
 				Number: p.Number, Protocol: p.Protocol, Targets: []netip.AddrPort{t},
 			})
@@ -226,21 +238,22 @@ func (r *resolver) sidecar(out *resolved, w *Workload, targets map[uint16]netip.
 }
 
 // sliceCopies returns the endpoints of a slice, but for those that are known already.
-func (r *resolver) sliceCopies(s *Service, slice *EndpointSlice, known map[netip.AddrPort]struct{}) []plain {
+func (r *resolver) sliceCopies(s *Service, slice *EndpointSlice, known map[listening]struct{}) []plain {
 	var out []plain
 	for _, e := range slice.Endpoints {
 		p := plain{
 			pod: e.Pod, ready: e.Ready, zone: cmp.Or(e.Zone, r.self.Zone),
-			targets: make(map[uint16]netip.AddrPort, len(slice.Ports)),
+			targets: make(map[portKey]netip.AddrPort, len(slice.Ports)),
 		}
 		for _, port := range s.Ports {
 			i := slices.IndexFunc(slice.Ports, func(sp SlicePort) bool { return sp.Name == port.Name && sp.Transport == port.Transport })
-			if port.Transport != federation.TCP || i < 0 {
+			if !carried(port.Transport) || i < 0 {
 				continue
 			}
 			target := netip.AddrPortFrom(e.Address, slice.Ports[i].Number)
-			if _, ok := known[target]; !ok {
-				p.targets[port.Number] = target
+			key := keyOfPort(port)
+			if _, ok := known[listening{key.udp, target}]; !ok {
+				p.targets[key] = target
 			}
 		}
 		if len(p.targets) > 0 {
@@ -257,8 +270,8 @@ func (r *resolver) standIns(out *resolved, plains []plain, zones map[string]uint
 		return
 	}
 	ready := 0
-	targets := make(map[uint16][]netip.AddrPort)
-	served := make(map[uint16]struct{})
+	targets := make(map[portKey][]netip.AddrPort)
+	served := make(map[portKey]struct{})
 	labels := maps.Clone(plains[0].labels)
 	for _, p := range plains {
 		for port := range p.targets {
@@ -279,6 +292,7 @@ func (r *resolver) standIns(out *resolved, plains []plain, zones map[string]uint
 		slices.SortFunc(targets[port], netip.AddrPort.Compare)
 		targets[port] = slices.Compact(targets[port])
 	}
+	tcp, udp := split(maps.Keys(served))
 	for i, n := range r.nodes {
 		share := ready / len(r.nodes)
 		if i < ready%len(r.nodes) {
@@ -288,13 +302,14 @@ func (r *resolver) standIns(out *resolved, plains []plain, zones map[string]uint
 		out.endpoints = append(out.endpoints, topology.Endpoint{
 			ID: configstream.ProgramNode + "/" + n.name, Address: n.inbound, Server: n.server,
 			Locality: topology.Locality{Region: r.self.Region, Zone: r.self.Zone},
-			Labels:   labels, Ports: slices.Sorted(maps.Keys(served)), Ready: ready > 0, Capacity: max(share, 1), StandIn: true,
+			Labels:   labels, Ports: tcp, UDPPorts: udp, Ready: ready > 0, Capacity: max(share, 1), StandIn: true,
 		})
 		receiver := configstream.ProgramNode + "/" + n.name
 		for _, p := range out.ports {
-			if _, ok := served[p.Number]; ok {
+			key := portKey{p.Protocol == topology.UDP, p.Number}
+			if _, ok := served[key]; ok {
 				out.inbounds[receiver] = append(out.inbounds[receiver], topology.InboundPort{
-					Number: p.Number, Protocol: p.Protocol, Targets: targets[p.Number],
+					Number: p.Number, Protocol: p.Protocol, Targets: targets[key],
 				})
 			}
 		}

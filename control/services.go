@@ -3,6 +3,7 @@ package control
 import (
 	"cmp"
 	"fmt"
+	"iter"
 	"maps"
 	"slices"
 	"strings"
@@ -69,23 +70,62 @@ func (w *world) offers(exports map[topology.ClusterName][]federation.Export) map
 // joinPorts adds to the own ports those that only other clusters have. Where both have a number, the import's word on the
 // protocol counts: it is the same in every cluster.
 func joinPorts(own []topology.Port, imported []federation.ImportPort) []topology.Port {
-	byNumber := make(map[uint16]topology.Port, len(own)+len(imported))
+	byNumber := make(map[portKey]topology.Port, len(own)+len(imported))
 	for _, p := range own {
-		byNumber[p.Number] = p
+		byNumber[portKey{p.Protocol == topology.UDP, p.Number}] = p
 	}
 	for _, p := range imported {
-		if p.Transport == federation.TCP {
-			byNumber[p.Number] = topology.Port{Name: p.Name, Number: p.Number, Protocol: p.Protocol()}
+		switch p.Transport {
+		case federation.TCP:
+			byNumber[portKey{false, p.Number}] = topology.Port{Name: p.Name, Number: p.Number, Protocol: p.Protocol()}
+		case federation.UDP:
+			byNumber[portKey{true, p.Number}] = topology.Port{Name: p.Name, Number: p.Number, Protocol: topology.UDP}
 		}
 	}
-	return slices.SortedFunc(maps.Values(byNumber), func(a, b topology.Port) int { return cmp.Compare(a.Number, b.Number) })
+	return slices.SortedFunc(maps.Values(byNumber), comparePorts)
 }
+
+// portKey tells ports of a service apart.
+type portKey struct {
+	udp    bool
+	number uint16
+}
+
+func keyOfPort(p ServicePort) portKey { return portKey{p.Transport == federation.UDP, p.Number} }
+
+// split returns the numbers of ports in order: those that are reached over TCP, and those for datagrams.
+func split(keys iter.Seq[portKey]) (tcp, udp []uint16) {
+	for k := range keys {
+		if k.udp {
+			udp = append(udp, k.number)
+		} else {
+			tcp = append(tcp, k.number)
+		}
+	}
+	slices.Sort(tcp)
+	slices.Sort(udp)
+	return tcp, udp
+}
+
+// comparePorts puts those that are reached over TCP first: the wire tells of the two apart, and the order is the same at its other end.
+func comparePorts(a, b topology.Port) int {
+	rank := func(p topology.Port) int {
+		if p.Protocol == topology.UDP {
+			return 1
+		}
+		return 0
+	}
+	return cmp.Or(cmp.Compare(rank(a), rank(b)), cmp.Compare(a.Number, b.Number))
+}
+
+// carried reports whether the mesh carries what is sent to such a port.
+func carried(t federation.Transport) bool { return t == federation.TCP || t == federation.UDP }
 
 // otherPorts returns the ports of an import that are named in DNS and not carried.
 func otherPorts(imported []federation.ImportPort) []topology.OtherPort {
 	var out []topology.OtherPort
 	for _, p := range imported {
-		if p.Transport != federation.TCP {
+		if !carried(p.Transport) {
 			out = append(out, topology.OtherPort{Name: p.Name, Number: p.Number, Protocol: strings.ToLower(string(p.Transport))})
 		}
 	}
@@ -101,12 +141,17 @@ func remotes(i *ImportStatus, offers []offer) []topology.Remote {
 			Stale: o.view.Freshness != federation.Fresh || o.view.Quarantined,
 		}
 		for _, p := range i.Import.Ports {
-			if p.Transport == federation.TCP && slices.Contains(p.Clusters, o.view.Cluster) {
+			switch {
+			case !slices.Contains(p.Clusters, o.view.Cluster):
+			case p.Transport == federation.TCP:
 				r.Ports = append(r.Ports, p.Number)
+			case p.Transport == federation.UDP:
+				r.UDPPorts = append(r.UDPPorts, p.Number)
 			}
 		}
 		slices.Sort(r.Ports)
-		if len(r.Servers) > 0 && len(r.Ports) > 0 { // else nobody could answer
+		slices.Sort(r.UDPPorts)
+		if len(r.Servers) > 0 && len(r.Ports)+len(r.UDPPorts) > 0 { // else nobody could answer
 			out = append(out, r)
 		}
 	}

@@ -227,7 +227,7 @@ func (s *Sidecar) ExplainAsIf(ctx context.Context, q topology.Query, down []stri
 	x, err := topology.ExplainAsIf(snapshot, q, topology.Load{Suspected: suspected}, down)
 	for i := range x.Rows {
 		r := &x.Rows[i]
-		r.NextTry = s.outbound.health.NextTry(topology.Target{Service: q.Service, Port: q.Port, Cluster: r.Cluster, Endpoint: r.Endpoint})
+		r.NextTry = s.outbound.health.NextTry(q.Target(r.Cluster, r.Endpoint))
 	}
 	return x, err
 }

@@ -27,7 +27,7 @@ func ExplainAsIf(s *Snapshot, q Query, load Load, down []string) (Explanation, e
 		for _, r := range now.Rows {
 			if r.at(place) {
 				hit = true
-				worse.Suspected[Target{Service: q.Service, Port: q.Port, Cluster: r.Cluster, Endpoint: r.Endpoint}] = asIfDown
+				worse.Suspected[q.Target(r.Cluster, r.Endpoint)] = asIfDown
 			}
 		}
 		if !hit {

@@ -14,11 +14,25 @@ type Target struct {
 	Port     uint16 // that is called: a copy may answer on one and not on another
 	Cluster  ClusterName
 	Endpoint string // Endpoint.ID in the own cluster; empty for another cluster, but for a copy of a headless service that was named
+	// Datagrams: the port is the one for datagrams.
+	Datagrams bool
 }
 
 // Compare orders by service, cluster, endpoint.
 func (t Target) Compare(o Target) int {
-	return cmp.Or(t.Service.Compare(o.Service), cmp.Compare(t.Port, o.Port), t.Cluster.Compare(o.Cluster), strings.Compare(t.Endpoint, o.Endpoint))
+	return cmp.Or(t.Service.Compare(o.Service), cmp.Compare(t.Port, o.Port), t.Cluster.Compare(o.Cluster), strings.Compare(t.Endpoint, o.Endpoint),
+		compareFlags(t.Datagrams, o.Datagrams))
+}
+
+func compareFlags(a, b bool) int {
+	switch {
+	case a == b:
+		return 0
+	case b:
+		return -1
+	default:
+		return 1
+	}
 }
 
 // Scope says which copies a name speaks of.
@@ -38,6 +52,13 @@ type Query struct {
 	Scope   Scope
 	// Host names the one copy that is called; zero: any.
 	Host HostRef
+	// Datagrams asks for the port that is for datagrams, where one of the same number is reached over TCP.
+	Datagrams bool
+}
+
+// Target returns the place of one copy, or of a cluster's as a whole, of what is asked for.
+func (q Query) Target(cluster ClusterName, endpoint string) Target {
+	return Target{Service: q.Service, Port: q.Port, Cluster: cluster, Endpoint: endpoint, Datagrams: q.Datagrams}
 }
 
 // Load is what the caller knows by itself. Choose has no clock: until when any of it holds is the caller's affair, who asks again when it

@@ -97,12 +97,12 @@ func (s *Service) equal(o *Service) bool {
 
 func equalEndpoints(a, b Endpoint) bool {
 	return a.ID == b.ID && a.Address == b.Address && a.Server == b.Server && a.Locality == b.Locality &&
-		maps.Equal(a.Labels, b.Labels) && slices.Equal(a.Ports, b.Ports) &&
+		maps.Equal(a.Labels, b.Labels) && slices.Equal(a.Ports, b.Ports) && slices.Equal(a.UDPPorts, b.UDPPorts) &&
 		a.Ready == b.Ready && a.Capacity == b.Capacity && a.StandIn == b.StandIn
 }
 
 func equalRemotes(a, b Remote) bool {
-	return a.Cluster == b.Cluster && slices.Equal(a.Servers, b.Servers) && slices.Equal(a.Ports, b.Ports) &&
+	return a.Cluster == b.Cluster && slices.Equal(a.Servers, b.Servers) && slices.Equal(a.Ports, b.Ports) && slices.Equal(a.UDPPorts, b.UDPPorts) &&
 		a.Ready == b.Ready && maps.Equal(a.Labels, b.Labels) && a.Stale == b.Stale && a.Drain.equal(b.Drain)
 }
 
@@ -133,7 +133,7 @@ func (c *Cluster) equal(o *Cluster) bool {
 }
 
 func (e *Export) equal(o *Export) bool {
-	return e.Name == o.Name && slices.Equal(e.Ports, o.Ports) && slices.Equal(e.Audience, o.Audience) && slices.Equal(e.Hosts, o.Hosts) &&
+	return e.Name == o.Name && slices.Equal(e.Ports, o.Ports) && slices.Equal(e.UDPPorts, o.UDPPorts) && slices.Equal(e.Audience, o.Audience) && slices.Equal(e.Hosts, o.Hosts) &&
 		slices.EqualFunc(e.Endpoints, o.Endpoints, equalEndpoints)
 }
 

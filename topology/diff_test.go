@@ -26,7 +26,7 @@ func fullSpec(t *testing.T) topology.SnapshotSpec {
 	endpoint := func() topology.Endpoint {
 		return topology.Endpoint{
 			ID: "e", Address: addr, Server: id, Locality: topology.Locality{Region: "r", Zone: "z"}, Labels: labels(),
-			Ports: []uint16{80}, Ready: true, Capacity: 1,
+			Ports: []uint16{80}, UDPPorts: []uint16{53}, Ready: true, Capacity: 1,
 		}
 	}
 	selector := func() topology.Selector {
@@ -38,11 +38,11 @@ func fullSpec(t *testing.T) topology.SnapshotSpec {
 		Services: []*topology.Service{{
 			Name:          n,
 			Ports:         []topology.Port{{Name: "http", Number: 80, Protocol: topology.HTTP}},
-			OtherPorts:    []topology.OtherPort{{Name: "dns", Number: 53, Protocol: "udp"}},
+			OtherPorts:    []topology.OtherPort{{Name: "diameter", Number: 3868, Protocol: "sctp"}},
 			ClusterIPs:    []netip.Addr{addr.Addr()},
 			ClusterSetIPs: []netip.Addr{addr.Addr()},
 			Endpoints:     []topology.Endpoint{endpoint()},
-			Remotes:       []topology.Remote{{Cluster: cluster(t, "us"), Servers: []spiffeid.ID{id}, Ports: []uint16{80}, Ready: 1, Labels: labels(), Drain: drain()}},
+			Remotes:       []topology.Remote{{Cluster: cluster(t, "us"), Servers: []spiffeid.ID{id}, Ports: []uint16{80}, UDPPorts: []uint16{53}, Ready: 1, Labels: labels(), Drain: drain()}},
 			Drain:         drain(),
 			Hosts: []topology.HostGroup{{
 				Cluster: cluster(t, "us"), Ports: []topology.HostPort{{Name: "http", Number: 80, Target: 8080, Protocol: "tcp"}},
@@ -56,7 +56,7 @@ func fullSpec(t *testing.T) topology.SnapshotSpec {
 		}},
 		Clusters: []*topology.Cluster{{Name: cluster(t, "us"), Domain: td, Region: "r", Link: topology.LinkUp, RTT: time.Millisecond, Gateways: []topology.Gateway{gateway}, Pods: []netip.Prefix{netip.MustParsePrefix("10.2.0.0/16")}}},
 		Gateways: []topology.Gateway{gateway},
-		Exports:  []*topology.Export{{Name: n, Ports: []uint16{80}, Audience: []topology.ClusterName{cluster(t, "us")}, Endpoints: []topology.Endpoint{endpoint()}, Hosts: []netip.Addr{addr.Addr()}}},
+		Exports:  []*topology.Export{{Name: n, Ports: []uint16{80}, UDPPorts: []uint16{53}, Audience: []topology.ClusterName{cluster(t, "us")}, Endpoints: []topology.Endpoint{endpoint()}, Hosts: []netip.Addr{addr.Addr()}}},
 		Inbounds: []*topology.Inbound{{Access: [][]access.Policy{{fullPolicy()}}, Quotas: []topology.Quota{fullQuota()}, Name: n, Exported: true, Audience: []topology.ClusterName{cluster(t, "us")}, Ports: []topology.InboundPort{{Number: 80, Protocol: topology.HTTP, Targets: []netip.AddrPort{addr}}}}},
 	}
 }

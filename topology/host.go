@@ -16,7 +16,7 @@ func chooseHost(s *Snapshot, service *Service, plan Plan, load Load) (Plan, erro
 		return plan, fmt.Errorf("service %s, port %d, copy %s in cluster %s: %w%s", q.Service, q.Port, q.Host.Address, q.Host.Cluster, ErrNoCandidates, tally(plan.Excluded))
 	}
 	var found *spot
-	for _, c := range spots(s, service, q.Port) {
+	for _, c := range spots(s, service, q) {
 		if c.Remote != nil && c.Cluster == q.Host.Cluster {
 			found = &c
 			break

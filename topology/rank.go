@@ -57,7 +57,7 @@ func choose(s *Snapshot, q Query, load Load) (Plan, error) {
 	if q.Scope == ClusterSet && !service.Imported {
 		return plan, fmt.Errorf("service %s: %w", q.Service, ErrNotImported)
 	}
-	port, ok := service.Port(q.Port)
+	port, ok := service.port(q.Port, q.Datagrams)
 	if !ok {
 		return plan, fmt.Errorf("service %s, port %d: %w", q.Service, q.Port, ErrUnknownPort)
 	}
@@ -67,7 +67,7 @@ func choose(s *Snapshot, q Query, load Load) (Plan, error) {
 		return chooseHost(s, service, plan, load)
 	}
 	tiers := make(map[rankKey][]spot)
-	for _, c := range spots(s, service, q.Port) {
+	for _, c := range spots(s, service, q) {
 		if reason, out := exclude(s, service, q, &c); out {
 			plan.Excluded = append(plan.Excluded, Exclusion{Target: c.Target, Endpoint: c.Endpoint, Remote: c.Remote, Reason: reason})
 			continue
@@ -83,14 +83,14 @@ func choose(s *Snapshot, q Query, load Load) (Plan, error) {
 	return plan, nil
 }
 
-// spots lists every copy of the service, the own cluster's one by one, as called on that port.
-func spots(s *Snapshot, service *Service, port uint16) []spot {
+// spots lists every copy of the service, the own cluster's one by one, as q calls them.
+func spots(s *Snapshot, service *Service, q Query) []spot {
 	out := make([]spot, 0, len(service.Endpoints)+len(service.Remotes))
 	for i := range service.Endpoints {
 		e := &service.Endpoints[i]
 		out = append(out, spot{
 			Candidate: Candidate{
-				Target:   Target{Service: service.Name, Port: port, Cluster: s.self.Cluster, Endpoint: e.ID},
+				Target:   q.Target(s.self.Cluster, e.ID),
 				Cluster:  s.self.Cluster,
 				Endpoint: e,
 			},
@@ -105,7 +105,7 @@ func spots(s *Snapshot, service *Service, port uint16) []spot {
 		r := &service.Remotes[i]
 		c := spot{
 			Candidate: Candidate{
-				Target:  Target{Service: service.Name, Port: port, Cluster: r.Cluster},
+				Target:  q.Target(r.Cluster, ""),
 				Cluster: r.Cluster,
 				Remote:  r,
 			},
@@ -140,8 +140,12 @@ func forbid(s *Snapshot, service *Service, q Query, c *spot) (Reason, bool) {
 		return Reason{Cause: ScopeLocal}, true
 	case c.own && q.Scope == ClusterSet && !service.Exported:
 		return Reason{Cause: NotExported}, true
+	case c.own && q.Datagrams:
+		ports = c.Endpoint.UDPPorts
 	case c.own:
 		ports = c.Endpoint.Ports
+	case q.Datagrams:
+		ports = c.Remote.UDPPorts
 	default:
 		ports = c.Remote.Ports
 	}

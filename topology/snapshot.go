@@ -20,12 +20,14 @@ type Locality struct {
 // Protocol is what a port speaks.
 type Protocol string
 
-// The protocols. TCP is opaque bytes; HTTP is HTTP/1.1 (with upgrades); HTTP2 is HTTP/2 with prior knowledge.
+// The protocols. TCP is opaque bytes; HTTP is HTTP/1.1 (with upgrades); HTTP2 is HTTP/2 with prior knowledge. UDP is datagrams: a port of
+// that protocol is another one than one of the same number that is reached over TCP.
 const (
 	TCP   Protocol = "tcp"
 	HTTP  Protocol = "http"
 	HTTP2 Protocol = "http2"
 	GRPC  Protocol = "grpc"
+	UDP   Protocol = "udp"
 )
 
 // IsHTTP reports whether requests can be told apart, balanced and retried one by one.
@@ -38,11 +40,11 @@ type Port struct {
 	Protocol Protocol `json:"protocol"`
 }
 
-// OtherPort is a port of a service that is not TCP's: it has a name in DNS, and the mesh carries nothing on it.
+// OtherPort is a port of a service that is neither TCP's nor UDP's: it has a name in DNS, and the mesh carries nothing on it.
 type OtherPort struct {
 	Name     string `json:"name,omitempty"`
 	Number   uint16 `json:"port"`
-	Protocol string `json:"protocol"` // "udp" or "sctp"
+	Protocol string `json:"protocol"` // "sctp"
 }
 
 // Endpoint is one copy of a service in the own cluster, reached at its sidecar, or at the node proxy that stands in.
@@ -53,6 +55,7 @@ type Endpoint struct {
 	Locality Locality
 	Labels   map[string]string
 	Ports    []uint16 // service ports that it serves
+	UDPPorts []uint16 // and those for datagrams
 	Ready    bool
 	Capacity int  // copies behind the address; 1 but for a node proxy
 	StandIn  bool // a node proxy answers for a workload without a sidecar
@@ -86,9 +89,12 @@ type Service struct {
 	Drain         *Drain      // of the own cluster's copies; nil: not drained
 }
 
-// Port returns the port of that number.
-func (s *Service) Port(number uint16) (Port, bool) {
-	i := slices.IndexFunc(s.Ports, func(p Port) bool { return p.Number == number })
+// Port returns the port of that number that is reached over TCP.
+func (s *Service) Port(number uint16) (Port, bool) { return s.port(number, false) }
+
+// port returns the port of that number, for datagrams or else over TCP.
+func (s *Service) port(number uint16, datagrams bool) (Port, bool) {
+	i := slices.IndexFunc(s.Ports, func(p Port) bool { return p.Number == number && (p.Protocol == UDP) == datagrams })
 	if i < 0 {
 		return Port{}, false
 	}
@@ -162,6 +168,7 @@ type Gateway struct {
 type Export struct {
 	Name      ServiceName
 	Ports     []uint16
+	UDPPorts  []uint16      // those for datagrams
 	Audience  []ClusterName // who may; empty = every peer
 	Endpoints []Endpoint
 	Hosts     []netip.Addr // of a headless service: the copies that may be called by name

@@ -16,13 +16,14 @@ import (
 
 	meshv1alpha1 "github.com/isthmus-mesh/isthmus/api/mesh/v1alpha1"
 	"github.com/isthmus-mesh/isthmus/control"
+	"github.com/isthmus-mesh/isthmus/federation"
 )
 
 func TestPodsWithSidecarAreWorkloads(t *testing.T) {
 	whole := control.Workload{
 		Meta:   control.Meta{Kind: "Pod", Namespace: "shop", Name: "web-0", Created: born.UTC()},
 		Labels: map[string]string{"app": "web"}, ServiceAccount: "web", Address: netip.MustParseAddr("10.0.0.1"),
-		Ports: []control.WorkloadPort{{Name: "http", Number: 8080}}, Zone: "a", Ready: true, Inbound: 15008,
+		Ports: []control.WorkloadPort{{Name: "http", Number: 8080, Transport: federation.TCP}}, Zone: "a", Ready: true, Inbound: 15008,
 	}
 	for name, c := range map[string]struct {
 		change  func(*corev1.Pod)
@@ -47,14 +48,17 @@ func TestPodsWithSidecarAreWorkloads(t *testing.T) {
 		"ports": {
 			func(p *corev1.Pod) {
 				p.Spec.Containers = append(p.Spec.Containers, corev1.Container{Ports: []corev1.ContainerPort{
-					{Name: "dns", ContainerPort: 53, Protocol: corev1.ProtocolUDP}, // not carried
-					{Name: "inbound", ContainerPort: 15008},                        // the sidecar's
-					{Name: "http", ContainerPort: 8081},                            // the name is taken
-					{ContainerPort: 9000}, {ContainerPort: 9001},
+					{Name: "dns", ContainerPort: 53, Protocol: corev1.ProtocolUDP},
+					{Name: "diameter", ContainerPort: 3868, Protocol: corev1.ProtocolSCTP}, // not carried
+					{Name: "inbound", ContainerPort: 15008},                                // the sidecar's
+					{Name: "http", ContainerPort: 8081},                                    // the name is taken
+					{ContainerPort: 9000},
+					{ContainerPort: 9001},
 				}})
 			},
 			func(w *control.Workload) {
-				w.Ports = append(w.Ports, control.WorkloadPort{Number: 9000}, control.WorkloadPort{Number: 9001})
+				w.Ports = append(w.Ports, control.WorkloadPort{Name: "dns", Number: 53, Transport: federation.UDP},
+					control.WorkloadPort{Number: 9000, Transport: federation.TCP}, control.WorkloadPort{Number: 9001, Transport: federation.TCP})
 			}, "",
 		},
 	} {

@@ -10,6 +10,7 @@ import (
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 
 	"github.com/isthmus-mesh/isthmus/control"
+	"github.com/isthmus-mesh/isthmus/federation"
 )
 
 // present leaves out the objects that are being deleted: whoever removes an export or a peer means now, whatever finalizers hold on to.
@@ -79,16 +80,21 @@ func workloadOf(p *corev1.Pod, zone string) (control.Workload, error) {
 		}
 		w.Address = a.Unmap()
 	}
-	named := make(map[string]bool)
+	type name struct {
+		transport federation.Transport
+		name      string
+	}
+	named := make(map[name]bool)
 	for _, c := range p.Spec.Containers {
 		for _, port := range c.Ports {
-			isTCP := port.Protocol == "" || port.Protocol == corev1.ProtocolTCP
+			key := name{federation.Transport(cmp.Or(port.Protocol, corev1.ProtocolTCP)), port.Name}
+			own := key.transport == federation.TCP && port.ContainerPort == int32(w.Inbound)
 			// The sidecar's own port is none of the application's. Of two containers that give one name, the first has it.
-			if !isTCP || port.ContainerPort == int32(w.Inbound) || port.ContainerPort < 1 || port.ContainerPort > 65535 || named[port.Name] {
+			if key.transport == federation.SCTP || own || port.ContainerPort < 1 || port.ContainerPort > 65535 || named[key] {
 				continue
 			}
-			named[port.Name] = port.Name != ""
-			w.Ports = append(w.Ports, control.WorkloadPort{Name: port.Name, Number: uint16(port.ContainerPort)})
+			named[key] = port.Name != ""
+			w.Ports = append(w.Ports, control.WorkloadPort{Name: port.Name, Number: uint16(port.ContainerPort), Transport: key.transport})
 		}
 	}
 	return w, nil

@@ -296,6 +296,9 @@ func decodeExport(b *configv1.Export) (*topology.Export, error) {
 	if e.Ports, err = decodeNumbers(b.GetPorts()); err != nil {
 		return nil, err
 	}
+	if e.UDPPorts, err = decodeNumbers(b.GetUdpPorts()); err != nil {
+		return nil, err
+	}
 	if e.Audience, err = decodeAudience(b.GetAudience()); err != nil {
 		return nil, err
 	}
@@ -323,7 +326,7 @@ func decodeAudience(names []string) ([]topology.ClusterName, error) {
 
 func decodeInbound(b *configv1.Inbound) (*topology.Inbound, error) {
 	name, err := topology.NewServiceName(b.GetNamespace(), b.GetName())
-	if err = cmp.Or(err, atMost("ports", len(b.GetPorts()), maxPorts)); err != nil {
+	if err = cmp.Or(err, atMost("ports", len(b.GetPorts()), maxPorts), atMost("UDP ports", len(b.GetUdpPorts()), maxPorts)); err != nil {
 		return nil, err
 	}
 	in := &topology.Inbound{Name: name, Exported: b.GetExported()}
@@ -331,17 +334,19 @@ func decodeInbound(b *configv1.Inbound) (*topology.Inbound, error) {
 		return nil, err
 	}
 	for _, bp := range b.GetPorts() {
-		p := topology.InboundPort{Protocol: topology.Protocol(bp.GetProtocol())}
-		p.Number, err = decodeNumber(bp.GetPort())
-		if err = cmp.Or(err, checkProtocol(p.Protocol), atMost("targets", len(bp.GetTargets()), maxTargets)); err != nil {
+		p, err := decodeInboundPort(bp)
+		if err = cmp.Or(err, checkProtocol(p.Protocol)); err != nil {
 			return nil, err
 		}
-		for _, t := range bp.GetTargets() {
-			var a netip.AddrPort
-			if a, err = decodeAddrPort(t); err != nil {
-				return nil, err
-			}
-			p.Targets = append(p.Targets, a)
+		in.Ports = append(in.Ports, p)
+	}
+	for _, bp := range b.GetUdpPorts() {
+		p, err := decodeInboundPort(bp)
+		if err == nil && p.Protocol != topology.UDP {
+			err = fmt.Errorf("UDP port %d: protocol %q", p.Number, clip(string(p.Protocol)))
+		}
+		if err != nil {
+			return nil, err
 		}
 		in.Ports = append(in.Ports, p)
 	}
@@ -350,6 +355,22 @@ func decodeInbound(b *configv1.Inbound) (*topology.Inbound, error) {
 	}
 	in.Quotas, err = decodeQuotas(b.GetQuotas())
 	return in, err
+}
+
+func decodeInboundPort(b *configv1.InboundPort) (p topology.InboundPort, err error) {
+	p.Protocol = topology.Protocol(b.GetProtocol())
+	p.Number, err = decodeNumber(b.GetPort())
+	if err = cmp.Or(err, atMost("targets", len(b.GetTargets()), maxTargets)); err != nil {
+		return p, err
+	}
+	for _, t := range b.GetTargets() {
+		a, err := decodeAddrPort(t)
+		if err != nil {
+			return p, err
+		}
+		p.Targets = append(p.Targets, a)
+	}
+	return p, nil
 }
 
 func decodeDomain(s string) (spiffeid.TrustDomain, error) {

@@ -22,14 +22,6 @@ func decodeService(b *configv1.Service) (*topology.Service, error) {
 	if err = cmp.Or(atMost("ports", len(b.GetPorts()), maxPorts), atMost("other ports", len(b.GetOtherPorts()), maxPorts)); err != nil {
 		return nil, err
 	}
-	for _, bp := range b.GetOtherPorts() {
-		p := topology.OtherPort{Name: bp.GetName(), Protocol: bp.GetProtocol()}
-		p.Number, err = decodeNumber(bp.GetPort())
-		if err = cmp.Or(err, checkTexts(p.Name, p.Protocol)); err != nil {
-			return nil, err
-		}
-		s.OtherPorts = append(s.OtherPorts, p)
-	}
 	for _, bp := range b.GetPorts() {
 		p := topology.Port{Name: bp.GetName(), Protocol: topology.Protocol(bp.GetProtocol())}
 		p.Number, err = decodeNumber(bp.GetPort())
@@ -37,6 +29,18 @@ func decodeService(b *configv1.Service) (*topology.Service, error) {
 			return nil, err
 		}
 		s.Ports = append(s.Ports, p)
+	}
+	for _, bp := range b.GetOtherPorts() {
+		p := topology.OtherPort{Name: bp.GetName(), Protocol: bp.GetProtocol()}
+		p.Number, err = decodeNumber(bp.GetPort())
+		if err = cmp.Or(err, checkTexts(p.Name, p.Protocol)); err != nil {
+			return nil, err
+		}
+		if p.Protocol == string(topology.UDP) {
+			s.Ports = append(s.Ports, topology.Port{Name: p.Name, Number: p.Number, Protocol: topology.UDP})
+			continue
+		}
+		s.OtherPorts = append(s.OtherPorts, p)
 	}
 	if s.ClusterIPs, err = decodeIPs(b.GetClusterIps()); err != nil {
 		return nil, err
@@ -174,6 +178,9 @@ func decodeEndpoint(b *configv1.Endpoint) (topology.Endpoint, error) {
 	if e.Ports, err = decodeNumbers(b.GetPorts()); err != nil {
 		return e, err
 	}
+	if e.UDPPorts, err = decodeNumbers(b.GetUdpPorts()); err != nil {
+		return e, err
+	}
 	if e.Capacity, err = decodeCount("capacity", b.GetCapacity()); err != nil {
 		return e, err
 	}
@@ -220,6 +227,9 @@ func decodeRemote(b *configv1.Remote) (topology.Remote, error) {
 		r.Servers = append(r.Servers, id)
 	}
 	if r.Ports, err = decodeNumbers(b.GetPorts()); err != nil {
+		return r, err
+	}
+	if r.UDPPorts, err = decodeNumbers(b.GetUdpPorts()); err != nil {
 		return r, err
 	}
 	if r.Ready, err = decodeCount("ready", b.GetReady()); err != nil {

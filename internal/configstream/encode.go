@@ -112,6 +112,10 @@ func EncodeService(s *topology.Service) *configv1.Resource {
 		Drain:         encodeDrain(s.Drain),
 	}
 	for _, p := range s.Ports {
+		if p.Protocol == topology.UDP {
+			body.OtherPorts = append(body.OtherPorts, &configv1.OtherPort{Name: p.Name, Port: uint32(p.Number), Protocol: string(p.Protocol)})
+			continue
+		}
 		body.Ports = append(body.Ports, &configv1.Port{Name: p.Name, Port: uint32(p.Number), Protocol: string(p.Protocol)})
 	}
 	for _, p := range s.OtherPorts {
@@ -126,6 +130,7 @@ func EncodeService(s *topology.Service) *configv1.Resource {
 			SpiffeIds: texts(r.Servers),
 			Ready:     count(r.Ready),
 			Ports:     encodeNumbers(r.Ports),
+			UdpPorts:  encodeNumbers(r.UDPPorts),
 			Labels:    r.Labels,
 			Stale:     r.Stale,
 			Drain:     encodeDrain(r.Drain),
@@ -140,6 +145,7 @@ func EncodeExport(e *topology.Export) *configv1.Resource {
 		Namespace: e.Name.Namespace(),
 		Name:      e.Name.Name(),
 		Ports:     encodeNumbers(e.Ports),
+		UdpPorts:  encodeNumbers(e.UDPPorts),
 		Audience:  texts(e.Audience),
 		Endpoints: encodeEndpoints(e.Endpoints),
 		Hosts:     texts(e.Hosts),
@@ -153,9 +159,12 @@ func EncodeInbound(receiver string, in *topology.Inbound) *configv1.Resource {
 		Namespace: in.Name.Namespace(), Name: in.Name.Name(), Exported: in.Exported, Audience: texts(in.Audience),
 	}
 	for _, p := range in.Ports {
-		body.Ports = append(body.Ports, &configv1.InboundPort{
-			Port: uint32(p.Number), Protocol: string(p.Protocol), Targets: texts(p.Targets),
-		})
+		port := &configv1.InboundPort{Port: uint32(p.Number), Protocol: string(p.Protocol), Targets: texts(p.Targets)}
+		if p.Protocol == topology.UDP {
+			body.UdpPorts = append(body.UdpPorts, port)
+			continue
+		}
+		body.Ports = append(body.Ports, port)
 	}
 	for _, set := range in.Access {
 		body.Access = append(body.Access, EncodeAccess(set))
@@ -202,6 +211,7 @@ func encodeEndpoints(in []topology.Endpoint) []*configv1.Endpoint {
 			Ready:    e.Ready,
 			Capacity: count(e.Capacity),
 			Ports:    encodeNumbers(e.Ports),
+			UdpPorts: encodeNumbers(e.UDPPorts),
 			Labels:   e.Labels,
 			StandIn:  e.StandIn,
 		})

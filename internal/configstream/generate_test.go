@@ -82,6 +82,7 @@ func genEndpoint(t *rapid.T) topology.Endpoint {
 		Locality: genLocality(t),
 		Labels:   genLabels.Draw(t, "labels"),
 		Ports:    genPorts.Draw(t, "ports"),
+		UDPPorts: genPorts.Draw(t, "udp_ports"),
 		Ready:    rapid.Bool().Draw(t, "ready"),
 		Capacity: genCount.Draw(t, "capacity"),
 		StandIn:  rapid.Bool().Draw(t, "stand_in"),
@@ -94,13 +95,14 @@ func genEndpoints(t *rapid.T) []topology.Endpoint {
 
 func genRemote(t *rapid.T) topology.Remote {
 	return topology.Remote{
-		Cluster: genCluster(t),
-		Servers: rapid.SliceOfN(rapid.Custom(genID), 0, 3).Draw(t, "servers"),
-		Ports:   genPorts.Draw(t, "ports"),
-		Ready:   genCount.Draw(t, "ready"),
-		Labels:  genLabels.Draw(t, "labels"),
-		Stale:   rapid.Bool().Draw(t, "stale"),
-		Drain:   genDrain(t),
+		Cluster:  genCluster(t),
+		Servers:  rapid.SliceOfN(rapid.Custom(genID), 0, 3).Draw(t, "servers"),
+		Ports:    genPorts.Draw(t, "ports"),
+		UDPPorts: genPorts.Draw(t, "udp_ports"),
+		Ready:    genCount.Draw(t, "ready"),
+		Labels:   genLabels.Draw(t, "labels"),
+		Stale:    rapid.Bool().Draw(t, "stale"),
+		Drain:    genDrain(t),
 	}
 }
 
@@ -168,6 +170,9 @@ func genService(t *rapid.T) *topology.Service {
 	for range rapid.IntRange(0, 3).Draw(t, "ports") {
 		s.Ports = append(s.Ports, topology.Port{Name: genText.Draw(t, "port_name"), Number: genPort.Draw(t, "port"), Protocol: genProto.Draw(t, "protocol")})
 	}
+	for range rapid.IntRange(0, 2).Draw(t, "udp_ports") { // behind the others, as control lists them
+		s.Ports = append(s.Ports, topology.Port{Name: genText.Draw(t, "port_name"), Number: genPort.Draw(t, "port"), Protocol: topology.UDP})
+	}
 	s.Hosts = rapid.SliceOfN(rapid.Custom(genHosts), 0, 2).Draw(t, "hosts")
 	for range rapid.IntRange(0, 2).Draw(t, "other_ports") {
 		s.OtherPorts = append(s.OtherPorts, topology.OtherPort{Name: genText.Draw(t, "port_name"), Number: genPort.Draw(t, "port"), Protocol: genText.Draw(t, "protocol")})
@@ -202,7 +207,7 @@ func genPeer(t *rapid.T) *topology.Cluster {
 
 func genExport(t *rapid.T) *topology.Export {
 	return &topology.Export{
-		Name: genName(t), Ports: genPorts.Draw(t, "ports"),
+		Name: genName(t), Ports: genPorts.Draw(t, "ports"), UDPPorts: genPorts.Draw(t, "udp_ports"),
 		Audience: rapid.SliceOfN(rapid.Custom(genCluster), 0, 3).Draw(t, "audience"), Endpoints: genEndpoints(t),
 		Hosts: rapid.SliceOfN(genAddr, 0, 3).Draw(t, "hosts"),
 	}
@@ -214,6 +219,11 @@ func genInbound(t *rapid.T) *topology.Inbound {
 		in.Ports = append(in.Ports, topology.InboundPort{
 			Number: genPort.Draw(t, "port"), Protocol: genProto.Draw(t, "protocol"),
 			Targets: rapid.SliceOfN(rapid.Custom(genAddrPort), 0, 3).Draw(t, "targets"),
+		})
+	}
+	for range rapid.IntRange(0, 2).Draw(t, "udp_ports") {
+		in.Ports = append(in.Ports, topology.InboundPort{
+			Number: genPort.Draw(t, "port"), Protocol: topology.UDP, Targets: rapid.SliceOfN(rapid.Custom(genAddrPort), 0, 3).Draw(t, "targets"),
 		})
 	}
 	for range rapid.IntRange(0, 2).Draw(t, "sets") {

@@ -325,8 +325,12 @@ type port struct {
 // named returns the ports of a service that have a name: no other has an SRV record.
 func named(s *topology.Service) []port {
 	out := make([]port, 0, len(s.Ports)+len(s.OtherPorts))
-	for _, p := range s.Ports { // whatever they speak, it is TCP underneath
-		out = append(out, port{strings.ToLower(p.Name), "tcp", p.Number})
+	for _, p := range s.Ports {
+		transport := "tcp" // whatever they speak, it is TCP underneath
+		if p.Protocol == topology.UDP {
+			transport = "udp"
+		}
+		out = append(out, port{strings.ToLower(p.Name), transport, p.Number})
 	}
 	for _, p := range s.OtherPorts {
 		out = append(out, port{strings.ToLower(p.Name), p.Protocol, p.Number})

@@ -1962,7 +1962,7 @@ type Port struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	Name  string                 `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
 	Port  uint32                 `protobuf:"varint,2,opt,name=port,proto3" json:"port,omitempty"`
-	// "tcp", "http", "http2", "grpc", "udp".
+	// "tcp", "http", "http2", "grpc".
 	Protocol      string `protobuf:"bytes,3,opt,name=protocol,proto3" json:"protocol,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -2481,7 +2481,8 @@ func (x *Host) GetIps() []string {
 	return nil
 }
 
-// OtherPort is a port that is not TCP's: it has a name in DNS, and nothing is carried on it.
+// OtherPort is a port that is not TCP's. On those of UDP datagrams are carried to the copies that say so (udp_ports); those of SCTP only have a
+// name in DNS.
 type OtherPort struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	Name  string                 `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
@@ -2556,6 +2557,7 @@ type Endpoint struct {
 	Ports         []uint32               `protobuf:"varint,8,rep,packed,name=ports,proto3" json:"ports,omitempty"` // service port numbers that it serves
 	Labels        map[string]string      `protobuf:"bytes,9,rep,name=labels,proto3" json:"labels,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"bytes,2,opt,name=value"`
 	StandIn       bool                   `protobuf:"varint,10,opt,name=stand_in,json=standIn,proto3" json:"stand_in,omitempty"`
+	UdpPorts      []uint32               `protobuf:"varint,11,rep,packed,name=udp_ports,json=udpPorts,proto3" json:"udp_ports,omitempty"` // as ports, for datagrams
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -2660,6 +2662,13 @@ func (x *Endpoint) GetStandIn() bool {
 	return false
 }
 
+func (x *Endpoint) GetUdpPorts() []uint32 {
+	if x != nil {
+		return x.UdpPorts
+	}
+	return nil
+}
+
 type Remote struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Cluster       string                 `protobuf:"bytes,1,opt,name=cluster,proto3" json:"cluster,omitempty"`
@@ -2670,6 +2679,7 @@ type Remote struct {
 	Stale         bool                   `protobuf:"varint,6,opt,name=stale,proto3" json:"stale,omitempty"` // the member's last word is old: kept in use, said so
 	Total         uint32                 `protobuf:"varint,7,opt,name=total,proto3" json:"total,omitempty"` // copies, ready or not; 0: not known
 	Drain         *Drain                 `protobuf:"bytes,8,opt,name=drain,proto3" json:"drain,omitempty"`
+	UdpPorts      []uint32               `protobuf:"varint,9,rep,packed,name=udp_ports,json=udpPorts,proto3" json:"udp_ports,omitempty"` // as ports, for datagrams
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -2756,6 +2766,13 @@ func (x *Remote) GetTotal() uint32 {
 func (x *Remote) GetDrain() *Drain {
 	if x != nil {
 		return x.Drain
+	}
+	return nil
+}
+
+func (x *Remote) GetUdpPorts() []uint32 {
+	if x != nil {
+		return x.UdpPorts
 	}
 	return nil
 }
@@ -2984,6 +3001,7 @@ type Export struct {
 	Endpoints     []*Endpoint            `protobuf:"bytes,5,rep,name=endpoints,proto3" json:"endpoints,omitempty"`
 	Hosts         []string               `protobuf:"bytes,6,rep,name=hosts,proto3" json:"hosts,omitempty"` // addresses of the copies of a headless service that may be called by name
 	Drill         *Drill                 `protobuf:"bytes,7,opt,name=drill,proto3" json:"drill,omitempty"`
+	UdpPorts      []uint32               `protobuf:"varint,8,rep,packed,name=udp_ports,json=udpPorts,proto3" json:"udp_ports,omitempty"` // as ports, for datagrams
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -3067,6 +3085,13 @@ func (x *Export) GetDrill() *Drill {
 	return nil
 }
 
+func (x *Export) GetUdpPorts() []uint32 {
+	if x != nil {
+		return x.UdpPorts
+	}
+	return nil
+}
+
 // Inbound is a service that the receiving sidecar serves: where each port goes.
 type Inbound struct {
 	state     protoimpl.MessageState `protogen:"open.v1"`
@@ -3078,9 +3103,10 @@ type Inbound struct {
 	Audience []string `protobuf:"bytes,5,rep,name=audience,proto3" json:"audience,omitempty"`
 	// Who may call it. Each set must let a request through; where there is none, everybody may whom the audience lets in. A sidecar has one
 	// set at most; a node proxy one for each group of copies that the same policies are for.
-	Access        []*AccessSet `protobuf:"bytes,6,rep,name=access,proto3" json:"access,omitempty"`
-	Quotas        []*Quota     `protobuf:"bytes,7,rep,name=quotas,proto3" json:"quotas,omitempty"`
-	Drill         *Drill       `protobuf:"bytes,8,opt,name=drill,proto3" json:"drill,omitempty"`
+	Access        []*AccessSet   `protobuf:"bytes,6,rep,name=access,proto3" json:"access,omitempty"`
+	Quotas        []*Quota       `protobuf:"bytes,7,rep,name=quotas,proto3" json:"quotas,omitempty"`
+	Drill         *Drill         `protobuf:"bytes,8,opt,name=drill,proto3" json:"drill,omitempty"`
+	UdpPorts      []*InboundPort `protobuf:"bytes,9,rep,name=udp_ports,json=udpPorts,proto3" json:"udp_ports,omitempty"` // where datagrams go
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -3167,6 +3193,13 @@ func (x *Inbound) GetQuotas() []*Quota {
 func (x *Inbound) GetDrill() *Drill {
 	if x != nil {
 		return x.Drill
+	}
+	return nil
+}
+
+func (x *Inbound) GetUdpPorts() []*InboundPort {
+	if x != nil {
+		return x.UdpPorts
 	}
 	return nil
 }
@@ -4442,7 +4475,7 @@ const file_api_config_v1_config_proto_rawDesc = "" +
 	"\tOtherPort\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12\x12\n" +
 	"\x04port\x18\x02 \x01(\rR\x04port\x12\x1a\n" +
-	"\bprotocol\x18\x03 \x01(\tR\bprotocol\"\xdc\x02\n" +
+	"\bprotocol\x18\x03 \x01(\tR\bprotocol\"\xf9\x02\n" +
 	"\bEndpoint\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12\x18\n" +
 	"\aaddress\x18\x02 \x01(\tR\aaddress\x12\x1b\n" +
@@ -4454,10 +4487,11 @@ const file_api_config_v1_config_proto_rawDesc = "" +
 	"\x05ports\x18\b \x03(\rR\x05ports\x12?\n" +
 	"\x06labels\x18\t \x03(\v2'.isthmus.config.v1.Endpoint.LabelsEntryR\x06labels\x12\x19\n" +
 	"\bstand_in\x18\n" +
-	" \x01(\bR\astandIn\x1a9\n" +
+	" \x01(\bR\astandIn\x12\x1b\n" +
+	"\tudp_ports\x18\v \x03(\rR\budpPorts\x1a9\n" +
 	"\vLabelsEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
-	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"\xc3\x02\n" +
+	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"\xe0\x02\n" +
 	"\x06Remote\x12\x18\n" +
 	"\acluster\x18\x01 \x01(\tR\acluster\x12\x1d\n" +
 	"\n" +
@@ -4467,7 +4501,8 @@ const file_api_config_v1_config_proto_rawDesc = "" +
 	"\x06labels\x18\x05 \x03(\v2%.isthmus.config.v1.Remote.LabelsEntryR\x06labels\x12\x14\n" +
 	"\x05stale\x18\x06 \x01(\bR\x05stale\x12\x14\n" +
 	"\x05total\x18\a \x01(\rR\x05total\x12.\n" +
-	"\x05drain\x18\b \x01(\v2\x18.isthmus.config.v1.DrainR\x05drain\x1a9\n" +
+	"\x05drain\x18\b \x01(\v2\x18.isthmus.config.v1.DrainR\x05drain\x12\x1b\n" +
+	"\tudp_ports\x18\t \x03(\rR\budpPorts\x1a9\n" +
 	"\vLabelsEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
 	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"\x9c\x02\n" +
@@ -4492,7 +4527,7 @@ const file_api_config_v1_config_proto_rawDesc = "" +
 	"\x06labels\x18\x04 \x03(\v2'.isthmus.config.v1.Selector.LabelsEntryR\x06labels\x1a9\n" +
 	"\vLabelsEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
-	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"\xed\x01\n" +
+	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"\x8a\x02\n" +
 	"\x06Export\x12\x1c\n" +
 	"\tnamespace\x18\x01 \x01(\tR\tnamespace\x12\x12\n" +
 	"\x04name\x18\x02 \x01(\tR\x04name\x12\x14\n" +
@@ -4500,7 +4535,8 @@ const file_api_config_v1_config_proto_rawDesc = "" +
 	"\baudience\x18\x04 \x03(\tR\baudience\x129\n" +
 	"\tendpoints\x18\x05 \x03(\v2\x1b.isthmus.config.v1.EndpointR\tendpoints\x12\x14\n" +
 	"\x05hosts\x18\x06 \x03(\tR\x05hosts\x12.\n" +
-	"\x05drill\x18\a \x01(\v2\x18.isthmus.config.v1.DrillR\x05drill\"\xc1\x02\n" +
+	"\x05drill\x18\a \x01(\v2\x18.isthmus.config.v1.DrillR\x05drill\x12\x1b\n" +
+	"\tudp_ports\x18\b \x03(\rR\budpPorts\"\xfe\x02\n" +
 	"\aInbound\x12\x1c\n" +
 	"\tnamespace\x18\x01 \x01(\tR\tnamespace\x12\x12\n" +
 	"\x04name\x18\x02 \x01(\tR\x04name\x124\n" +
@@ -4509,7 +4545,8 @@ const file_api_config_v1_config_proto_rawDesc = "" +
 	"\baudience\x18\x05 \x03(\tR\baudience\x124\n" +
 	"\x06access\x18\x06 \x03(\v2\x1c.isthmus.config.v1.AccessSetR\x06access\x120\n" +
 	"\x06quotas\x18\a \x03(\v2\x18.isthmus.config.v1.QuotaR\x06quotas\x12.\n" +
-	"\x05drill\x18\b \x01(\v2\x18.isthmus.config.v1.DrillR\x05drill\"H\n" +
+	"\x05drill\x18\b \x01(\v2\x18.isthmus.config.v1.DrillR\x05drill\x12;\n" +
+	"\tudp_ports\x18\t \x03(\v2\x1e.isthmus.config.v1.InboundPortR\budpPorts\"H\n" +
 	"\tAccessSet\x12;\n" +
 	"\bpolicies\x18\x01 \x03(\v2\x1f.isthmus.config.v1.AccessPolicyR\bpolicies\"\xa7\x01\n" +
 	"\fAccessPolicy\x12\x12\n" +
@@ -4722,34 +4759,35 @@ var file_api_config_v1_config_proto_depIdxs = []int32{
 	39, // 46: isthmus.config.v1.Inbound.access:type_name -> isthmus.config.v1.AccessSet
 	49, // 47: isthmus.config.v1.Inbound.quotas:type_name -> isthmus.config.v1.Quota
 	27, // 48: isthmus.config.v1.Inbound.drill:type_name -> isthmus.config.v1.Drill
-	40, // 49: isthmus.config.v1.AccessSet.policies:type_name -> isthmus.config.v1.AccessPolicy
-	41, // 50: isthmus.config.v1.AccessPolicy.rules:type_name -> isthmus.config.v1.AccessRule
-	47, // 51: isthmus.config.v1.AccessPolicy.issuers:type_name -> isthmus.config.v1.TokenIssuer
-	42, // 52: isthmus.config.v1.AccessRule.from:type_name -> isthmus.config.v1.AccessSource
-	43, // 53: isthmus.config.v1.AccessRule.to:type_name -> isthmus.config.v1.AccessOperation
-	45, // 54: isthmus.config.v1.AccessRule.users:type_name -> isthmus.config.v1.EndUser
-	48, // 55: isthmus.config.v1.AccessSource.principals:type_name -> isthmus.config.v1.Pattern
-	48, // 56: isthmus.config.v1.AccessOperation.paths:type_name -> isthmus.config.v1.Pattern
-	44, // 57: isthmus.config.v1.AccessOperation.headers:type_name -> isthmus.config.v1.HeaderMatch
-	48, // 58: isthmus.config.v1.HeaderMatch.values:type_name -> isthmus.config.v1.Pattern
-	46, // 59: isthmus.config.v1.EndUser.claims:type_name -> isthmus.config.v1.ClaimMatch
-	48, // 60: isthmus.config.v1.ClaimMatch.values:type_name -> isthmus.config.v1.Pattern
-	42, // 61: isthmus.config.v1.Quota.from:type_name -> isthmus.config.v1.AccessSource
-	43, // 62: isthmus.config.v1.Quota.to:type_name -> isthmus.config.v1.AccessOperation
-	47, // 63: isthmus.config.v1.Quota.issuers:type_name -> isthmus.config.v1.TokenIssuer
-	51, // 64: isthmus.config.v1.LeaseRequest.demands:type_name -> isthmus.config.v1.Demand
-	53, // 65: isthmus.config.v1.LeaseResponse.shares:type_name -> isthmus.config.v1.Share
-	2,  // 66: isthmus.config.v1.Config.Stream:input_type -> isthmus.config.v1.Request
-	0,  // 67: isthmus.config.v1.Config.Resolve:input_type -> isthmus.config.v1.ResolveRequest
-	50, // 68: isthmus.config.v1.Config.Lease:input_type -> isthmus.config.v1.LeaseRequest
-	16, // 69: isthmus.config.v1.Config.Stream:output_type -> isthmus.config.v1.Response
-	1,  // 70: isthmus.config.v1.Config.Resolve:output_type -> isthmus.config.v1.ResolveResponse
-	52, // 71: isthmus.config.v1.Config.Lease:output_type -> isthmus.config.v1.LeaseResponse
-	69, // [69:72] is the sub-list for method output_type
-	66, // [66:69] is the sub-list for method input_type
-	66, // [66:66] is the sub-list for extension type_name
-	66, // [66:66] is the sub-list for extension extendee
-	0,  // [0:66] is the sub-list for field type_name
+	54, // 49: isthmus.config.v1.Inbound.udp_ports:type_name -> isthmus.config.v1.InboundPort
+	40, // 50: isthmus.config.v1.AccessSet.policies:type_name -> isthmus.config.v1.AccessPolicy
+	41, // 51: isthmus.config.v1.AccessPolicy.rules:type_name -> isthmus.config.v1.AccessRule
+	47, // 52: isthmus.config.v1.AccessPolicy.issuers:type_name -> isthmus.config.v1.TokenIssuer
+	42, // 53: isthmus.config.v1.AccessRule.from:type_name -> isthmus.config.v1.AccessSource
+	43, // 54: isthmus.config.v1.AccessRule.to:type_name -> isthmus.config.v1.AccessOperation
+	45, // 55: isthmus.config.v1.AccessRule.users:type_name -> isthmus.config.v1.EndUser
+	48, // 56: isthmus.config.v1.AccessSource.principals:type_name -> isthmus.config.v1.Pattern
+	48, // 57: isthmus.config.v1.AccessOperation.paths:type_name -> isthmus.config.v1.Pattern
+	44, // 58: isthmus.config.v1.AccessOperation.headers:type_name -> isthmus.config.v1.HeaderMatch
+	48, // 59: isthmus.config.v1.HeaderMatch.values:type_name -> isthmus.config.v1.Pattern
+	46, // 60: isthmus.config.v1.EndUser.claims:type_name -> isthmus.config.v1.ClaimMatch
+	48, // 61: isthmus.config.v1.ClaimMatch.values:type_name -> isthmus.config.v1.Pattern
+	42, // 62: isthmus.config.v1.Quota.from:type_name -> isthmus.config.v1.AccessSource
+	43, // 63: isthmus.config.v1.Quota.to:type_name -> isthmus.config.v1.AccessOperation
+	47, // 64: isthmus.config.v1.Quota.issuers:type_name -> isthmus.config.v1.TokenIssuer
+	51, // 65: isthmus.config.v1.LeaseRequest.demands:type_name -> isthmus.config.v1.Demand
+	53, // 66: isthmus.config.v1.LeaseResponse.shares:type_name -> isthmus.config.v1.Share
+	2,  // 67: isthmus.config.v1.Config.Stream:input_type -> isthmus.config.v1.Request
+	0,  // 68: isthmus.config.v1.Config.Resolve:input_type -> isthmus.config.v1.ResolveRequest
+	50, // 69: isthmus.config.v1.Config.Lease:input_type -> isthmus.config.v1.LeaseRequest
+	16, // 70: isthmus.config.v1.Config.Stream:output_type -> isthmus.config.v1.Response
+	1,  // 71: isthmus.config.v1.Config.Resolve:output_type -> isthmus.config.v1.ResolveResponse
+	52, // 72: isthmus.config.v1.Config.Lease:output_type -> isthmus.config.v1.LeaseResponse
+	70, // [70:73] is the sub-list for method output_type
+	67, // [67:70] is the sub-list for method input_type
+	67, // [67:67] is the sub-list for extension type_name
+	67, // [67:67] is the sub-list for extension extendee
+	0,  // [0:67] is the sub-list for field type_name
 }
 
 func init() { file_api_config_v1_config_proto_init() }
