@@ -63,13 +63,14 @@ type Endpoint struct {
 
 // Remote is all that another cluster says of a service that it exports.
 type Remote struct {
-	Cluster ClusterName
-	Servers []spiffeid.ID // who may answer
-	Ports   []uint16
-	Ready   int // ready copies, by the cluster's last word
-	Labels  map[string]string
-	Stale   bool   // that word is old; still in use
-	Drain   *Drain // nil: not drained
+	Cluster  ClusterName
+	Servers  []spiffeid.ID // who may answer
+	Ports    []uint16
+	UDPPorts []uint16 // those for datagrams
+	Ready    int      // ready copies, by the cluster's last word
+	Labels   map[string]string
+	Stale    bool   // that word is old; still in use
+	Drain    *Drain // nil: not drained
 }
 
 // Service is a service as a caller in this cluster sees it.
