@@ -28,7 +28,7 @@ func TestChooseByTransport(t *testing.T) {
 		Services: []*topology.Service{dns},
 	})
 	got := func(datagrams bool) (out []string, protocol topology.Protocol) {
-		plan, err := topology.Choose(s, topology.Query{Service: dns.Name, Port: 53, Datagrams: datagrams}, nil)
+		plan, err := topology.Choose(s, topology.Query{Service: dns.Name, Port: 53, Datagrams: datagrams}, topology.Load{})
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -48,7 +48,7 @@ func TestChooseByTransport(t *testing.T) {
 			t.Errorf("datagrams %t: %s, want %s", datagrams, have, want)
 		}
 	}
-	if _, err := topology.Choose(s, topology.Query{Service: dns.Name, Port: 80, Datagrams: true}, nil); !errors.Is(err, topology.ErrUnknownPort) {
+	if _, err := topology.Choose(s, topology.Query{Service: dns.Name, Port: 80, Datagrams: true}, topology.Load{}); !errors.Is(err, topology.ErrUnknownPort) {
 		t.Errorf("datagrams to a port that is TCP's alone: %v, want %v", err, topology.ErrUnknownPort)
 	}
 	if p, ok := dns.Port(53); !ok || p.Protocol != topology.TCP {
