@@ -44,6 +44,7 @@ func (o *Outbound) RoundTrip(req *http.Request) (*http.Response, error) {
 		f.body = replay.New(req.Body)
 	}
 	f.selection = newSelection(c.plan, o.health, o.now, f.idempotent)
+	c.plan.usage.mark(o.now())
 	o.budget(c.query.Service).Request(o.now())
 	o.hedgesOf(c.query.Service).Request()
 	return f.run()

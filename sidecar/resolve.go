@@ -38,6 +38,7 @@ type plan struct {
 	service  *topology.Service
 	version  uint64
 	pools    [][]*session.Pool // as Plan.Tiers and their Candidates
+	usage    *usage            // nil when there is nowhere to go
 }
 
 // resolver turns names into plans: it subscribes to what is asked for, and keeps a plan as long as it holds.
@@ -55,6 +56,7 @@ type resolver struct {
 	ended bool                            // guarded by mu; nothing is added to asking any more
 	plans map[topology.Query]*plan        // guarded by mu
 	asked map[topology.ServiceName]answer // guarded by mu
+	used  map[topology.Query]*usage       // guarded by mu; by whom a standby session may be wanted
 	// strangers are addresses that no service had when control was asked, and when that was.
 	strangers map[netip.Addr]time.Time // guarded by mu
 }
@@ -70,6 +72,7 @@ func newResolver(c Config, h *balance.Health[topology.Target], pace *balance.Pac
 	return &resolver{
 		snapshots: c.Snapshots, subscribe: c.Subscribe, resolve: c.Resolve, strangers: make(map[netip.Addr]time.Time), health: h, pace: pace, sessions: s, now: c.Now,
 		plans: make(map[topology.Query]*plan), asked: make(map[topology.ServiceName]answer),
+		used: make(map[topology.Query]*usage),
 	}
 }
 
@@ -201,6 +204,9 @@ func (r *resolver) choose(snapshot *topology.Snapshot, q topology.Query) *plan {
 	}
 	if p.service != nil { // names that do not exist are not worth keeping
 		r.plans[q] = p
+	}
+	if p.err == nil {
+		p.usage = r.usageOf(q)
 	}
 	return p
 }
