@@ -39,6 +39,7 @@ type Outbound struct {
 	health       *balance.Health[topology.Target]
 	pace         *balance.Pace[topology.Target]
 	sessions     *session.Set
+	tallies      tallies
 	metrics      *metrics
 	tracer       trace.Tracer
 	propagator   propagation.TextMapPropagator
