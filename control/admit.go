@@ -187,6 +187,9 @@ func checkHello(program string, h *configv1.Hello) error {
 		if !isHostPort(g.GetAddress()) || !isHostPort(g.GetQuicAddress()) {
 			return fmt.Errorf("gateway addresses %q (TCP) and %q (QUIC): want host:port that others can dial, not link-local or multicast", clip(g.GetAddress(), 100), clip(g.GetQuicAddress(), 100))
 		}
+		if t := g.GetTcpAddress(); t != "" && !isHostPort(t) {
+			return fmt.Errorf("gateway address %q (TCP, for links): want host:port that others can dial, not link-local or multicast, or nothing", clip(t, 100))
+		}
 		if len(g.GetZone()) > 63 {
 			return errors.New("gateway zone: want at most 63 bytes")
 		}

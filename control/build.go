@@ -197,12 +197,16 @@ func (w *world) ownRecords() map[topology.ServiceName]*ServiceExport {
 	w.own.Revoked, w.own.RevokedIDs = w.in.revoked.own(w.in.self.Domain)
 	w.own.PodCIDRs = w.ownPods()
 	for _, g := range w.in.gateways {
-		at := cmp.Or(w.in.objects.Outside.Gateways[g.ID], g.QUIC)
-		if at != "" {
-			w.own.Gateways = append(w.own.Gateways, federation.Gateway{
-				ID: g.ID, QUIC: []string{at}, Identity: g.Identity, Capacity: 1, Draining: g.Draining, Zone: g.Zone,
-			})
+		outside := w.in.objects.Outside.Gateways[g.ID] // one port number, for UDP and TCP
+		at := cmp.Or(outside, g.QUIC)
+		if at == "" {
+			continue
 		}
+		told := federation.Gateway{ID: g.ID, QUIC: []string{at}, Identity: g.Identity, Capacity: 1, Draining: g.Draining, Zone: g.Zone}
+		if g.TCP != "" {
+			told.TCP = []string{cmp.Or(outside, g.TCP)}
+		}
+		w.own.Gateways = append(w.own.Gateways, told)
 	}
 	valid := make(map[topology.ServiceName]*ServiceExport, len(w.in.objects.Exports))
 	for i := range w.in.objects.Exports {
@@ -301,9 +305,14 @@ func (w *world) cluster(p ClusterPeer) *topology.Cluster {
 		}
 		c.Region = v.Region
 		for _, g := range v.Gateways {
-			if len(g.QUIC) > 0 {
-				c.Gateways = append(c.Gateways, topology.Gateway{ID: g.ID, QUIC: g.QUIC[0], Identity: g.Identity, Zone: g.Zone, Draining: g.Draining})
+			if len(g.QUIC) == 0 {
+				continue
 			}
+			gw := topology.Gateway{ID: g.ID, QUIC: g.QUIC[0], Identity: g.Identity, Zone: g.Zone, Draining: g.Draining}
+			if len(g.TCP) > 0 {
+				gw.TCP = g.TCP[0]
+			}
+			c.Gateways = append(c.Gateways, gw)
 		}
 	}
 	return c

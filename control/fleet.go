@@ -142,7 +142,8 @@ func (f *fleet) connect(s *configstream.Session) {
 		case configstream.ProgramGateway:
 			if g, ok := r.Gateways[name]; ok {
 				h := s.Hello.GetGateway()
-				g.Address, g.QUIC, g.Zone, g.Draining = h.GetAddress(), h.GetQuicAddress(), h.GetZone(), h.GetDraining()
+				g.Address, g.QUIC, g.TCP = h.GetAddress(), h.GetQuicAddress(), h.GetTcpAddress()
+				g.Zone, g.Draining = h.GetZone(), h.GetDraining()
 				r.Gateways[name] = g
 			}
 		case configstream.ProgramNode:
@@ -301,7 +302,7 @@ func (f *fleet) state(allowed nodeNames) fleetState {
 			continue // has not said yet where it is
 		}
 		out.gateways = append(out.gateways, topology.Gateway{
-			ID: id, Address: g.Address, QUIC: g.QUIC, Identity: identity, Zone: g.Zone, Draining: g.Draining,
+			ID: id, Address: g.Address, QUIC: g.QUIC, TCP: g.TCP, Identity: identity, Zone: g.Zone, Draining: g.Draining,
 		})
 	}
 	out.known = slices.Clone(allowed.listed)

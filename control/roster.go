@@ -37,6 +37,7 @@ type roster struct {
 type rosterGateway struct {
 	Address  string    `json:"address,omitempty"` // host:port (TCP) for sidecars; empty until it has said hello
 	QUIC     string    `json:"quic,omitempty"`    // host:port (UDP) for other clusters' gateways
+	TCP      string    `json:"tcp,omitempty"`     // host:port (TCP) for them; empty: they can't
 	Zone     string    `json:"zone,omitempty"`
 	Draining bool      `json:"draining,omitempty"`
 	SVIDEnds time.Time `json:"svid_ends"`

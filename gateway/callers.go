@@ -23,6 +23,9 @@ func (g *Gateway) acceptCallers(ctx context.Context) {
 	config := trust.ServerConfig(trust.TLS{
 		Identity: g.cfg.Identity, Bundles: g.cfg.Bundles, Policy: g.allowCaller, Protocols: []string{preamble.ALPNStream},
 	})
+	if g.cfg.LinkOnStreams {
+		config = g.orLink(config)
+	}
 	backoff := minBackoff
 	for {
 		raw, err := g.cfg.Streams.Accept()
@@ -62,7 +65,8 @@ const callersPerStream = 2
 func (g *Gateway) serveCaller(ctx context.Context, raw net.Conn, config *tls.Config) {
 	stop := context.AfterFunc(ctx, func() { cut(raw) })
 	defer stop()
-	conn := tls.Server(wholeConn{raw}, config)
+	under := &linkConn{wholeConn: wholeConn{raw}}
+	conn := tls.Server(under, config)
 	shaking, cancel := context.WithTimeout(ctx, handshakeTimeout)
 	err := conn.HandshakeContext(shaking)
 	cancel()
@@ -73,6 +77,11 @@ func (g *Gateway) serveCaller(ctx context.Context, raw net.Conn, config *tls.Con
 		return
 	}
 	state := conn.ConnectionState()
+	if state.NegotiatedProtocol != preamble.ALPNStream {
+		stop()
+		g.serveLink(ctx, conn, under)
+		return
+	}
 	who, err := trust.PeerOf(state)
 	if err != nil {
 		cut(raw)

@@ -31,6 +31,13 @@ type Config struct {
 	// DialPacket opens the socket of one outgoing connection; the gateway closes it.
 	DialPacket func() (net.PacketConn, error)
 
+	// LinkTCP takes the links of gateways of other clusters that come over TCP; owned by the gateway from New on. Default: none do.
+	LinkTCP net.Listener
+	// LinkOnStreams: they come to Streams too, and are told apart from sidecars by what they say they speak (ALPN).
+	LinkOnStreams bool
+	// DialTCP connects to a peer gateway's host:port. Default: the system's TCP.
+	DialTCP func(ctx context.Context, hostPort string) (net.Conn, error)
+
 	// DialEndpoint connects to a copy of an exported service. Default: TCP.
 	DialEndpoint func(context.Context, netip.AddrPort) (net.Conn, error)
 	// Resolve turns a peer gateway's host:port into a UDP address. Default: as it is, or through the system's resolver.
@@ -105,6 +112,12 @@ func (c Config) withDefaults() (Config, error) {
 	}
 	if c.Resolve == nil {
 		c.Resolve = resolve
+	}
+	if c.DialTCP == nil {
+		dialer := new(net.Dialer)
+		c.DialTCP = func(ctx context.Context, hostPort string) (net.Conn, error) {
+			return dialer.DialContext(ctx, "tcp", hostPort)
+		}
 	}
 	if c.Report == nil {
 		c.Report = func(*configv1.Report) {}

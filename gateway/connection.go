@@ -15,9 +15,9 @@ import (
 	"github.com/isthmus-mesh/isthmus/topology"
 )
 
-// connection is one QUIC connection that this gateway has dialed to a gateway of a peer cluster.
+// connection is one carrier that this gateway has dialed to a gateway of a peer cluster.
 type connection struct {
-	conn    *quic.Conn
+	conn    carrier
 	gateway topology.Gateway // the one that it leads to
 	pulse   *pulse
 	empty   emptiness // what the far gateway says of its services
@@ -63,15 +63,15 @@ func (c *connection) usable() bool {
 // run speaks on the control stream until the connection has ended, and returns why. The peer has let us in once it has spoken (a
 // TLS 1.3 client's handshake is over before the server has judged it). When ctx ends, its streams are cut.
 func (c *connection) run(ctx context.Context, l life) error {
-	stream, err := c.conn.OpenStream()
+	var wg sync.WaitGroup
+	defer c.conn.wait()
+	defer wg.Wait()
+	stream, err := c.conn.control()
 	if err != nil {
 		return c.close(closeProtocol, err)
 	}
-	stream.SetPriority(0, false) // probes go ahead of bulk
 	writer := &controlWriter{stream: stream}
 
-	var wg sync.WaitGroup
-	defer wg.Wait()
 	wg.Go(func() {
 		_ = c.close(closeProtocol, c.listen(stream, l.up))
 	})
@@ -151,6 +151,6 @@ func (c *connection) close(code quic.ApplicationErrorCode, reason error) error {
 	if c.conn.Context().Err() != nil {
 		return context.Cause(c.conn.Context())
 	}
-	_ = c.conn.CloseWithError(code, reason.Error()) // it ends either way
+	c.conn.close(code, reason.Error())
 	return fmt.Errorf("closed: %w", reason)
 }

@@ -7,7 +7,6 @@ import (
 	"io"
 	"sync"
 
-	"github.com/quic-go/quic-go"
 	"google.golang.org/protobuf/proto"
 
 	streamv1 "github.com/isthmus-mesh/isthmus/api/stream/v1"
@@ -78,7 +77,7 @@ func readControl(r io.Reader, buf []byte) (*streamv1.LinkMessage, error) {
 // stream's credit ends, and then messages are not sent, and the caller knows.
 type controlWriter struct {
 	mu     sync.Mutex
-	stream *quic.Stream // guarded by mu
+	stream lane // guarded by mu
 }
 
 // send queues m. False: not now (quic.ErrWouldBlock), or never again.

@@ -13,6 +13,7 @@ import (
 	"github.com/spiffe/go-spiffe/v2/spiffeid"
 
 	"github.com/isthmus-mesh/isthmus/internal/preamble"
+	"github.com/isthmus-mesh/isthmus/topology"
 	"github.com/isthmus-mesh/isthmus/trust"
 )
 
@@ -26,7 +27,7 @@ const (
 func (l *link) keep(ctx context.Context, s slot, domain spiffeid.TrustDomain, retired <-chan struct{}) {
 	var wg sync.WaitGroup
 	defer wg.Wait()
-	logger := l.log.With("peer_gateway", s.gateway.ID, "address", s.gateway.QUIC)
+	logger := l.log.With("peer_gateway", s.gateway.ID, "transport", s.transport, "address", s.address())
 	backoff := minBackoff
 	for {
 		type outcome struct {
@@ -62,7 +63,7 @@ func (l *link) keep(ctx context.Context, s slot, domain spiffeid.TrustDomain, re
 		if o.wasUp {
 			backoff = minBackoff
 		}
-		if l.explain(s.gateway.ID, o.err.Error()) && !o.wasUp {
+		if l.explain(s, o.err.Error()) && !o.wasUp {
 			logger.WarnContext(ctx, "cannot connect to a peer gateway", "error", o.err)
 		}
 		select {
@@ -101,45 +102,33 @@ func (g *Gateway) lifetime(cs tls.ConnectionState, now time.Time) (renewIn, endI
 	return renewIn, max(left-endMargin, 0), nil
 }
 
-// connect dials once and stays until that connection has ended. It reports whether the peer let us in, and why it ended.
+// connect dials once and stays until that carrier has ended. It reports whether the peer let us in, and why it ended.
 func (l *link) connect(ctx context.Context, s slot, domain spiffeid.TrustDomain, retired <-chan struct{}, renew func()) (wasUp bool, err error) {
 	g := l.g
+	policy := allowGateway(l.cluster, domain, s.gateway)
 	dialing, cancel := context.WithTimeoutCause(ctx, dialTimeout, fmt.Errorf("no answer in %s", dialTimeout))
 	defer cancel()
-	address, err := g.cfg.Resolve(dialing, s.gateway.QUIC)
-	if err != nil {
-		return false, fmt.Errorf("resolve: %w", err)
+	var conn carrier
+	if s.transport == transportTCP {
+		conn, err = l.dialTCP(ctx, dialing, s.gateway, policy, domain)
+	} else {
+		conn, err = l.dialQUIC(dialing, s.gateway, policy, domain)
 	}
-	// A socket for each connection: its own queue in the kernel, and when a path fails another one, perhaps on another path.
-	packets, err := g.cfg.DialPacket()
-	if err != nil {
-		return false, fmt.Errorf("open a socket: %w", err)
-	}
-	defer func() { _ = packets.Close() }()
-	transport := &quic.Transport{Conn: g.socket.prepare(packets)}
-	defer func() { _ = transport.Close() }()
-
-	policy := allowGateway(l.cluster, domain, s.gateway)
-	config := trust.ClientConfig(trust.TLS{
-		Identity: g.cfg.Identity, Bundles: g.cfg.Bundles, Policy: policy,
-		Protocols: []string{preamble.ALPNLink}, ServerName: domain.Name(),
-	})
-	conn, err := transport.Dial(dialing, address, config, g.quicConfig(-1)) // the far side opens none
 	if err != nil {
 		if dialing.Err() != nil {
 			err = context.Cause(dialing)
 		}
 		return false, fmt.Errorf("dial: %w", err)
 	}
-	defer g.windows.release(conn)
-	release := g.cfg.Guard.Watch(conn.ConnectionState().TLS, policy, func(error) {
-		_ = conn.CloseWithError(closeUntrusted, "the peer no longer passes verification")
+	release := g.cfg.Guard.Watch(conn.state(), policy, func(error) {
+		conn.close(closeUntrusted, "the peer no longer passes verification")
 	})
 	defer release()
+	defer conn.wait()
 
-	renewIn, endIn, err := g.lifetime(conn.ConnectionState().TLS, time.Now())
+	renewIn, endIn, err := g.lifetime(conn.state(), time.Now())
 	if err != nil {
-		_ = conn.CloseWithError(closeUntrusted, err.Error())
+		conn.close(closeUntrusted, err.Error())
 		return false, err
 	}
 	c := &connection{
@@ -152,11 +141,43 @@ func (l *link) connect(ctx context.Context, s slot, domain spiffeid.TrustDomain,
 		up: func() {
 			wasUp = true
 			l.add(c)
-			l.log.InfoContext(ctx, "connected to a peer gateway", "peer_gateway", s.gateway.ID, "address", s.gateway.QUIC)
+			l.log.InfoContext(ctx, "connected to a peer gateway", "peer_gateway", s.gateway.ID, "transport", s.transport, "address", s.address())
 		},
 	})
 	if wasUp {
 		l.remove(c)
 	}
 	return wasUp, err
+}
+
+// dialQUIC makes a QUIC connection to a gateway.
+func (l *link) dialQUIC(dialing context.Context, gw topology.Gateway, policy trust.Policy, domain spiffeid.TrustDomain) (carrier, error) {
+	g := l.g
+	address, err := g.cfg.Resolve(dialing, gw.QUIC)
+	if err != nil {
+		return nil, fmt.Errorf("resolve: %w", err)
+	}
+	// A socket for each connection: its own queue in the kernel, and when a path fails another one, perhaps on another path.
+	packets, err := g.cfg.DialPacket()
+	if err != nil {
+		return nil, fmt.Errorf("open a socket: %w", err)
+	}
+	transport := &quic.Transport{Conn: g.socket.prepare(packets)}
+	free := func() {
+		_ = transport.Close()
+		_ = packets.Close()
+	}
+	config := trust.ClientConfig(trust.TLS{
+		Identity: g.cfg.Identity, Bundles: g.cfg.Bundles, Policy: policy,
+		Protocols: []string{preamble.ALPNLink}, ServerName: domain.Name(),
+	})
+	conn, err := transport.Dial(dialing, address, config, g.quicConfig(-1)) // the far side opens none
+	if err != nil {
+		free()
+		return nil, err
+	}
+	return &quicCarrier{Conn: conn, free: func() {
+		g.windows.release(conn)
+		free()
+	}}, nil
 }

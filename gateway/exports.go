@@ -21,23 +21,22 @@ import (
 
 // incoming is a connection that a gateway of a peer has dialed.
 type incoming struct {
-	conn   *quic.Conn
 	peer   trust.Peer
+	end    func(quic.ApplicationErrorCode, string)
 	silent atomic.Int64 // streams that were reset because their preamble hadn't come
 }
 
 // reset ends a stream that says nothing, and the connection when there were too many of them.
-func (i *incoming) reset(stream *quic.Stream) {
-	stream.CancelRead(resetRefused)
-	stream.CancelWrite(resetRefused)
+func (i *incoming) reset(s lane) {
+	reset(s, resetRefused)
 	if i.silent.Add(1) > maxSilent {
-		_ = i.conn.CloseWithError(closeOverloaded, "too many streams without a preamble")
+		i.end(closeOverloaded, "too many streams without a preamble")
 	}
 }
 
 // serveExport serves one stream that a peer's gateway has opened: to a copy of an exported service. It calls heard when the stream
 // counts among those that are carried.
-func (g *Gateway) serveExport(ctx context.Context, from *incoming, stream *quic.Stream, heard func()) {
+func (g *Gateway) serveExport(ctx context.Context, from *incoming, stream lane, heard func()) {
 	arrived := time.Now()
 	_ = stream.SetReadDeadline(arrived.Add(preambleTimeout))
 	p, err := preamble.Read(stream)
@@ -53,8 +52,7 @@ func (g *Gateway) serveExport(ctx context.Context, from *incoming, stream *quic.
 			from.reset(stream)
 			return
 		default: // it was cut short
-			stream.CancelRead(resetRefused)
-			stream.CancelWrite(resetRefused)
+			reset(stream, resetRefused)
 			return
 		}
 		g.metrics.answered(who, streamv1.Code_CODE_BAD_PREAMBLE, arrived)
@@ -85,8 +83,7 @@ func (g *Gateway) serveExport(ctx context.Context, from *incoming, stream *quic.
 	span := g.startSpan(ctx, "stream from peer", p, who)
 	endpoint, left, refusal, err := g.reach(stream.Context(), export, p)
 	if err != nil { // the caller has left
-		stream.CancelRead(resetCancelled)
-		stream.CancelWrite(resetCancelled)
+		reset(stream, resetCancelled)
 		g.metrics.answered(who, streamv1.Code_CODE_UNSPECIFIED, arrived)
 		span.end(streamv1.Code_CODE_UNSPECIFIED, nil, err)
 		return
@@ -101,7 +98,7 @@ func (g *Gateway) serveExport(ctx context.Context, from *incoming, stream *quic.
 	g.metrics.answered(who, streamv1.Code_CODE_OK, arrived)
 	span.end(streamv1.Code_CODE_OK, nil, nil)
 	received, sent := g.metrics.bytes(who)
-	far := &linkStream{Stream: stream, received: received, sent: sent}
+	far := &linkStream{lane: stream, received: received, sent: sent}
 	near := &endpointStream{Conn: endpoint}
 	if _, err = stream.Write(preamble.AppendReply(nil, preamble.Reply{Path: []string{v.hop}})); err != nil {
 		far.Abort(err)
@@ -177,7 +174,7 @@ func (g *Gateway) reach(ctx context.Context, export *topology.Export, p preamble
 }
 
 // refuse answers a stream of a peer. What else it sends isn't read.
-func refuse(stream *quic.Stream, v *view, r *preamble.Refusal) {
+func refuse(stream lane, v *view, r *preamble.Refusal) {
 	if v != nil {
 		r.Path = []string{v.hop}
 	}

@@ -241,7 +241,7 @@ func TestWhoMaySpeak(t *testing.T) {
 		before := us0.metricsOf("isthmus_link_up")
 		eu.identity.Set(mustSVID(t, eu.c.identity("/ns/shop/sa/web")))
 		for _, conn := range (*eu.links.Load())[clusterName("us")].live() {
-			_ = conn.conn.CloseWithError(0, "")
+			conn.conn.close(0, "")
 		}
 		time.Sleep(5 * time.Second)
 		if n := len((*eu.links.Load())[clusterName("us")].live()); n != 0 || before != 1 {

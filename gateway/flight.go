@@ -59,13 +59,10 @@ type flight struct {
 // attempt is a stream on one connection, until it is answered.
 type attempt struct {
 	c      *connection
-	stream *quic.Stream
+	stream lane
 }
 
-func (a *attempt) cancel() {
-	a.stream.CancelRead(resetCancelled)
-	a.stream.CancelWrite(resetCancelled)
-}
+func (a *attempt) cancel() { reset(a.stream, resetCancelled) }
 
 type outcome struct {
 	*attempt
@@ -315,7 +312,7 @@ func (f *flight) launch(c *connection) error {
 	if f.stopped {
 		return io.ErrClosedPipe
 	}
-	stream, err := c.conn.OpenStream()
+	stream, err := c.conn.open()
 	if err != nil {
 		return err
 	}
@@ -351,7 +348,7 @@ func (f *flight) claim(a *attempt, reply preamble.Reply) error {
 	if f.stopped || f.won != nil || f.refusal != nil {
 		return errLate
 	}
-	f.won = &linkStream{Stream: a.stream, received: f.received, sent: f.sent, closed: f.fin}
+	f.won = &linkStream{lane: a.stream, received: f.received, sent: f.sent, closed: f.fin}
 	f.carrier, f.path = a.c, reply.Path
 	f.forget(a)
 	f.settle()

@@ -39,6 +39,8 @@ type Gateway struct {
 	ofPeers   shares[topology.ClusterName] // of them, those that peer clusters opened
 	ofCallers shares[spiffeid.ID]          // and those that callers here opened
 	silent    shares[topology.ClusterName] // streams that peer clusters opened and that aren't carried yet
+	shaking   shaking                      // handshakes over TCP
+	warm      shares[topology.ClusterName] // connections over TCP that peer clusters may use for a stream
 	callers   atomic.Int64                 // connections of sidecars now
 	wg        sync.WaitGroup
 
@@ -82,8 +84,11 @@ func (g *Gateway) Run(ctx context.Context) error {
 	serving, stop := context.WithCancelCause(context.WithoutCancel(ctx))
 	defer stop(nil)
 	transport := &quic.Transport{Conn: g.socket.prepare(g.cfg.Link), VerifySourceAddress: verifyAddresses()}
-	failed := make(chan error, 2)
+	failed := make(chan error, 3)
 	g.wg.Go(func() { failed <- g.acceptPeers(serving, transport) })
+	if g.cfg.LinkTCP != nil {
+		g.wg.Go(func() { failed <- g.acceptTCP(serving) })
+	}
 	g.wg.Go(func() {
 		g.acceptCallers(serving)
 		failed <- net.ErrClosed

@@ -208,7 +208,7 @@ func TestNoTransit(t *testing.T) {
 		eu.up("ap", 4)
 		// What a modified gateway of eu could ask us for.
 		l := (*eu.links.Load())[clusterName("us")]
-		stream, err := l.live()[0].conn.OpenStream()
+		stream, err := l.live()[0].conn.open()
 		if err != nil {
 			t.Fatal(err)
 		}

@@ -16,9 +16,9 @@ import (
 // The streams that are relayed, each with the three ends that relay.Pipe knows: CloseWrite (the sending half ends cleanly,
 // the other goes on), Abort (both halves break, and the other side sees that they did) and Close (whatever isn't over breaks).
 
-// linkStream is one QUIC stream of a link, past its opening.
+// linkStream is one stream of a link, past its opening.
 type linkStream struct {
-	*quic.Stream
+	lane
 	received, sent prometheus.Counter
 
 	mu      sync.Mutex
@@ -27,7 +27,7 @@ type linkStream struct {
 }
 
 func (s *linkStream) Read(p []byte) (int, error) {
-	n, err := s.Stream.Read(p)
+	n, err := s.lane.Read(p)
 	s.received.Add(float64(n))
 	if errors.Is(err, io.EOF) {
 		s.drained.Store(true)
@@ -36,20 +36,30 @@ func (s *linkStream) Read(p []byte) (int, error) {
 }
 
 func (s *linkStream) Write(p []byte) (int, error) {
-	n, err := s.Stream.Write(p)
+	n, err := s.lane.Write(p)
 	s.sent.Add(float64(n))
 	return n, err
 }
 
-// CloseWrite sends FIN. Like Write, it must not be called while a Write is under way.
+// CloseWrite sends the end of what was written. Like Write, it must not be called while a Write is under way.
 func (s *linkStream) CloseWrite() error {
+	if ended, err := s.closeWrite(); ended || err != nil {
+		return err
+	}
+	if t, ok := s.lane.(*tcpStream); ok {
+		return t.flushed() // while it counts among those that are carried
+	}
+	return nil
+}
+
+func (s *linkStream) closeWrite() (before bool, err error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if s.closed {
-		return nil
+		return true, nil
 	}
 	s.closed = true
-	return s.Stream.Close()
+	return false, s.lane.Close()
 }
 
 // Abort resets both halves. A FIN that was sent already stands only if the peer has got it.

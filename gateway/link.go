@@ -7,6 +7,7 @@ import (
 	"log/slog"
 	"math/rand/v2"
 	"slices"
+	"strings"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -27,7 +28,7 @@ type link struct {
 
 	mu     sync.Mutex // serialises changes of conns; guards detail
 	conns  atomic.Pointer[[]*connection]
-	detail map[string]string // by the id of a gateway: why it can't be had; guarded by mu
+	detail map[way]string // why it can't be had; guarded by mu
 }
 
 func newLink(g *Gateway, c *topology.Cluster) *link {
@@ -37,7 +38,7 @@ func newLink(g *Gateway, c *topology.Cluster) *link {
 		log:     g.log.With("cluster", c.Name.String()),
 		wanted:  live.NewValue(c),
 		hedges:  budget{tokens: hedgeBurst},
-		detail:  make(map[string]string),
+		detail:  make(map[way]string),
 	}
 	l.conns.Store(new([]*connection))
 	return l
@@ -50,12 +51,25 @@ func (l *link) idle() bool {
 
 // slot is one place for a connection.
 type slot struct {
-	gateway topology.Gateway
-	n       int // among the slots of the same gateway
+	gateway   topology.Gateway // with the address of its transport alone
+	transport string
+	n         int // among the slots of the same gateway and transport
 }
 
-// spread returns the slots for want connections: the same number to each gateway, one more for some where it doesn't go evenly,
-// and one to each at least. Which gateways get one more differs with seed, so that several gateways on this side even out.
+func (s slot) address() string { return cmp.Or(s.gateway.QUIC, s.gateway.TCP) }
+
+// way is one way into a peer cluster.
+type way struct{ gateway, transport string }
+
+func (w way) String() string {
+	if w.transport == transportTCP {
+		return w.gateway + " over TCP"
+	}
+	return w.gateway
+}
+
+// spread returns the slots for want QUIC connections: the same number to each gateway, one more for some where it doesn't go evenly,
+// and one to each at least; and one over TCP to each gateway that takes them. Which gateways get one more differs with seed, so that several gateways on this side even out.
 // Draining ones are left out unless all are.
 func spread(gateways []topology.Gateway, want int, seed string) []slot {
 	usable := slices.DeleteFunc(slices.Clone(gateways), func(g topology.Gateway) bool { return g.Draining })
@@ -72,11 +86,17 @@ func spread(gateways []topology.Gateway, want int, seed string) []slot {
 	}
 	slices.SortFunc(usable, func(a, b topology.Gateway) int { return cmp.Or(cmp.Compare(rank(a), rank(b)), cmp.Compare(a.ID, b.ID)) })
 	usable = usable[:min(len(usable), maxPeerGateways)]
-	slots := make([]slot, 0, max(want, len(usable)))
-	for i := range cap(slots) {
+	slots := make([]slot, 0, max(want, len(usable))+len(usable))
+	for i := range max(want, len(usable)) {
 		gw := usable[i%len(usable)]
-		gw.Draining = false // not a reason for another connection
-		slots = append(slots, slot{gw, i / len(usable)})
+		gw.Draining, gw.TCP = false, "" // not a reason for another connection
+		slots = append(slots, slot{gw, transportQUIC, i / len(usable)})
+	}
+	for _, gw := range usable {
+		if gw.TCP != "" {
+			gw.Draining, gw.QUIC = false, ""
+			slots = append(slots, slot{gw, transportTCP, 0})
+		}
 	}
 	return slots
 }
@@ -118,7 +138,7 @@ func (l *link) run(ctx context.Context) {
 func (l *link) add(c *connection) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	delete(l.detail, c.gateway.ID)
+	delete(l.detail, way{c.gateway.ID, c.conn.transport()})
 	l.conns.Store(new(append(slices.Clone(*l.conns.Load()), c)))
 	l.g.linkChanged()
 }
@@ -132,13 +152,14 @@ func (l *link) remove(c *connection) {
 }
 
 // explain notes why a gateway can't be had, and reports whether that is news.
-func (l *link) explain(gateway, why string) bool {
+func (l *link) explain(s slot, why string) bool {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	if l.detail[gateway] == why {
+	w := way{s.gateway.ID, s.transport}
+	if l.detail[w] == why {
 		return false
 	}
-	l.detail[gateway] = why
+	l.detail[w] = why
 	l.g.linkChanged()
 	return true
 }
@@ -146,9 +167,11 @@ func (l *link) explain(gateway, why string) bool {
 func (l *link) forgetDetails(keep []topology.Gateway) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	for id := range l.detail {
-		if !slices.ContainsFunc(keep, func(g topology.Gateway) bool { return g.ID == id }) {
-			delete(l.detail, id)
+	for w := range l.detail {
+		if !slices.ContainsFunc(keep, func(g topology.Gateway) bool {
+			return g.ID == w.gateway && (w.transport == transportQUIC || g.TCP != "")
+		}) {
+			delete(l.detail, w)
 		}
 	}
 }
@@ -168,7 +191,7 @@ func (l *link) hasHeir(c *connection) bool {
 func (l *link) pick(service topology.ServiceName, tried []*connection) (*connection, *preamble.Refusal) {
 	var (
 		best     *connection
-		bestRank [4]int64
+		bestRank [5]int64
 		alive    bool
 		empty    bool
 		now      = time.Now()
@@ -185,15 +208,18 @@ func (l *link) pick(service topology.ServiceName, tried []*connection) (*connect
 			empty = true
 			continue
 		}
-		rank := [4]int64{3: c.active.Load()}
+		rank := [5]int64{4: c.active.Load()}
 		if slices.ContainsFunc(tried, func(t *connection) bool { return t.gateway.ID == c.gateway.ID }) {
 			rank[0] = 1
 		}
 		if c.pulse.suspect(now) {
 			rank[1] = 1
 		}
-		if c.aged.Load() {
+		if c.conn.transport() != transportQUIC {
 			rank[2] = 1
+		}
+		if c.aged.Load() {
+			rank[3] = 1
 		}
 		order := slices.Compare(rank[:], bestRank[:])
 		// Among equals, either: the first would otherwise take all the streams of a quiet link.
@@ -217,18 +243,12 @@ func (l *link) pick(service topology.ServiceName, tried []*connection) (*connect
 func (l *link) why() string {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	ids := make([]string, 0, len(l.detail))
-	for id := range l.detail {
-		ids = append(ids, id)
+	parts := make([]string, 0, len(l.detail))
+	for w, why := range l.detail {
+		parts = append(parts, w.String()+": "+why)
 	}
-	slices.Sort(ids)
-	why := ""
-	for _, id := range ids {
-		if why != "" {
-			why += "; "
-		}
-		why += id + ": " + l.detail[id]
-	}
+	slices.Sort(parts)
+	why := strings.Join(parts, "; ")
 	if why == "" {
 		return "no connection yet"
 	}

@@ -95,8 +95,8 @@ func (g *Gateway) servePeer(ctx context.Context, conn *quic.Conn) {
 		err := answerProbes(control, writer)
 		end(closeProtocol, err.Error())
 	})
-	wg.Go(func() { g.tell(conn, peer, writer) })
-	from := &incoming{conn: conn, peer: peer}
+	wg.Go(func() { g.tell(conn.Context(), peer, writer) })
+	from := &incoming{peer: peer, end: end}
 	for {
 		stream, err := conn.AcceptStream(conn.Context())
 		if err != nil {
@@ -165,7 +165,7 @@ func answerProbes(stream io.Reader, writer *controlWriter) error {
 
 // tell keeps a peer informed of what it can have here, until the connection ends: the ready copies of each service exported to
 // it, and that this gateway drains.
-func (g *Gateway) tell(conn *quic.Conn, peer trust.Peer, writer *controlWriter) {
+func (g *Gateway) tell(ctx context.Context, peer trust.Peer, writer *controlWriter) {
 	var (
 		told     map[topology.ServiceName]uint32
 		draining = g.drain.Draining()
@@ -197,7 +197,7 @@ func (g *Gateway) tell(conn *quic.Conn, peer trust.Peer, writer *controlWriter) 
 		case <-retry:
 		case <-draining:
 			draining, leaving = nil, true
-		case <-conn.Context().Done():
+		case <-ctx.Done():
 			return
 		}
 	}

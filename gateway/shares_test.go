@@ -119,7 +119,7 @@ func TestSilentStreamsAreBounded(t *testing.T) {
 		w.publish()
 		ap.up("us", ap.cfg.ConnectionsPerPeer)
 		const most, more = 8, 5
-		conn := (*eu.links.Load())[clusterName("us")].live()[0].conn
+		conn := (*eu.links.Load())[clusterName("us")].live()[0].conn.(*quicCarrier).Conn
 		var streams []*quic.Stream
 		for range most + more {
 			streams = append(streams, begin(t, conn))
@@ -161,7 +161,7 @@ func TestAConnectionOfSilentStreamsIsClosed(t *testing.T) {
 	inBubble(t, func(w *world) {
 		t := w.t
 		eu, _ := small(w, "us", 32)
-		conn := (*eu.links.Load())[clusterName("us")].live()[0].conn
+		conn := (*eu.links.Load())[clusterName("us")].live()[0].conn.(*quicCarrier).Conn
 		for range maxSilent + 8 {
 			begin(t, conn)
 		}

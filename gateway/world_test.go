@@ -53,6 +53,7 @@ type world struct {
 	clusters map[string]*testCluster
 	order    []*testCluster
 	ports    int
+	linkTCP  bool // gateways take links over TCP too
 	mu       sync.Mutex
 	links    []*simnet.SimulatedLink // guarded by mu
 	wg       sync.WaitGroup
@@ -174,6 +175,7 @@ type testGateway struct {
 	ip       net.IP
 	address  string // of the streams' listener
 	quic     string // of the links' listener
+	tcp      string // likewise; empty: none
 	identity *trust.Identity
 	registry *prometheus.Registry
 	stop     context.CancelFunc
@@ -213,6 +215,17 @@ func (c *testCluster) gateway(id string, options ...option) *testGateway {
 		},
 		Log:     slog.New(slog.NewTextHandler(testWriter{w.t, c.name.String()}, &slog.HandlerOptions{Level: slog.LevelDebug})),
 		Metrics: gw.registry,
+	}
+	if w.linkTCP {
+		gw.tcp = cfg.Link.LocalAddr().String()
+		cfg.LinkTCP = w.tcp.listen(gw.tcp)
+		cfg.DialTCP = func(_ context.Context, hostPort string) (net.Conn, error) {
+			c, err := w.tcp.dial(hostPort)
+			if err != nil {
+				return nil, err
+			}
+			return c, nil
+		}
 	}
 	for _, o := range options {
 		o(&cfg)
@@ -277,7 +290,7 @@ func (c *testCluster) described() *topology.Cluster {
 	for _, g := range c.gateways {
 		if !c.hidden[g.id] {
 			d.Gateways = append(d.Gateways, topology.Gateway{
-				ID: g.id, QUIC: g.quic, Identity: spiffeid.RequireFromPath(c.domain, "/isthmus/gateway/"+g.id),
+				ID: g.id, QUIC: g.quic, TCP: g.tcp, Identity: spiffeid.RequireFromPath(c.domain, "/isthmus/gateway/"+g.id),
 			})
 		}
 	}

@@ -39,7 +39,6 @@ type Outbound struct {
 	health       *balance.Health[topology.Target]
 	pace         *balance.Pace[topology.Target]
 	sessions     *session.Set
-	tallies      tallies
 	metrics      *metrics
 	tracer       trace.Tracer
 	propagator   propagation.TextMapPropagator
@@ -294,7 +293,7 @@ func (o *Outbound) notOpened(ctx context.Context, c choice, err error, alone boo
 }
 
 // opened takes in the outcome of a dial that a pool made.
-func (o *Outbound) opened(to session.Destination, err error, wanted bool) {
+func (o *Outbound) opened(to session.Destination, err error) {
 	result := "ok"
 	if err != nil {
 		result = "failed"
@@ -303,7 +302,7 @@ func (o *Outbound) opened(to session.Destination, err error, wanted bool) {
 		}
 	}
 	o.metrics.dials.WithLabelValues(to.Cluster.String(), to.Service.String(), result).Inc()
-	if err != nil && wanted {
+	if err != nil {
 		o.count(to.Target(), err)
 	}
 }

@@ -57,8 +57,7 @@ type Endpoint struct {
 	Ports    []uint16 // service ports that it serves
 	UDPPorts []uint16 // and those for datagrams
 	Ready    bool
-	Capacity int  // ready copies behind the address; 1 but for a node proxy
-	Total    int  // copies behind the address, ready or not; 0: as many as Capacity
+	Capacity int  // copies behind the address; 1 but for a node proxy
 	StandIn  bool // a node proxy answers for a workload without a sidecar
 }
 
@@ -67,9 +66,8 @@ type Remote struct {
 	Cluster  ClusterName
 	Servers  []spiffeid.ID // who may answer
 	Ports    []uint16
-	UDPPorts []uint16 // and those for datagrams
+	UDPPorts []uint16 // those for datagrams
 	Ready    int      // ready copies, by the cluster's last word
-	Total    int      // its copies, ready or not; 0: not known
 	Labels   map[string]string
 	Stale    bool   // that word is old; still in use
 	Drain    *Drain // nil: not drained
@@ -143,6 +141,8 @@ const (
 	LinkUnknown LinkState = ""
 	LinkUp      LinkState = "up"
 	LinkDown    LinkState = "down"
+	// LinkSuspect: what should have been heard is overdue. No reason to leave yet, but one to try another way beside.
+	LinkSuspect LinkState = "suspect"
 )
 
 // Cluster is a peer cluster.
@@ -162,6 +162,7 @@ type Gateway struct {
 	ID       string
 	Address  string // host:port for TLS over TCP, from sidecars of the own cluster
 	QUIC     string // host:port for QUIC, from gateways of other clusters
+	TCP      string // host:port for TLS over TCP, from gateways of other clusters; empty: none
 	Identity spiffeid.ID
 	Zone     string
 	Draining bool

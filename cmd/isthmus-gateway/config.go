@@ -28,11 +28,13 @@ type config struct {
 	Listen struct {
 		Streams strictyaml.Address `json:"streams"`
 		QUIC    strictyaml.Address `json:"quic"`
+		TCP     strictyaml.Address `json:"tcp"` // or "off"
 		Admin   strictyaml.Address `json:"admin"`
 	} `json:"listen"`
 	Advertise struct {
 		Streams strictyaml.Address `json:"streams"`
 		QUIC    strictyaml.Address `json:"quic"`
+		TCP     strictyaml.Address `json:"tcp"`
 	} `json:"advertise"`
 	ConnectionsPerPeer int    `json:"connectionsPerPeer"`
 	ProbeInterval      string `json:"probeInterval"`
@@ -92,6 +94,8 @@ func (c *config) check(d *strictyaml.Document) error {
 		{"listen.admin", c.Listen.Admin},
 		{"advertise.streams", c.Advertise.Streams},
 		{"advertise.quic", c.Advertise.QUIC},
+		{"listen.tcp", c.wantedTCP()},
+		{"advertise.tcp", c.Advertise.TCP},
 	} {
 		if err := f.address.Check(); err != nil {
 			wrong(f.field, "%v", err)

@@ -27,10 +27,13 @@ that environment variable.
   listen:
     streams: 10.0.0.6:7443          TCP, for the cluster's own sidecars. Required.
     quic: 10.0.0.6:7443             UDP, for gateways of other clusters. Required.
+    tcp: 10.0.0.6:7443              TCP, likewise, for where UDP does not pass; may be that of streams. Or off.
+                                    Default: that of quic.
     admin: 127.0.0.1:7480           TCP, plain HTTP: /metrics, /livez, /readyz. Default: none.
   advertise:                        What others are told, when it differs from listen (port 0: the bound one).
     streams: 10.0.0.6:7443          Must be reachable for the cluster's sidecars.
     quic: gw-eu.example.net:7443    Must be reachable for the gateways of other clusters.
+    tcp: gw-eu.example.net:7443     Likewise. Default: that of quic, unless listen.tcp says another port.
   connectionsPerPeer: 4             QUIC connections to each peer cluster, spread over its gateways; at
                                     least one to each. 1 to 32, default 4.
   probeInterval: 100ms              How often each connection is probed. At least 10ms, default 100ms.

@@ -79,6 +79,16 @@ func serve(ctx context.Context, c *config, t *telemetry.Telemetry) error {
 	if hello.Gateway.QuicAddress, err = advertised("advertise.quic", c.Advertise.QUIC, link.LocalAddr()); err != nil {
 		return &usageError{err}
 	}
+	tcp, err := listenTCP(c, streams.Addr(), link.LocalAddr())
+	if err != nil {
+		return err
+	}
+	if tcp.listener != nil {
+		defer func() { _ = tcp.listener.Close() }()
+	}
+	if hello.Gateway.TcpAddress, err = tcp.advertised(c, hello.GetGateway().GetQuicAddress()); err != nil {
+		return &usageError{err}
+	}
 	var admin net.Listener
 	if c.Listen.Admin != "" {
 		if admin, err = net.Listen("tcp", string(c.Listen.Admin)); err != nil {
@@ -100,7 +110,7 @@ func serve(ctx context.Context, c *config, t *telemetry.Telemetry) error {
 	}
 	g, err := gateway.New(gateway.Config{
 		ID: c.ID, Identity: a.Identity, Bundles: a.Bundles, Guard: a.Guard, Snapshots: a.Stream.Snapshots(), Report: a.Stream.Report,
-		Streams: streams, Link: link, DialPacket: func() (net.PacketConn, error) { return net.ListenPacket("udp", ":0") },
+		Streams: streams, Link: link, LinkTCP: tcp.listener, LinkOnStreams: tcp.shared, DialPacket: func() (net.PacketConn, error) { return net.ListenPacket("udp", ":0") },
 		Log: t.Log, Metrics: t.Metrics, Tracer: t.Tracer,
 		ConnectionsPerPeer: c.ConnectionsPerPeer, ProbeInterval: c.probeInterval, DeadAfter: c.deadAfter, DrainGrace: c.drainGrace,
 	})
@@ -111,7 +121,7 @@ func serve(ctx context.Context, c *config, t *telemetry.Telemetry) error {
 	a.Checks(checks)
 	g.Checks(checks)
 	t.Log.InfoContext(ctx, "starting", "version", version.String(), "streams", hello.GetGateway().GetAddress(),
-		"quic", hello.GetGateway().GetQuicAddress(), "admin", hello.GetAdminAddress(), "control", string(c.Control))
+		"quic", hello.GetGateway().GetQuicAddress(), "tcp", hello.GetGateway().GetTcpAddress(), "admin", hello.GetAdminAddress(), "control", string(c.Control))
 	return together(ctx, g, a, admin, telemetry.Admin(t.Metrics, checks))
 }
 

@@ -40,7 +40,6 @@ const (
 	maxPrefixes    = 256
 	maxTiers       = 64
 	maxNever       = 64
-	maxFailback    = time.Hour
 	maxLabels      = 128
 	maxText        = 1024 // names, regions, addresses, label keys and values, SPIFFE IDs have a limit of their own
 	maxAuthorities = 64
@@ -237,14 +236,14 @@ func decodeJWTAuthorities(in []*configv1.JWTAuthority) (map[string]crypto.Public
 
 func decodeGateway(b *configv1.Gateway) (*topology.Gateway, error) {
 	g := &topology.Gateway{
-		ID: b.GetId(), Address: b.GetAddress(), QUIC: b.GetQuicAddress(), Zone: b.GetZone(), Draining: b.GetDraining(),
+		ID: b.GetId(), Address: b.GetAddress(), QUIC: b.GetQuicAddress(), TCP: b.GetTcpAddress(), Zone: b.GetZone(), Draining: b.GetDraining(),
 	}
 	if !isName(g.ID) {
 		return nil, fmt.Errorf("gateway %q: not a name", clip(g.ID))
 	}
 	id, err := decodeID(b.GetSpiffeId())
 	g.Identity = id
-	if err = cmp.Or(err, checkHostPort(g.Address), checkHostPort(g.QUIC), checkTexts(g.Zone)); err != nil {
+	if err = cmp.Or(err, checkHostPort(g.Address), checkHostPort(g.QUIC), checkHostPort(g.TCP), checkTexts(g.Zone)); err != nil {
 		return nil, fmt.Errorf("gateway %q: %w", g.ID, err)
 	}
 	return g, nil

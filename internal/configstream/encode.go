@@ -129,7 +129,6 @@ func EncodeService(s *topology.Service) *configv1.Resource {
 			Cluster:   r.Cluster.String(),
 			SpiffeIds: texts(r.Servers),
 			Ready:     count(r.Ready),
-			Total:     count(r.Total),
 			Ports:     encodeNumbers(r.Ports),
 			UdpPorts:  encodeNumbers(r.UDPPorts),
 			Labels:    r.Labels,
@@ -196,7 +195,7 @@ func encodeHosts(g *topology.HostGroup) *configv1.HostGroup {
 
 func encodeGateway(g topology.Gateway) *configv1.Gateway {
 	return &configv1.Gateway{
-		Id: g.ID, Address: g.Address, QuicAddress: g.QUIC, SpiffeId: g.Identity.String(), Draining: g.Draining, Zone: g.Zone,
+		Id: g.ID, Address: g.Address, QuicAddress: g.QUIC, TcpAddress: g.TCP, SpiffeId: g.Identity.String(), Draining: g.Draining, Zone: g.Zone,
 	}
 }
 
@@ -211,7 +210,6 @@ func encodeEndpoints(in []topology.Endpoint) []*configv1.Endpoint {
 			Zone:     e.Locality.Zone,
 			Ready:    e.Ready,
 			Capacity: count(e.Capacity),
-			Total:    count(e.Total),
 			Ports:    encodeNumbers(e.Ports),
 			UdpPorts: encodeNumbers(e.UDPPorts),
 			Labels:   e.Labels,
@@ -225,12 +223,7 @@ func encodePolicy(p *topology.Policy) *configv1.FailoverPolicy {
 	if p == nil {
 		return nil
 	}
-	out := &configv1.FailoverPolicy{
-		Name:                p.Name,
-		SpillBelowPercent:   uint32(min(max(p.Spill.BelowHealthyPercent, 0), 100)),             //nolint:gosec // G115: bounded here
-		FailbackAfterMillis: uint64(min(max(p.Failback.After, 0), maxFailback).Milliseconds()), //nolint:gosec // G115: bounded here
-		FailbackRampMillis:  uint64(min(max(p.Failback.Ramp, 0), maxFailback).Milliseconds()),  //nolint:gosec // G115: bounded here
-	}
+	out := &configv1.FailoverPolicy{Name: p.Name}
 	for _, t := range p.Tiers {
 		out.Tiers = append(out.Tiers, &configv1.Tier{Name: t.Name, Match: encodeSelector(t.Match), Weights: t.Weights})
 	}

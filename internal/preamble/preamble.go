@@ -25,7 +25,11 @@ import (
 const (
 	ALPNStream = "isthmus-stream/1" // sidecar → gateway, TLS over TCP, one stream each
 	ALPNLink   = "isthmus-link/1"   // gateway ↔ gateway, QUIC
-	ALPNTCP    = "isthmus-tcp/1"    // sidecar → sidecar inside a stream, opaque bytes; HTTP says h2 or http/1.1
+	// Gateway ↔ gateway where TLS over TCP is the carrier: one connection for what QUIC has on its first stream, and one for each stream.
+	ALPNLinkControl = "isthmus-link-control/1"
+	ALPNLinkStream  = "isthmus-link-stream/1"
+
+	ALPNTCP = "isthmus-tcp/1" // sidecar → sidecar inside a stream, opaque bytes; HTTP says h2 or http/1.1
 )
 
 // Preamble says where a stream goes.
