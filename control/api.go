@@ -30,6 +30,7 @@ func (c *Control) API() http.Handler {
 	mux.HandleFunc("DELETE /v1/proxies/{program}/{name}", c.removeProxy)
 	mux.HandleFunc("POST /v1/tokens", c.postToken)
 	c.serveTrust(mux)
+	c.serveDrains(mux)
 	mux.HandleFunc("/", func(w http.ResponseWriter, r *http.Request) {
 		refuse(w, http.StatusNotFound, fmt.Errorf("%s %s is not known here", r.Method, r.URL.Path))
 	})

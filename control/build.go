@@ -24,6 +24,7 @@ type inputs struct {
 	trust   trust.Bundle // of the own trust domain
 	named   bool         // a CA of the own SVIDs has the trust domain as its URI
 	revoked *revokedSet
+	drains  *drainSet
 	// acknowledged says which bundles of peers are in force in all programs, by sequence.
 	acknowledged map[spiffeid.TrustDomain]uint64
 	views        []*federation.View     // of all pinned peers, ordered by cluster
@@ -216,7 +217,9 @@ func (w *world) ownRecords() map[topology.ServiceName]*ServiceExport {
 			continue
 		}
 		valid[e.Service] = e
-		w.own.Exports = append(w.own.Exports, exportOf(e, r))
+		told := exportOf(e, r)
+		told.Drain = w.in.drains.of(e.Service, true)
+		w.own.Exports = append(w.own.Exports, told)
 	}
 	return valid
 }

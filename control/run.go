@@ -34,6 +34,7 @@ const (
 	addressesFile    = "clusterset-addresses.json"
 	heardFile        = "peers-heard.json"
 	revocationsFile  = "revocations.json"
+	drainsFile       = "drains.json"
 	trustBundleFile  = "trust-bundle.pem"
 	domainsFile      = "federated-domains.json"
 	domainsFolder    = "federated-bundles"
@@ -43,7 +44,7 @@ const (
 // most of it would be found out again. Memory is what peers would have to tell again.
 var (
 	Keys   = []string{authorityFolder, keysFolder}
-	Facts  = []string{rosterFile, addressesFile, heardFile, domainsFile, revocationsFile}
+	Facts  = []string{rosterFile, addressesFile, heardFile, domainsFile, revocationsFile, drainsFile}
 	Memory = []string{federationFolder, domainsFolder}
 )
 
@@ -75,6 +76,7 @@ type Control struct {
 	stream    *configstream.Server
 	acks      acknowledgements
 	revoked   *revocations
+	drains    *drains
 	taking    sync.Mutex     // one takeRoots at a time
 	told      *trust.Bundles // of all trust domains, as the programs are told of them
 	metrics   *metrics
@@ -133,6 +135,9 @@ func New(cfg Config) (*Control, error) {
 		return nil, err
 	}
 	if err = c.openFederation(); err != nil {
+		return nil, err
+	}
+	if c.drains, err = openDrains(c.path(drainsFile), cfg.Now); err != nil {
 		return nil, err
 	}
 	if c.fleet, err = openFleet(c.path(rosterFile), cfg.Domain, cfg.Now, cfg.Log, c.poke); err != nil {

@@ -30,6 +30,7 @@ func (w *world) callables(valid map[topology.ServiceName]*ServiceExport, exports
 	out := make([]*topology.Service, 0, len(names))
 	for _, name := range slices.SortedFunc(maps.Keys(names), topology.ServiceName.Compare) {
 		s := &topology.Service{Name: name, Policy: policies[name], Exported: valid[name] != nil}
+		s.Drain = w.in.drains.of(name, s.Exported)
 		if r := w.services[name]; r != nil {
 			s.Ports, s.ClusterIPs, s.Headless, s.Endpoints = slices.Clone(r.ports), r.service.ClusterIPs, r.service.Headless, r.endpoints
 		}
@@ -138,7 +139,7 @@ func remotes(i *ImportStatus, offers []offer) []topology.Remote {
 	for _, o := range offers {
 		r := topology.Remote{
 			Cluster: o.view.Cluster, Servers: membersOf(o.view.Domain, o.export.Servers), Ready: o.export.Ready(), Labels: o.export.Labels,
-			Stale: o.view.Freshness != federation.Fresh || o.view.Quarantined,
+			Stale: o.view.Freshness != federation.Fresh || o.view.Quarantined, Drain: o.export.Drain,
 		}
 		for _, p := range i.Import.Ports {
 			switch {

@@ -141,7 +141,7 @@ func encodeExport(e *Export) *federationv1.ExportedService {
 		}
 		p.Ports = append(p.Ports, encoded)
 	}
-	p.Endpoints = encodeEndpoints(e.Endpoints)
+	p.Endpoints, p.Drain = encodeEndpoints(e.Endpoints), encodeDrain(e.Drain)
 	for _, id := range e.Servers {
 		p.ServerSpiffeIds = append(p.ServerSpiffeIds, id.String())
 	}
@@ -256,6 +256,9 @@ func decodeExport(domain spiffeid.TrustDomain, p *federationv1.ExportedService) 
 		return Export{}, bad("%v", err)
 	}
 	if e.Endpoints, err = decodeEndpoints(e.Type, p.GetEndpoints()); err != nil {
+		return Export{}, bad("%v", err)
+	}
+	if e.Drain, err = decodeDrain(p.GetDrain()); err != nil {
 		return Export{}, bad("%v", err)
 	}
 	return e, nil

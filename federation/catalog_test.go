@@ -49,6 +49,7 @@ func fullExport(tb testing.TB, a *author) Export {
 		{Addresses: []netip.Addr{netip.MustParseAddr("10.1.0.8")}},
 	}
 	e.Targets = []uint16{8080, 53, 5353}
+	e.Drain = &topology.Drain{Began: epochStart.Truncate(time.Millisecond), Over: 10 * time.Second}
 	return e
 }
 
@@ -135,9 +136,14 @@ func TestCatalogLeavesOut(t *testing.T) {
 		}),
 		"endpoints of another type": headless(func(e *Export) { e.Type = ClusterSetIP }),
 		"targets of another type":   func(e *Export) { e.Ports, e.Targets = []Port{{Number: 1}}, []uint16{2} },
-		"no time":                   func(e *Export) { e.Created = time.Time{} },
-		"no name":                   func(e *Export) { e.Name = topology.ServiceName{} },
-		"invalid UTF-8":             func(e *Export) { e.Labels = map[string]string{"a": "\xff"} },
+		"drained for days": func(e *Export) {
+			e.Drain = &topology.Drain{Began: epochStart, Over: MaxDrainOver + time.Second}
+		},
+		"drained from far away": func(e *Export) { e.Drain = &topology.Drain{Began: time.UnixMilli(maxDrainBegan + 1)} },
+		"drained since never":   func(e *Export) { e.Drain = new(topology.Drain) },
+		"no time":               func(e *Export) { e.Created = time.Time{} },
+		"no name":               func(e *Export) { e.Name = topology.ServiceName{} },
+		"invalid UTF-8":         func(e *Export) { e.Labels = map[string]string{"a": "\xff"} },
 	} {
 		good, bad := testExport(t, "good.shop"), testExport(t, "bad.shop")
 		change(&bad)

@@ -86,6 +86,8 @@ type Export struct {
 	Endpoints []Endpoint
 	// Targets are, of a headless service, where its copies listen, by Ports; empty: on the ports themselves.
 	Targets []uint16
+	// Drain is set when its owner sends it nothing new, and asks callers to do likewise.
+	Drain *topology.Drain `json:",omitempty"`
 }
 
 // Endpoint is a ready copy of a headless service. Callers may name it.

@@ -11,6 +11,9 @@
 //	POST /v1/tokens                 TokenRequest → Token
 //	GET  /v1/trust                  Trust
 //	GET  /v1/trust/bundles/{trust domain}          BundleDocument
+//	GET  /v1/drains                 Drains
+//	PUT  /v1/drains                 DrainRequest → Drains
+//	DELETE /v1/drains?service=S[&dry_run=true] → Drains; without a service: the cluster's own
 //	POST /v1/trust/rotation         RotationRequest → Rotation
 //	POST /v1/trust/revocations      Revocation → Revocation
 //	DELETE /v1/trust/revocations?subject=S         undoes it

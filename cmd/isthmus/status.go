@@ -27,7 +27,9 @@ type clusterStatus struct {
 	Findings      []string `json:"findings,omitempty"` // what is not as it should be, in words
 	Notes         []string `json:"notes,omitempty"`    // what somebody should know, and is no finding
 	*admin.Status          // none when there is an Error
-	where         string   // the socket or the context, as the table says it
+	// Drained is what is drained there, and how far that has come; none when nothing is.
+	Drained *admin.Drains `json:"drained,omitempty"`
+	where   string        // the socket or the context, as the table says it
 }
 
 func newStatus(g *global) *cobra.Command {
@@ -62,7 +64,7 @@ It exits with 1 when something is not as it should be, and with 3 when a control
 					cs.Cluster, cs.Status = a.status.Cluster, &a.status
 					cs.Findings = findingsOf(a.status, a.answer.exports, a.answer.trust)
 					found, notes := trustFindings(a.answer.trust, a.status.Proxies)
-					cs.Findings, cs.Notes = append(cs.Findings, found...), notes
+					cs.Findings, cs.Notes, cs.Drained = append(cs.Findings, found...), notes, a.answer.drains
 					findings += len(cs.Findings)
 				}
 				all = append(all, cs)
@@ -94,7 +96,8 @@ It exits with 1 when something is not as it should be, and with 3 when a control
 // statusMore is what status says beside the status.
 type statusMore struct {
 	exports []admin.Export
-	trust   *admin.Trust // nil: control is older than that
+	trust   *admin.Trust  // nil: control is older than that
+	drains  *admin.Drains // nil: nothing is drained, or control is older than that
 }
 
 func moreOfStatus(c *admin.Client, ctx context.Context) (statusMore, error) { //nolint:revive // as a method of admin.Client is called
@@ -102,14 +105,18 @@ func moreOfStatus(c *admin.Client, ctx context.Context) (statusMore, error) { //
 	if err != nil {
 		return statusMore{}, err
 	}
+	more := statusMore{exports: exports}
+	if d, unknown := c.Drains(ctx); unknown == nil && len(d.Drains) > 0 {
+		more.drains = &d
+	}
 	t, err := c.Trust(ctx)
 	if errors.Is(err, admin.ErrUnreachable) {
 		return statusMore{}, err
 	}
-	if err != nil {
-		return statusMore{exports: exports}, nil
+	if err == nil {
+		more.trust = &t
 	}
-	return statusMore{exports, &t}, nil
+	return more, nil
 }
 
 // trustFindings lists what of a cluster's trust was not renewed, who holds a rotation, and what is revoked.
@@ -227,7 +234,11 @@ func printStatus(w io.Writer, format output.Format, all []clusterStatus) error {
 		Empty:   "no peers",
 	}
 	var found, notes []string
+	var drained []admin.Drains
 	for _, cs := range all {
+		if cs.Drained != nil {
+			drained = append(drained, *cs.Drained)
+		}
 		if cs.Status == nil {
 			clusters.Row(cmp.Or(cs.Cluster, "?"), "?", "-", "-", "-", "-", "-", "-", "-", "-", "-", "-", "-", "-", cs.where)
 			found = append(found, cs.Error)
@@ -253,7 +264,11 @@ func printStatus(w io.Writer, format output.Format, all []clusterStatus) error {
 			notes = append(notes, s.Cluster+": "+n)
 		}
 	}
-	for i, t := range []output.Table{clusters, peers, links} {
+	tables := []output.Table{clusters, peers, links}
+	if len(drained) > 0 {
+		tables = append(tables, drainTable(drained))
+	}
+	for i, t := range tables {
 		if i > 0 {
 			_, _ = fmt.Fprintln(w) // the next write has the error
 		}
