@@ -207,7 +207,7 @@ type program struct {
 }
 
 // join starts a program that has a join token.
-func (c *cluster) join(t *testing.T, hello *configv1.Hello, token string) *program {
+func (c *cluster) join(t *testing.T, hello *configv1.Hello, token string, prepare ...func(*agent.Agent)) *program {
 	t.Helper()
 	dir := t.TempDir()
 	if err := os.WriteFile(filepath.Join(dir, "token"), []byte(token), 0o600); err != nil {
@@ -220,6 +220,9 @@ func (c *cluster) join(t *testing.T, hello *configv1.Hello, token string) *progr
 	})
 	if err != nil {
 		t.Fatal(err)
+	}
+	for _, p := range prepare {
+		p(a)
 	}
 	ctx, cancel := context.WithCancel(t.Context())
 	var running sync.WaitGroup

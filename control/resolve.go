@@ -24,7 +24,7 @@ type resolved struct {
 	workloads []*Workload                       // that it selects and that have one of its ports
 	plains    []plain                           // copies without a sidecar
 	servers   []spiffeid.ID                     // who may answer, ordered
-	capacity  []federation.ZoneCapacity         // ready copies by zone
+	capacity  []federation.ZoneCapacity         // copies by zone
 	// named are the ready copies of a headless Service, ordered by address, and targets where they listen, by the Service's ports.
 	named    []federation.Endpoint
 	targets  []uint16
@@ -111,7 +111,7 @@ func (r *resolver) resolve(s *Service) *resolved {
 	if s.ExternalName {
 		return out
 	}
-	zones := make(map[string]uint32)
+	zones := make(zoneCounts)
 	known := make(map[listening]struct{}) // where the workloads listen: a slice that names them too adds no copy
 	var plains []plain
 	for _, w := range r.selected(s) {
@@ -130,9 +130,7 @@ func (r *resolver) resolve(s *Service) *resolved {
 			continue
 		}
 		r.sidecar(out, w, targets)
-		if w.Ready || s.PublishNotReady {
-			zones[cmp.Or(w.Zone, r.self.Zone)]++
-		}
+		zones.add(cmp.Or(w.Zone, r.self.Zone), w.Ready || s.PublishNotReady)
 	}
 	for _, slice := range r.slices[s.ID] {
 		for _, e := range slice.Endpoints {
@@ -150,13 +148,37 @@ func (r *resolver) resolve(s *Service) *resolved {
 		r.standIns(out, plains, zones)
 	}
 	for _, z := range slices.Sorted(maps.Keys(zones)) {
-		out.capacity = append(out.capacity, federation.ZoneCapacity{Zone: z, Ready: zones[z]})
+		out.capacity = append(out.capacity, *zones[z])
 	}
 	slices.SortFunc(out.endpoints, func(a, b topology.Endpoint) int { return cmp.Compare(a.ID, b.ID) })
 	slices.SortFunc(out.servers, func(a, b spiffeid.ID) int { return cmp.Compare(a.String(), b.String()) })
 	out.servers = slices.Compact(out.servers)
 	r.finishNames(out)
 	return out
+}
+
+// zoneCounts counts copies by zone.
+type zoneCounts map[string]*federation.ZoneCapacity
+
+func (z zoneCounts) add(zone string, ready bool) {
+	c := z[zone]
+	if c == nil {
+		c = &federation.ZoneCapacity{Zone: zone}
+		z[zone] = c
+	}
+	c.Total++
+	if ready {
+		c.Ready++
+	}
+}
+
+// portion is what the i-th of many gets of a number of copies, as evenly as can be.
+func portion(copies, i, many int) int {
+	n := copies / many
+	if i < copies%many {
+		n++
+	}
+	return n
 }
 
 // selected returns the workloads that a Service's selector picks. An empty one picks nothing, as in Kubernetes.
@@ -265,7 +287,7 @@ func (r *resolver) sliceCopies(s *Service, slice *EndpointSlice, known map[liste
 
 // standIns lets each node proxy stand in for all copies without a sidecar. The proxies share them: what each counts for adds up to
 // the number of copies, but is never nothing, so that one proxy takes over from another.
-func (r *resolver) standIns(out *resolved, plains []plain, zones map[string]uint32) {
+func (r *resolver) standIns(out *resolved, plains []plain, zones zoneCounts) {
 	if len(plains) == 0 {
 		return
 	}
@@ -279,11 +301,11 @@ func (r *resolver) standIns(out *resolved, plains []plain, zones map[string]uint
 		}
 		// A label says something of the stand-in only if it is true of whatever answers behind it.
 		maps.DeleteFunc(labels, func(k, v string) bool { return p.labels[k] != v })
+		zones.add(p.zone, p.ready)
 		if !p.ready {
 			continue
 		}
 		ready++
-		zones[p.zone]++
 		for port, t := range p.targets {
 			targets[port] = append(targets[port], t)
 		}
@@ -294,15 +316,12 @@ func (r *resolver) standIns(out *resolved, plains []plain, zones map[string]uint
 	}
 	tcp, udp := split(maps.Keys(served))
 	for i, n := range r.nodes {
-		share := ready / len(r.nodes)
-		if i < ready%len(r.nodes) {
-			share++
-		}
 		out.servers = append(out.servers, n.server)
 		out.endpoints = append(out.endpoints, topology.Endpoint{
 			ID: configstream.ProgramNode + "/" + n.name, Address: n.inbound, Server: n.server,
 			Locality: topology.Locality{Region: r.self.Region, Zone: r.self.Zone},
-			Labels:   labels, Ports: tcp, UDPPorts: udp, Ready: ready > 0, Capacity: max(share, 1), StandIn: true,
+			Labels:   labels, Ports: tcp, UDPPorts: udp, Ready: ready > 0, StandIn: true,
+			Capacity: max(portion(ready, i, len(r.nodes)), 1), Total: max(portion(len(plains), i, len(r.nodes)), 1),
 		})
 		receiver := configstream.ProgramNode + "/" + n.name
 		for _, p := range out.ports {

@@ -73,6 +73,8 @@ type Control struct {
 	tokens    *tokens
 	directory *directory
 	leases    *leases
+	traffic   *traffic
+	served    *served
 	stream    *configstream.Server
 	acks      acknowledgements
 	revoked   *revocations
@@ -146,11 +148,12 @@ func New(cfg Config) (*Control, error) {
 	c.fleet.svidLifetime = c.authority.State().SVIDLifetime
 	c.directory = &directory{domain: cfg.Domain, registry: cfg.Registry, fleet: c.fleet, nodes: nodeNames{cfg.NodeProxies, cfg.Attestor != nil}}
 	c.leases = newLeases(c.directory, cfg.Now)
+	c.traffic, c.served = newTraffic(cfg.Now, c.knowsCluster), newServed(cfg.Now)
 	c.stream = configstream.NewServer(configstream.ServerConfig{
 		Log: cfg.Log, Peer: c.peerID, Admit: c.directory.admit, Lease: c.leases.lease,
 		OnConnect:    c.fleet.connect,
-		OnReport:     c.fleet.report,
-		OnDisconnect: func(s *configstream.Session, _ error) { c.fleet.disconnect(s) },
+		OnReport:     c.report,
+		OnDisconnect: func(s *configstream.Session, _ error) { c.gone(s) },
 		OnApplied:    func(*configstream.Session) { c.poke() },
 	})
 	c.metrics, err = newMetrics(cfg.Metrics, func() float64 { return float64(len(c.stream.Sessions())) }, telemetry.Expiries(cfg.Now, c.expiries))

@@ -138,7 +138,7 @@ func remotes(i *ImportStatus, offers []offer) []topology.Remote {
 	var out []topology.Remote
 	for _, o := range offers {
 		r := topology.Remote{
-			Cluster: o.view.Cluster, Servers: membersOf(o.view.Domain, o.export.Servers), Ready: o.export.Ready(), Labels: o.export.Labels,
+			Cluster: o.view.Cluster, Servers: membersOf(o.view.Domain, o.export.Servers), Ready: o.export.Ready(), Total: o.export.Total(), Labels: o.export.Labels,
 			Stale: o.view.Freshness != federation.Fresh || o.view.Quarantined, Drain: o.export.Drain,
 		}
 		for _, p := range i.Import.Ports {

@@ -33,6 +33,7 @@ const (
 	maxAudience    = 256
 	maxZones       = 64
 	maxZoneReady   = 1 << 20
+	maxZoneTotal   = 1 << 21
 	maxEndpoints   = 256 // of a headless service
 	maxNameBytes   = 63
 	maxAppProtocol = 253 + 1 + 63
@@ -149,7 +150,7 @@ func encodeExport(e *Export) *federationv1.ExportedService {
 		p.Audience = append(p.Audience, c.String())
 	}
 	for _, z := range e.Capacity {
-		p.Capacity = append(p.Capacity, &federationv1.ZoneCapacity{Zone: z.Zone, Ready: z.Ready})
+		p.Capacity = append(p.Capacity, &federationv1.ZoneCapacity{Zone: z.Zone, Ready: z.Ready, Total: z.Total})
 	}
 	return p
 }
@@ -250,7 +251,10 @@ func decodeExport(domain spiffeid.TrustDomain, p *federationv1.ExportedService) 
 		if z.GetReady() > maxZoneReady || slices.ContainsFunc(e.Capacity, func(o ZoneCapacity) bool { return o.Zone == z.GetZone() }) {
 			return Export{}, bad("capacity %d in zone %q", z.GetReady(), z.GetZone())
 		}
-		e.Capacity = append(e.Capacity, ZoneCapacity{Zone: z.GetZone(), Ready: z.GetReady()})
+		if total := z.GetTotal(); total > maxZoneTotal || total > 0 && total < z.GetReady() {
+			return Export{}, bad("capacity %d of %d in zone %q", z.GetReady(), total, z.GetZone())
+		}
+		e.Capacity = append(e.Capacity, ZoneCapacity{Zone: z.GetZone(), Ready: z.GetReady(), Total: z.GetTotal()})
 	}
 	if e.Targets, err = decodeTargets(e.Type, p.GetPorts()); err != nil {
 		return Export{}, bad("%v", err)

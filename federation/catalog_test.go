@@ -43,7 +43,7 @@ func fullExport(tb testing.TB, a *author) Export {
 	e.Annotations = map[string]string{"example.org/owner": strings.Repeat("x", 200)}
 	e.Servers = []spiffeid.ID{spiffeid.RequireFromPath(a.domain, "/ns/shop/sa/web"), spiffeid.RequireFromPath(a.domain, "/isthmus/node/n1")}
 	e.Audience = []topology.ClusterName{a.cluster}
-	e.Capacity = []ZoneCapacity{{"", 1}, {"a", 3}}
+	e.Capacity = []ZoneCapacity{{"", 1, 0}, {"a", 3, 5}}
 	e.Endpoints = []Endpoint{
 		{Hostname: "web-0", Addresses: []netip.Addr{netip.MustParseAddr("10.1.0.7"), netip.MustParseAddr("fd00::7")}, Zone: "a"},
 		{Addresses: []netip.Addr{netip.MustParseAddr("10.1.0.8")}},
@@ -100,25 +100,27 @@ func headless(change func(*Export)) func(*Export) {
 func TestCatalogLeavesOut(t *testing.T) {
 	a := newAuthor(t, "us")
 	for what, change := range map[string]func(*Export){
-		"type":            func(e *Export) { e.Type = "ExternalName" },
-		"affinity":        func(e *Export) { e.SessionAffinity = "Cookie" },
-		"long affinity":   func(e *Export) { e.SessionAffinityTimeout = maxAffinity + time.Second },
-		"traffic policy":  func(e *Export) { e.InternalTrafficPolicy = "Elsewhere" },
-		"port 0":          func(e *Export) { e.Ports = []Port{{Number: 0}} },
-		"port twice":      func(e *Export) { e.Ports = []Port{{Name: "a", Number: 1}, {Name: "b", Number: 1}} },
-		"transport":       func(e *Export) { e.Ports = []Port{{Number: 1, Transport: "DCCP"}} },
-		"many ports":      func(e *Export) { e.Ports = make([]Port, maxPorts+1) },
-		"long label":      func(e *Export) { e.Labels = map[string]string{"a": strings.Repeat("x", maxLabelBytes+1)} },
-		"empty key":       func(e *Export) { e.Labels = map[string]string{"": "x"} },
-		"long annotation": func(e *Export) { e.Annotations = map[string]string{"a": strings.Repeat("x", maxValueBytes+1)} },
-		"foreign server":  func(e *Export) { e.Servers = []spiffeid.ID{spiffeid.RequireFromString("spiffe://other.org/x")} },
-		"no server":       func(e *Export) { e.Servers = make([]spiffeid.ID, 1) },
-		"no audience":     func(e *Export) { e.Audience = make([]topology.ClusterName, 1) },
-		"zone twice":      func(e *Export) { e.Capacity = make([]ZoneCapacity, 2) },
-		"much capacity":   func(e *Export) { e.Capacity = []ZoneCapacity{{Ready: maxZoneReady + 1}} },
-		"long zone":       func(e *Export) { e.Capacity = []ZoneCapacity{{Zone: strings.Repeat("x", maxNameBytes+1)}} },
-		"host name":       headless(func(e *Export) { e.Endpoints[0].Hostname = "a.b" }),
-		"no addresses":    headless(func(e *Export) { e.Endpoints[0].Addresses = nil }),
+		"type":                      func(e *Export) { e.Type = "ExternalName" },
+		"affinity":                  func(e *Export) { e.SessionAffinity = "Cookie" },
+		"long affinity":             func(e *Export) { e.SessionAffinityTimeout = maxAffinity + time.Second },
+		"traffic policy":            func(e *Export) { e.InternalTrafficPolicy = "Elsewhere" },
+		"port 0":                    func(e *Export) { e.Ports = []Port{{Number: 0}} },
+		"port twice":                func(e *Export) { e.Ports = []Port{{Name: "a", Number: 1}, {Name: "b", Number: 1}} },
+		"transport":                 func(e *Export) { e.Ports = []Port{{Number: 1, Transport: "DCCP"}} },
+		"many ports":                func(e *Export) { e.Ports = make([]Port, maxPorts+1) },
+		"long label":                func(e *Export) { e.Labels = map[string]string{"a": strings.Repeat("x", maxLabelBytes+1)} },
+		"empty key":                 func(e *Export) { e.Labels = map[string]string{"": "x"} },
+		"long annotation":           func(e *Export) { e.Annotations = map[string]string{"a": strings.Repeat("x", maxValueBytes+1)} },
+		"foreign server":            func(e *Export) { e.Servers = []spiffeid.ID{spiffeid.RequireFromString("spiffe://other.org/x")} },
+		"no server":                 func(e *Export) { e.Servers = make([]spiffeid.ID, 1) },
+		"no audience":               func(e *Export) { e.Audience = make([]topology.ClusterName, 1) },
+		"zone twice":                func(e *Export) { e.Capacity = make([]ZoneCapacity, 2) },
+		"much capacity":             func(e *Export) { e.Capacity = []ZoneCapacity{{Ready: maxZoneReady + 1}} },
+		"too many copies":           func(e *Export) { e.Capacity = []ZoneCapacity{{Total: maxZoneTotal + 1}} },
+		"more ready than there are": func(e *Export) { e.Capacity = []ZoneCapacity{{Ready: 2, Total: 1}} },
+		"long zone":                 func(e *Export) { e.Capacity = []ZoneCapacity{{Zone: strings.Repeat("x", maxNameBytes+1)}} },
+		"host name":                 headless(func(e *Export) { e.Endpoints[0].Hostname = "a.b" }),
+		"no addresses":              headless(func(e *Export) { e.Endpoints[0].Addresses = nil }),
 		"two of a family": headless(func(e *Export) {
 			e.Endpoints[0].Addresses = append(e.Endpoints[0].Addresses, netip.MustParseAddr("10.9.9.9"))
 		}),

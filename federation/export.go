@@ -54,10 +54,11 @@ func (p Port) Protocol() topology.Protocol {
 	return topology.ParseProtocol(p.AppProtocol, p.Name)
 }
 
-// ZoneCapacity is how many ready copies run in one zone.
+// ZoneCapacity is how many copies run in one zone.
 type ZoneCapacity struct {
 	Zone  string // empty: not known
 	Ready uint32
+	Total uint32 // ready or not; 0: not told
 }
 
 // Export is a service as one cluster exports it: the Service and its ServiceExport in one, and who answers for it.
@@ -113,6 +114,15 @@ func (e *Export) Ready() int {
 	n := 0
 	for _, z := range e.Capacity {
 		n += int(z.Ready)
+	}
+	return n
+}
+
+// Total returns the number of copies over all zones, ready or not; those of a zone that doesn't tell count as far as they are ready.
+func (e *Export) Total() int {
+	n := 0
+	for _, z := range e.Capacity {
+		n += int(max(z.Total, z.Ready))
 	}
 	return n
 }

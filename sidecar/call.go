@@ -47,7 +47,8 @@ func newSelection(p *plan, h *balance.Health[topology.Target], now func() time.T
 type choice struct {
 	candidate *topology.Candidate
 	pool      *session.Pool
-	probe     bool // the copy is ejected, and this request finds out whether it still has to be
+	tally     *tally // of its cluster
+	probe     bool   // the copy is ejected, and this request finds out whether it still has to be
 }
 
 // next returns the copy to try now: one that is due for a probe, else the best that was not tried yet, else the one that was
@@ -125,7 +126,7 @@ func (s *selection) index(tier *topology.PlanTier) int {
 }
 
 func (s *selection) at(i, j int) choice {
-	return choice{candidate: &s.plan.Tiers[i].Candidates[j], pool: s.plan.pools[i][j]}
+	return choice{candidate: &s.plan.Tiers[i].Candidates[j], pool: s.plan.pools[i][j], tally: s.plan.tallies[i][j]}
 }
 
 func (s *selection) times(t topology.Target) int {

@@ -44,6 +44,7 @@ func (o *Outbound) RoundTrip(req *http.Request) (*http.Response, error) {
 		f.body = replay.New(req.Body)
 	}
 	f.selection = newSelection(c.plan, o.health, o.now, f.idempotent)
+	c.plan.usage.mark(o.now())
 	o.budget(c.query.Service).Request(o.now())
 	o.hedgesOf(c.query.Service).Request()
 	return f.run()
@@ -138,7 +139,7 @@ func (f *forwarding) attempt(c choice) (*http.Response, outcome) {
 	}
 	now := f.now()
 	f.outbound.pace.Heard(now, c.candidate.Target, now.Sub(began))
-	f.call.inner, f.call.target = inner, c.candidate.Target
+	f.call.inner, f.call.target, f.call.tally, f.call.took = inner, c.candidate.Target, c.tally, now.Sub(f.call.started)
 	if f.upgrade {
 		resp.Body = closing(resp.Body, inner)
 	}

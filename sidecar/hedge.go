@@ -106,7 +106,7 @@ func (f *forwarding) start(c choice, tries chan<- try) context.CancelFunc {
 
 // settle takes over what the try that counts has noted.
 func (f *forwarding) settle(t try) (*http.Response, choice, outcome) {
-	f.again, f.call.inner, f.call.target = t.again, t.call.inner, t.call.target
+	f.again, f.call.inner, f.call.target, f.call.tally, f.call.took = t.again, t.call.inner, t.call.target, t.call.tally, t.call.took
 	if t.resp == nil {
 		t.cancel()
 	}

@@ -55,12 +55,13 @@ type Inbound struct {
 	requestLevel slog.Level
 	now          func() time.Time
 
-	config *tls.Config
-	policy trust.Policy
-	server *http.Server
-	proxy  *httputil.ReverseProxy
-	work   drain.Drain // requests and opaque connections
-	door   door
+	config   *tls.Config
+	policy   trust.Policy
+	server   *http.Server
+	proxy    *httputil.ReverseProxy
+	work     drain.Drain // requests and opaque connections
+	services services
+	door     door
 	// arrivals are those of sessions on their way to server, by their connection.
 	arrivals sync.Map
 }
@@ -189,6 +190,7 @@ type arrival struct {
 	host    netip.Addr // the one copy of a headless service that it is for; invalid: any
 	opaque  bool       // it carries bytes that nobody reads
 	caller  *guest
+	served  *served
 	// admitted: it could call its service at some time. From then on it is closed when it no longer may.
 	admitted atomic.Bool
 }
@@ -298,6 +300,9 @@ func (in *Inbound) handshake(ctx context.Context, raw net.Conn) (*tls.Conn, *arr
 	var a *arrival
 	if err == nil {
 		a, err = arrivalOf(c)
+	}
+	if err == nil {
+		a.served = in.services.of(a.service)
 	}
 	var leave func()
 	if err == nil {

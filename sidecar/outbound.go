@@ -39,6 +39,7 @@ type Outbound struct {
 	health       *balance.Health[topology.Target]
 	pace         *balance.Pace[topology.Target]
 	sessions     *session.Set
+	tallies      tallies
 	metrics      *metrics
 	tracer       trace.Tracer
 	propagator   propagation.TextMapPropagator
@@ -293,7 +294,7 @@ func (o *Outbound) notOpened(ctx context.Context, c choice, err error, alone boo
 }
 
 // opened takes in the outcome of a dial that a pool made.
-func (o *Outbound) opened(to session.Destination, err error) {
+func (o *Outbound) opened(to session.Destination, err error, wanted bool) {
 	result := "ok"
 	if err != nil {
 		result = "failed"
@@ -302,7 +303,7 @@ func (o *Outbound) opened(to session.Destination, err error) {
 		}
 	}
 	o.metrics.dials.WithLabelValues(to.Cluster.String(), to.Service.String(), result).Inc()
-	if err != nil {
+	if err != nil && wanted {
 		o.count(to.Target(), err)
 	}
 }

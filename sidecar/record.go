@@ -25,6 +25,8 @@ type call struct {
 
 	inner   *session.Requests // that brought the answer
 	target  topology.Target
+	tally   *tally        // of the cluster that answered; nil: none did
+	took    time.Duration // until the answer's header
 	retries int
 	hedged  bool // a second try was made beside the first
 	status  int  // 0: none was written
@@ -54,6 +56,7 @@ func (o *Outbound) begin(r *http.Request, q topology.Query) (context.Context, *c
 // end records a call.
 func (o *Outbound) end(r *http.Request, c *call) {
 	took := o.now().Sub(c.started)
+	o.tally(c)
 	service, cluster := c.query.Service.String(), c.target.Cluster.String()
 	var code Code
 	if c.failure != nil {
@@ -91,6 +94,19 @@ func (o *Outbound) end(r *http.Request, c *call) {
 		attrs = append(attrs, slog.String("code", string(c.failure.Code)), slog.String("error", c.failure.Text))
 	}
 	o.log.LogAttrs(r.Context(), o.requestLevel, "request", attrs...)
+}
+
+// tally counts a call for control, if it was to a service that is known.
+func (o *Outbound) tally(c *call) {
+	failed := c.failure != nil || c.status == 0
+	counts := c.tally
+	if counts == nil {
+		if c.plan == nil && (c.failure == nil || c.failure.Code != CodeNoCopy) {
+			return
+		}
+		counts = o.tallies.of(c.query.Service, topology.ClusterName{})
+	}
+	counts.ended(c.took, failed, c.retries, c.hedged)
 }
 
 // destination returns what was called, as far as it is known.

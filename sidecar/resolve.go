@@ -38,6 +38,8 @@ type plan struct {
 	service  *topology.Service
 	version  uint64
 	pools    [][]*session.Pool // as Plan.Tiers and their Candidates
+	usage    *usage            // nil when there is nowhere to go
+	tallies  [][]*tally        // likewise
 }
 
 // resolver turns names into plans: it subscribes to what is asked for, and keeps a plan as long as it holds.
@@ -48,6 +50,7 @@ type resolver struct {
 	health    *balance.Health[topology.Target]
 	pace      *balance.Pace[topology.Target]
 	sessions  *session.Set
+	tallies   *tallies
 	now       func() time.Time
 	asking    sync.WaitGroup // subscriptions that no request waits for
 
@@ -55,6 +58,7 @@ type resolver struct {
 	ended bool                            // guarded by mu; nothing is added to asking any more
 	plans map[topology.Query]*plan        // guarded by mu
 	asked map[topology.ServiceName]answer // guarded by mu
+	used  map[topology.Query]*usage       // guarded by mu; by whom a standby session may be wanted
 	// strangers are addresses that no service had when control was asked, and when that was.
 	strangers map[netip.Addr]time.Time // guarded by mu
 }
@@ -66,10 +70,11 @@ type answer struct {
 	at     time.Time // when
 }
 
-func newResolver(c Config, h *balance.Health[topology.Target], pace *balance.Pace[topology.Target], s *session.Set) *resolver {
+func newResolver(c Config, h *balance.Health[topology.Target], pace *balance.Pace[topology.Target], s *session.Set, counts *tallies) *resolver {
 	return &resolver{
-		snapshots: c.Snapshots, subscribe: c.Subscribe, resolve: c.Resolve, strangers: make(map[netip.Addr]time.Time), health: h, pace: pace, sessions: s, now: c.Now,
+		snapshots: c.Snapshots, subscribe: c.Subscribe, resolve: c.Resolve, strangers: make(map[netip.Addr]time.Time), health: h, pace: pace, sessions: s, tallies: counts, now: c.Now,
 		plans: make(map[topology.Query]*plan), asked: make(map[topology.ServiceName]answer),
+		used: make(map[topology.Query]*usage),
 	}
 }
 
@@ -187,11 +192,12 @@ func (r *resolver) choose(snapshot *topology.Snapshot, q topology.Query) *plan {
 	suspected, version := r.health.Evidence()
 	p := &plan{snapshot: snapshot, service: snapshot.Service(q.Service), version: version}
 	p.Plan, p.err = topology.Choose(snapshot, q, topology.Load{Suspected: suspected})
-	p.pools = make([][]*session.Pool, len(p.Tiers))
+	p.pools, p.tallies = make([][]*session.Pool, len(p.Tiers)), make([][]*tally, len(p.Tiers))
 	for i, tier := range p.Tiers {
-		p.pools[i] = make([]*session.Pool, len(tier.Candidates))
+		p.pools[i], p.tallies[i] = make([]*session.Pool, len(tier.Candidates)), make([]*tally, len(tier.Candidates))
 		for j := range tier.Candidates {
 			p.pools[i][j] = r.sessions.Pool(destination(q, &tier.Candidates[j]))
+			p.tallies[i][j] = r.tallies.of(q.Service, tier.Candidates[j].Cluster)
 		}
 	}
 	r.mu.Lock()
@@ -201,6 +207,9 @@ func (r *resolver) choose(snapshot *topology.Snapshot, q topology.Query) *plan {
 	}
 	if p.service != nil { // names that do not exist are not worth keeping
 		r.plans[q] = p
+	}
+	if p.err == nil {
+		p.usage = r.usageOf(q)
 	}
 	return p
 }

@@ -34,6 +34,8 @@ func (in *Inbound) tunnel(ctx context.Context, c *tls.Conn, raw net.Conn, a *arr
 		return
 	}
 	defer done()
+	a.served.begin()
+	defer a.served.end()
 	var stats relay.Stats
 	near, err := in.openApp(ctx, a, far)
 	if err == nil {

@@ -179,7 +179,7 @@ func New(config Config) (*Sidecar, error) {
 		},
 	})
 	o.sessions = s.sessions
-	o.resolver = newResolver(c, health, pace, s.sessions)
+	o.resolver = newResolver(c, health, pace, s.sessions, &o.tallies)
 	o.init()
 	s.outbound = o
 	s.inbound = &Inbound{

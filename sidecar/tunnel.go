@@ -41,13 +41,15 @@ var errAppDown = errors.New("the application does not take connections")
 type tunnel struct {
 	*session.Conn
 	target topology.Target
+	tally  *tally
+	tries  int
 }
 
 // openTunnel opens an opaque connection to one copy after another until one takes it. The error is a *Failure, or ctx's.
 func (o *Outbound) openTunnel(ctx context.Context, p *plan) (*tunnel, error) {
 	q := p.Query
 	s := newSelection(p, o.health, o.now, true)
-	for range maxAttempts {
+	for tries := range maxAttempts {
 		c := s.next()
 		if err := s.pause(ctx, c); err != nil {
 			return nil, err
@@ -55,7 +57,7 @@ func (o *Outbound) openTunnel(ctx context.Context, p *plan) (*tunnel, error) {
 		inner, err := o.tryTunnel(ctx, q, c)
 		if err == nil {
 			o.answered(c)
-			return &tunnel{inner, c.candidate.Target}, nil
+			return &tunnel{inner, c.candidate.Target, c.tally, tries}, nil
 		}
 		if refused, ok := errors.AsType[*Failure](err); ok {
 			o.answered(c)
@@ -165,6 +167,18 @@ func (o *Outbound) refuse(w http.ResponseWriter, r *http.Request, f *Failure) {
 	f.write(w, r)
 }
 
+// tallyTunnel counts a connection for control, when it is open or could not be.
+func (o *Outbound) tallyTunnel(ctx context.Context, q topology.Query, far *tunnel, took time.Duration, err error) {
+	switch {
+	case far != nil:
+		far.tally.ended(took, false, far.tries, false)
+	case ctx.Err() == nil:
+		refused, _ := errors.AsType[*Failure](err)
+		failed := refused == nil || refused.Code != CodeNotAllowed && refused.Code != CodeTooMany
+		o.tallies.of(q.Service, topology.ClusterName{}).ended(0, failed, 0, false)
+	}
+}
+
 // accept tells the application that its tunnel is open, and takes the connection over.
 func accept(w http.ResponseWriter) (net.Conn, error) {
 	c, rw, err := http.NewResponseController(w).Hijack()
@@ -197,6 +211,7 @@ func (o *Outbound) tunnel(ctx context.Context, p *plan, ready func(error) (net.C
 	}
 	defer done()
 	far, err := o.openTunnel(ctx, p)
+	o.tallyTunnel(ctx, q, far, o.now().Sub(began), err)
 	near, nearErr := ready(err)
 	var stats relay.Stats
 	switch {

@@ -98,12 +98,12 @@ func (s *Service) equal(o *Service) bool {
 func equalEndpoints(a, b Endpoint) bool {
 	return a.ID == b.ID && a.Address == b.Address && a.Server == b.Server && a.Locality == b.Locality &&
 		maps.Equal(a.Labels, b.Labels) && slices.Equal(a.Ports, b.Ports) && slices.Equal(a.UDPPorts, b.UDPPorts) &&
-		a.Ready == b.Ready && a.Capacity == b.Capacity && a.StandIn == b.StandIn
+		a.Ready == b.Ready && a.Capacity == b.Capacity && a.Total == b.Total && a.StandIn == b.StandIn
 }
 
 func equalRemotes(a, b Remote) bool {
 	return a.Cluster == b.Cluster && slices.Equal(a.Servers, b.Servers) && slices.Equal(a.Ports, b.Ports) && slices.Equal(a.UDPPorts, b.UDPPorts) &&
-		a.Ready == b.Ready && maps.Equal(a.Labels, b.Labels) && a.Stale == b.Stale && a.Drain.equal(b.Drain)
+		a.Ready == b.Ready && a.Total == b.Total && maps.Equal(a.Labels, b.Labels) && a.Stale == b.Stale && a.Drain.equal(b.Drain)
 }
 
 func equalHosts(a, b HostGroup) bool {
@@ -116,7 +116,8 @@ func (p *Policy) equal(o *Policy) bool {
 	if p == nil || o == nil {
 		return p == o
 	}
-	return p.Name == o.Name && slices.EqualFunc(p.Tiers, o.Tiers, equalTiers) && slices.EqualFunc(p.Never, o.Never, equalSelectors)
+	return p.Name == o.Name && slices.EqualFunc(p.Tiers, o.Tiers, equalTiers) && slices.EqualFunc(p.Never, o.Never, equalSelectors) &&
+		p.Spill == o.Spill && p.Failback == o.Failback
 }
 
 func equalTiers(a, b Tier) bool {

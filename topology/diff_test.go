@@ -26,7 +26,7 @@ func fullSpec(t *testing.T) topology.SnapshotSpec {
 	endpoint := func() topology.Endpoint {
 		return topology.Endpoint{
 			ID: "e", Address: addr, Server: id, Locality: topology.Locality{Region: "r", Zone: "z"}, Labels: labels(),
-			Ports: []uint16{80}, UDPPorts: []uint16{53}, Ready: true, Capacity: 1,
+			Ports: []uint16{80}, UDPPorts: []uint16{53}, Ready: true, Capacity: 1, Total: 2,
 		}
 	}
 	selector := func() topology.Selector {
@@ -42,7 +42,7 @@ func fullSpec(t *testing.T) topology.SnapshotSpec {
 			ClusterIPs:    []netip.Addr{addr.Addr()},
 			ClusterSetIPs: []netip.Addr{addr.Addr()},
 			Endpoints:     []topology.Endpoint{endpoint()},
-			Remotes:       []topology.Remote{{Cluster: cluster(t, "us"), Servers: []spiffeid.ID{id}, Ports: []uint16{80}, UDPPorts: []uint16{53}, Ready: 1, Labels: labels(), Drain: drain()}},
+			Remotes:       []topology.Remote{{Cluster: cluster(t, "us"), Servers: []spiffeid.ID{id}, Ports: []uint16{80}, UDPPorts: []uint16{53}, Ready: 1, Total: 2, Labels: labels(), Drain: drain()}},
 			Drain:         drain(),
 			Hosts: []topology.HostGroup{{
 				Cluster: cluster(t, "us"), Ports: []topology.HostPort{{Name: "http", Number: 80, Target: 8080, Protocol: "tcp"}},
@@ -52,6 +52,7 @@ func fullSpec(t *testing.T) topology.SnapshotSpec {
 				Name:  "ns/p",
 				Tiers: []topology.Tier{{Name: "t", Match: selector(), Weights: map[string]uint32{"eu": 1}}},
 				Never: []topology.Selector{selector()},
+				Spill: topology.Spill{BelowHealthyPercent: 70}, Failback: topology.Failback{After: time.Second, Ramp: time.Minute},
 			},
 		}},
 		Clusters: []*topology.Cluster{{Name: cluster(t, "us"), Domain: td, Region: "r", Link: topology.LinkUp, RTT: time.Millisecond, Gateways: []topology.Gateway{gateway}, Pods: []netip.Prefix{netip.MustParsePrefix("10.2.0.0/16")}}},

@@ -4,6 +4,7 @@ import (
 	"maps"
 	"slices"
 	"strings"
+	"time"
 )
 
 // Same means the caller's own, as a selector's cluster, region or zone.
@@ -83,7 +84,25 @@ type Tier struct {
 // Policy is a FailoverPolicy as Choose needs it. A copy belongs to the first tier that matches it, and is not used when none
 // does, or when one of Never does.
 type Policy struct {
-	Name  string // namespace/name of the object it came from
-	Tiers []Tier
-	Never []Selector
+	Name     string // namespace/name of the object it came from
+	Tiers    []Tier
+	Never    []Selector
+	Spill    Spill
+	Failback Failback
 }
+
+// Spill is when a tier gives away a part of what it would get.
+type Spill struct {
+	// BelowHealthyPercent of its copies being healthy, the missing share goes to the next tier: 1 to 100; 0: none does, as long as one
+	// copy is left.
+	BelowHealthyPercent int
+}
+
+// Failback is how a place that recovers gets its requests back. The zero Failback gives them at once.
+type Failback struct {
+	After time.Duration // it must be well for so long before it gets any more
+	Ramp  time.Duration // over which it then gets them
+}
+
+// IsZero reports whether requests come back at once.
+func (f Failback) IsZero() bool { return f == Failback{} }

@@ -57,7 +57,8 @@ type Endpoint struct {
 	Ports    []uint16 // service ports that it serves
 	UDPPorts []uint16 // and those for datagrams
 	Ready    bool
-	Capacity int  // copies behind the address; 1 but for a node proxy
+	Capacity int  // ready copies behind the address; 1 but for a node proxy
+	Total    int  // copies behind the address, ready or not; 0: as many as Capacity
 	StandIn  bool // a node proxy answers for a workload without a sidecar
 }
 
@@ -66,8 +67,9 @@ type Remote struct {
 	Cluster  ClusterName
 	Servers  []spiffeid.ID // who may answer
 	Ports    []uint16
-	UDPPorts []uint16 // those for datagrams
+	UDPPorts []uint16 // and those for datagrams
 	Ready    int      // ready copies, by the cluster's last word
+	Total    int      // its copies, ready or not; 0: not known
 	Labels   map[string]string
 	Stale    bool   // that word is old; still in use
 	Drain    *Drain // nil: not drained

@@ -8,6 +8,7 @@
 //	GET  /v1/introduction           Introduction
 //	GET  /v1/proxies                []Proxy
 //	DELETE /v1/proxies/{gateway|node}/{name}       takes it out of the roster: it gets no further identity
+//	GET  /v1/traffic?service=S&since=D              Traffic
 //	POST /v1/tokens                 TokenRequest → Token
 //	GET  /v1/trust                  Trust
 //	GET  /v1/trust/bundles/{trust domain}          BundleDocument

@@ -102,6 +102,7 @@ func serve(ctx context.Context, c *config, t *telemetry.Telemetry) error {
 	if err != nil {
 		return err
 	}
+	a.Stream.Account(s.Account)
 	checks := ready.New()
 	a.Checks(checks)
 	s.Checks(checks)

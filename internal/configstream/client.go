@@ -71,6 +71,8 @@ type Client struct {
 	saver  *saver
 	conn   atomic.Pointer[Conn] // of the present stream; nil while there is none
 
+	account func(all bool) *configv1.Report // set before Run; nil: there is none to give
+
 	mu       sync.Mutex
 	services map[topology.ServiceName]*subscription // guarded by mu
 	asked    uint64                                 // guarded by mu; a clock for subscription.asked

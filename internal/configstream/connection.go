@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io"
 	"sync"
+	"time"
 
 	"google.golang.org/grpc"
 
@@ -106,9 +107,16 @@ func (c *Client) refuse(ctx context.Context, err error) error {
 	return err
 }
 
-// send says hello, and then what is in the outbox, until ctx ends.
+// send says hello, and then what is in the outbox and gives account, until ctx ends.
 func (c *Client) send(ctx context.Context, rpc grpc.BidiStreamingClient[configv1.Request, configv1.Response], hello *configv1.Hello) error {
 	requests := []*configv1.Request{{Message: &configv1.Request_Hello{Hello: hello}}}
+	var due <-chan time.Time
+	if c.account != nil {
+		ticker := time.NewTicker(accountEvery)
+		defer ticker.Stop()
+		due = ticker.C
+	}
+	all := true
 	for {
 		for _, r := range requests {
 			if err := rpc.Send(r); err != nil {
@@ -121,6 +129,11 @@ func (c *Client) send(ctx context.Context, rpc grpc.BidiStreamingClient[configv1
 		select {
 		case <-c.outbox.wake:
 			requests = c.next()
+		case <-due:
+			requests = requests[:0]
+			if r := c.account(all); r != nil {
+				requests, all = append(requests, &configv1.Request{Message: &configv1.Request_Report{Report: r}}), false
+			}
 		case <-ctx.Done():
 			return nil
 		}

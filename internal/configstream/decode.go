@@ -40,6 +40,7 @@ const (
 	maxPrefixes    = 256
 	maxTiers       = 64
 	maxNever       = 64
+	maxFailback    = time.Hour
 	maxLabels      = 128
 	maxText        = 1024 // names, regions, addresses, label keys and values, SPIFFE IDs have a limit of their own
 	maxAuthorities = 64

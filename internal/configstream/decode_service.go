@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"net/netip"
 	"strings"
+	"time"
 
 	"github.com/spiffe/go-spiffe/v2/spiffeid"
 
@@ -184,6 +185,9 @@ func decodeEndpoint(b *configv1.Endpoint) (topology.Endpoint, error) {
 	if e.Capacity, err = decodeCount("capacity", b.GetCapacity()); err != nil {
 		return e, err
 	}
+	if e.Total, err = decodeCount("total", b.GetTotal()); err != nil {
+		return e, err
+	}
 	if err := checkTexts(e.ID, e.Locality.Region, e.Locality.Zone); err != nil {
 		return e, err
 	}
@@ -235,6 +239,9 @@ func decodeRemote(b *configv1.Remote) (topology.Remote, error) {
 	if r.Ready, err = decodeCount("ready", b.GetReady()); err != nil {
 		return r, err
 	}
+	if r.Total, err = decodeCount("total", b.GetTotal()); err != nil {
+		return r, err
+	}
 	if r.Drain, err = decodeDrain(b.GetDrain()); err != nil {
 		return r, err
 	}
@@ -273,6 +280,9 @@ func decodePolicy(b *configv1.FailoverPolicy) (*topology.Policy, error) {
 		}
 		p.Tiers = append(p.Tiers, topology.Tier{Name: bt.GetName(), Match: match, Weights: bt.GetWeights()})
 	}
+	if err := decodeMoves(p, b); err != nil {
+		return nil, err
+	}
 	for _, bs := range b.GetNever() {
 		s, err := decodeSelector(bs)
 		if err != nil {
@@ -281,6 +291,28 @@ func decodePolicy(b *configv1.FailoverPolicy) (*topology.Policy, error) {
 		p.Never = append(p.Never, s)
 	}
 	return p, nil
+}
+
+// decodeMoves sets when a policy moves requests, and how fast.
+func decodeMoves(p *topology.Policy, b *configv1.FailoverPolicy) error {
+	if b.GetSpillBelowPercent() > 100 {
+		return fmt.Errorf("spill_below_percent %d: want at most 100", b.GetSpillBelowPercent())
+	}
+	p.Spill.BelowHealthyPercent = int(b.GetSpillBelowPercent())
+	for _, f := range []struct {
+		name string
+		ms   uint64
+		to   *time.Duration
+	}{
+		{"failback_after_millis", b.GetFailbackAfterMillis(), &p.Failback.After},
+		{"failback_ramp_millis", b.GetFailbackRampMillis(), &p.Failback.Ramp},
+	} {
+		if f.ms > uint64(maxFailback/time.Millisecond) {
+			return fmt.Errorf("%s %d: want at most %v", f.name, f.ms, maxFailback)
+		}
+		*f.to = time.Duration(f.ms) * time.Millisecond //nolint:gosec // G115: checked above
+	}
+	return nil
 }
 
 func decodeSelector(b *configv1.Selector) (topology.Selector, error) {

@@ -129,6 +129,7 @@ func EncodeService(s *topology.Service) *configv1.Resource {
 			Cluster:   r.Cluster.String(),
 			SpiffeIds: texts(r.Servers),
 			Ready:     count(r.Ready),
+			Total:     count(r.Total),
 			Ports:     encodeNumbers(r.Ports),
 			UdpPorts:  encodeNumbers(r.UDPPorts),
 			Labels:    r.Labels,
@@ -210,6 +211,7 @@ func encodeEndpoints(in []topology.Endpoint) []*configv1.Endpoint {
 			Zone:     e.Locality.Zone,
 			Ready:    e.Ready,
 			Capacity: count(e.Capacity),
+			Total:    count(e.Total),
 			Ports:    encodeNumbers(e.Ports),
 			UdpPorts: encodeNumbers(e.UDPPorts),
 			Labels:   e.Labels,
@@ -223,7 +225,12 @@ func encodePolicy(p *topology.Policy) *configv1.FailoverPolicy {
 	if p == nil {
 		return nil
 	}
-	out := &configv1.FailoverPolicy{Name: p.Name}
+	out := &configv1.FailoverPolicy{
+		Name:                p.Name,
+		SpillBelowPercent:   uint32(min(max(p.Spill.BelowHealthyPercent, 0), 100)),             //nolint:gosec // G115: bounded here
+		FailbackAfterMillis: uint64(min(max(p.Failback.After, 0), maxFailback).Milliseconds()), //nolint:gosec // G115: bounded here
+		FailbackRampMillis:  uint64(min(max(p.Failback.Ramp, 0), maxFailback).Milliseconds()),  //nolint:gosec // G115: bounded here
+	}
 	for _, t := range p.Tiers {
 		out.Tiers = append(out.Tiers, &configv1.Tier{Name: t.Name, Match: encodeSelector(t.Match), Weights: t.Weights})
 	}

@@ -85,6 +85,7 @@ func genEndpoint(t *rapid.T) topology.Endpoint {
 		UDPPorts: genPorts.Draw(t, "udp_ports"),
 		Ready:    rapid.Bool().Draw(t, "ready"),
 		Capacity: genCount.Draw(t, "capacity"),
+		Total:    genCount.Draw(t, "total"),
 		StandIn:  rapid.Bool().Draw(t, "stand_in"),
 	}
 }
@@ -100,6 +101,7 @@ func genRemote(t *rapid.T) topology.Remote {
 		Ports:    genPorts.Draw(t, "ports"),
 		UDPPorts: genPorts.Draw(t, "udp_ports"),
 		Ready:    genCount.Draw(t, "ready"),
+		Total:    genCount.Draw(t, "total"),
 		Labels:   genLabels.Draw(t, "labels"),
 		Stale:    rapid.Bool().Draw(t, "stale"),
 		Drain:    genDrain(t),
@@ -145,6 +147,9 @@ func genPolicy(t *rapid.T) *topology.Policy {
 		return nil
 	}
 	p := &topology.Policy{Name: genText.Draw(t, "policy"), Never: rapid.SliceOfN(rapid.Custom(genSelector), 0, 2).Draw(t, "never")}
+	p.Spill.BelowHealthyPercent = rapid.IntRange(0, 100).Draw(t, "spill")
+	p.Failback.After = time.Duration(rapid.Int64Range(0, maxFailback.Milliseconds()).Draw(t, "after")) * time.Millisecond
+	p.Failback.Ramp = time.Duration(rapid.Int64Range(0, maxFailback.Milliseconds()).Draw(t, "ramp")) * time.Millisecond
 	for range rapid.IntRange(0, 3).Draw(t, "tiers") {
 		p.Tiers = append(p.Tiers, topology.Tier{
 			Name: genText.Draw(t, "tier"), Match: genSelector(t), Weights: rapid.MapOfN(genLabel, rapid.Uint32(), 0, 3).Draw(t, "weights"),

@@ -182,7 +182,7 @@ type client struct {
 }
 
 // startClient runs a client until stop is called or the test ends.
-func startClient(tb testing.TB, p *plane, change func(*configstream.ClientConfig)) client {
+func startClient(tb testing.TB, p *plane, change func(*configstream.ClientConfig), prepare ...func(*configstream.Client)) client {
 	tb.Helper()
 	cfg := configstream.ClientConfig{Hello: hello, Dial: p.dial, Log: slog.New(slog.NewTextHandler(tb.Output(), nil))}
 	if change != nil {
@@ -191,6 +191,9 @@ func startClient(tb testing.TB, p *plane, change func(*configstream.ClientConfig
 	c, err := configstream.NewClient(cfg)
 	if err != nil {
 		tb.Fatal(err)
+	}
+	for _, f := range prepare {
+		f(c)
 	}
 	ctx, cancel := context.WithCancel(context.Background())
 	done := make(chan error, 1)
@@ -203,6 +206,12 @@ func startClient(tb testing.TB, p *plane, change func(*configstream.ClientConfig
 	})
 	tb.Cleanup(stop)
 	return client{c, stop}
+}
+
+// startAccounting is startClient, of one that gives account.
+func startAccounting(tb testing.TB, p *plane, tell func(all bool) *configv1.Report) client {
+	tb.Helper()
+	return startClient(tb, p, nil, func(c *configstream.Client) { c.Account(tell) })
 }
 
 func (c client) subscribe(tb testing.TB, names ...string) {

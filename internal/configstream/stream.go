@@ -1,6 +1,7 @@
 package configstream
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"io"
@@ -191,7 +192,7 @@ func (st *stream) handle(session *Session, v *view, r *configv1.Request) error {
 			clear(v.touched)
 		}
 	case *configv1.Request_Report:
-		if err := atMost("links", len(m.Report.GetLinks()), maxLinkReports); err != nil {
+		if err := checkReport(m.Report); err != nil {
 			return status.Error(codes.InvalidArgument, err.Error())
 		}
 		if st.server.cfg.OnReport != nil {
@@ -206,6 +207,16 @@ func (st *stream) handle(session *Session, v *view, r *configv1.Request) error {
 	default: // of a newer client
 	}
 	return nil
+}
+
+// checkReport holds a report to what one may tell of.
+func checkReport(r *configv1.Report) error {
+	return cmp.Or(
+		atMost("links", len(r.GetLinks()), maxLinkReports),
+		atMost("counts of traffic", len(r.GetTraffic()), MaxTraffic),
+		atMost("services served", len(r.GetServed()), MaxServed),
+		atMost("turns", len(r.GetTurns()), MaxTurns),
+	)
 }
 
 // receive hands over what the client says, no faster than it may, until there is no more.

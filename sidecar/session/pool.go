@@ -33,6 +33,8 @@ const (
 
 	firstBackoff   = 100 * time.Millisecond // between dials that nobody waits for
 	longestBackoff = 5 * time.Second
+	// keptFor is how long a word to keep a session ready holds: several of those who say it, once a second.
+	keptFor = 5 * time.Second
 	// A session that is to be renewed, and whose successor is no better (no new SVID yet), is renewed again after this.
 	renewEvery = 10 * time.Second
 )
@@ -53,12 +55,14 @@ type Pool struct {
 	notUntil time.Time     // guarded by mu; no dial that nobody waits for
 	requests int           // guarded by mu; carried so far
 	used     time.Time     // guarded by mu
+	kept     time.Time     // guarded by mu; when somebody last wanted a session kept ready
 	closed   bool          // guarded by mu
 }
 
 type dial struct {
-	done chan struct{}
-	err  error // once done
+	done   chan struct{}
+	err    error // once done
+	wanted bool  // guarded by the pool's mu; a request waits for it, or traffic asked for it: failing proves something
 }
 
 // InFlight returns how many requests the pool carries, those that wait for a session included.
@@ -87,6 +91,7 @@ func (p *Pool) Acquire(ctx context.Context) (*Requests, error) {
 			return s, nil
 		}
 		d := p.start(ctx)
+		d.wanted = true
 		p.mu.Unlock()
 		select {
 		case <-d.done:
@@ -162,6 +167,18 @@ func (p *Pool) grow() {
 		want = min(max(want, usable+1), limit)
 	}
 	if usable < want && p.dial == nil && !p.set.now().Before(p.notUntil) {
+		p.start(context.Background()).wanted = true
+	}
+}
+
+// Keep keeps one session open that no request needs now, so that one that comes need not wait for its handshakes. It holds for a few seconds: who
+// wants that says so again, once a second. That no session can be opened proves nothing against the place, as long as nobody waits for it.
+func (p *Pool) Keep() {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	now := p.set.now()
+	p.kept = now
+	if !p.closed && p.dial == nil && !now.Before(p.notUntil) && !slices.ContainsFunc(p.sessions, p.usable) {
 		p.start(context.Background())
 	}
 }
@@ -177,13 +194,13 @@ func (p *Pool) start(ctx context.Context) *dial {
 	p.set.dials.Go(func() {
 		defer close(d.done)
 		s, err := p.set.open(context.WithoutCancel(ctx), to)
-		p.opened(d, s, err)
+		p.set.config.Opened(to, err, p.opened(d, s, err))
 	})
 	return d
 }
 
-// opened takes in the outcome of a dial.
-func (p *Pool) opened(d *dial, s *Requests, err error) {
+// opened takes in the outcome of a dial, and reports whether anybody wanted it but Keep.
+func (p *Pool) opened(d *dial, s *Requests, err error) (wanted bool) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	p.dial = nil
@@ -192,16 +209,17 @@ func (p *Pool) opened(d *dial, s *Requests, err error) {
 		d.err = err
 		p.backoff = min(max(firstBackoff, 2*p.backoff), longestBackoff)
 		p.notUntil = now.Add(p.backoff)
-		return
+		return d.wanted
 	}
 	p.backoff = 0
 	if p.closed {
 		d.err = &Error{balance.Broken, ErrClosed}
 		p.set.dials.Go(s.Close)
-		return
+		return d.wanted
 	}
 	s.pool = p
 	p.sessions = append(p.sessions, s)
+	return d.wanted
 }
 
 // Condemn takes a session out of use: what it leads to answers for nobody. Its requests in flight go on.
@@ -223,7 +241,7 @@ func (p *Pool) tend(draining map[string]struct{}) (unused bool) {
 			fresh++
 		}
 	}
-	renew := false
+	renew, kept := false, now.Sub(p.kept) < keptFor
 	p.sessions = slices.DeleteFunc(p.sessions, func(s *Requests) bool {
 		switch {
 		case s.dead():
@@ -234,17 +252,21 @@ func (p *Pool) tend(draining map[string]struct{}) (unused bool) {
 			s.draining = fresh > 0
 			renew = fresh == 0
 		}
-		if s.inFlight.Load() == 0 && s.client.InFlight() == 0 && (s.draining || now.Sub(s.used) >= idleTimeout) {
-			p.set.dials.Go(s.Close)
-			return true
+		if s.inFlight.Load() > 0 || s.client.InFlight() > 0 || !s.draining && now.Sub(s.used) < idleTimeout {
+			return false
 		}
-		return false
+		if kept && !s.draining {
+			kept = false // this one
+			return false
+		}
+		p.set.dials.Go(s.Close)
+		return true
 	})
 	if renew && p.dial == nil && !now.Before(p.notUntil) {
 		p.notUntil = now.Add(renewEvery)
-		p.start(context.Background())
+		p.start(context.Background()).wanted = now.Sub(p.used) < idleTimeout
 	}
-	return len(p.sessions) == 0 && p.dial == nil && p.load.Load() == 0 && now.Sub(p.used) >= idleTimeout
+	return len(p.sessions) == 0 && p.dial == nil && p.load.Load() == 0 && now.Sub(p.used) >= idleTimeout && now.Sub(p.kept) >= keptFor
 }
 
 // retire closes the pool: at once, or as soon as its requests have ended.

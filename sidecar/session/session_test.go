@@ -58,6 +58,7 @@ type bench struct {
 	called   *trust.Identity // the server's
 	issue    func(name string) *trust.Identity
 	outcomes []error
+	wanted   int // dials that failed, and that somebody wanted
 }
 
 func newBench(t *testing.T, h http.HandlerFunc) *bench {
@@ -117,8 +118,13 @@ func newBench(t *testing.T, h http.HandlerFunc) *bench {
 			},
 		},
 		Tracer: noop.NewTracerProvider().Tracer(""),
-		Opened: func(_ Destination, err error) { b.outcomes = append(b.outcomes, err) },
-		Count:  func(Destination, int) {},
+		Opened: func(_ Destination, err error, wanted bool) {
+			b.outcomes = append(b.outcomes, err)
+			if err != nil && wanted {
+				b.wanted++
+			}
+		},
+		Count: func(Destination, int) {},
 	})
 	wg.Go(func() { _ = b.set.Run(ctx) })
 	t.Cleanup(func() {
@@ -187,6 +193,43 @@ func TestIdleSessionsEnd(t *testing.T) {
 		b.mustGet()
 		if n := b.accepted.Load(); n != 2 {
 			t.Errorf("%d sessions", n)
+		}
+	})
+}
+
+// TestKeep: a session is kept ready as long as somebody says so, without a request, and no longer. That none can be opened is nobody's fault
+// as long as nobody waits for it.
+func TestKeep(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		b := newBench(t, ok)
+		b.refuse.Store(true)
+		keep := func(long time.Duration) {
+			for start := time.Now(); time.Since(start) < long; time.Sleep(time.Second) {
+				b.set.Pool(b.to).Keep()
+			}
+		}
+		keep(time.Minute)
+		if n := len(b.outcomes); n < 10 || n > 20 {
+			t.Errorf("%d sessions were tried in a minute", n)
+		}
+		if b.wanted != 0 {
+			t.Errorf("%d failures are held against a place that nobody needs", b.wanted)
+		}
+		b.refuse.Store(false)
+		keep(3 * maxAge)
+		if n := b.accepted.Load(); n < 3 || n > 4 || !b.set.Pool(b.to).Ready() {
+			t.Errorf("%d sessions in %s, ready: %t", n, 3*maxAge, b.set.Pool(b.to).Ready())
+		}
+		b.mustGet()
+		time.Sleep(2*idleTimeout + 2*tendEvery) // it may have been renewed meanwhile
+		synctest.Wait()
+		if open := b.accepted.Load() - b.closed.Load(); open != 0 || len(b.set.pools) != 0 {
+			t.Errorf("nobody keeps it, and %d sessions and %d pools are left", open, len(b.set.pools))
+		}
+		b.refuse.Store(true)
+		b.set.Pool(b.to).Keep()
+		if _, err := b.get(); err == nil || b.wanted != 1 {
+			t.Errorf("a request fails with %v, and %d failures are counted", err, b.wanted)
 		}
 	})
 }

@@ -22,8 +22,9 @@ const tendEvery = 1 * time.Second
 type Config struct {
 	Dialer *Dialer
 	Tracer trace.Tracer
-	// Opened is told of each attempt to open a session that a Pool made; err is nil when it was opened.
-	Opened func(Destination, error)
+	// Opened is told of each attempt to open a session that a Pool made; the error is nil when it was opened. wanted is false when it was only to
+	// be kept ready: failing proves nothing then.
+	Opened func(to Destination, err error, wanted bool)
 	// Count is told when a session begins (+1) and ends (-1).
 	Count func(Destination, int)
 }
@@ -111,16 +112,11 @@ func (s *Set) open(ctx context.Context, to Destination) (*Requests, error) {
 	defer context.AfterFunc(s.ctx, cancel)()
 	conn, err := s.Dial(ctx, to, HTTP2)
 	if err != nil {
-		s.config.Opened(to, err)
 		return nil, err
 	}
 	requests, err := newRequests(ctx, conn, s.now())
 	if err != nil {
-		err = &Error{balance.Broken, err}
-	}
-	s.config.Opened(to, err)
-	if err != nil {
-		return nil, err
+		return nil, &Error{balance.Broken, err}
 	}
 	return requests, nil
 }

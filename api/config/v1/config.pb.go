@@ -2558,6 +2558,7 @@ type Endpoint struct {
 	Labels        map[string]string      `protobuf:"bytes,9,rep,name=labels,proto3" json:"labels,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"bytes,2,opt,name=value"`
 	StandIn       bool                   `protobuf:"varint,10,opt,name=stand_in,json=standIn,proto3" json:"stand_in,omitempty"`
 	UdpPorts      []uint32               `protobuf:"varint,11,rep,packed,name=udp_ports,json=udpPorts,proto3" json:"udp_ports,omitempty"` // as ports, for datagrams
+	Total         uint32                 `protobuf:"varint,12,opt,name=total,proto3" json:"total,omitempty"`                              // copies behind this address, ready or not; 0: as many as capacity
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -2667,6 +2668,13 @@ func (x *Endpoint) GetUdpPorts() []uint32 {
 		return x.UdpPorts
 	}
 	return nil
+}
+
+func (x *Endpoint) GetTotal() uint32 {
+	if x != nil {
+		return x.Total
+	}
+	return 0
 }
 
 type Remote struct {
@@ -4475,7 +4483,7 @@ const file_api_config_v1_config_proto_rawDesc = "" +
 	"\tOtherPort\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12\x12\n" +
 	"\x04port\x18\x02 \x01(\rR\x04port\x12\x1a\n" +
-	"\bprotocol\x18\x03 \x01(\tR\bprotocol\"\xf9\x02\n" +
+	"\bprotocol\x18\x03 \x01(\tR\bprotocol\"\x8f\x03\n" +
 	"\bEndpoint\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12\x18\n" +
 	"\aaddress\x18\x02 \x01(\tR\aaddress\x12\x1b\n" +
@@ -4488,7 +4496,8 @@ const file_api_config_v1_config_proto_rawDesc = "" +
 	"\x06labels\x18\t \x03(\v2'.isthmus.config.v1.Endpoint.LabelsEntryR\x06labels\x12\x19\n" +
 	"\bstand_in\x18\n" +
 	" \x01(\bR\astandIn\x12\x1b\n" +
-	"\tudp_ports\x18\v \x03(\rR\budpPorts\x1a9\n" +
+	"\tudp_ports\x18\v \x03(\rR\budpPorts\x12\x14\n" +
+	"\x05total\x18\f \x01(\rR\x05total\x1a9\n" +
 	"\vLabelsEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
 	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"\xe0\x02\n" +

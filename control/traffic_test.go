@@ -1,0 +1,113 @@
+package control_test
+
+import (
+	"fmt"
+	"net/http"
+	"path/filepath"
+	"sync"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/google/go-cmp/cmp"
+
+	"github.com/isthmus-mesh/isthmus/api/admin"
+	configv1 "github.com/isthmus-mesh/isthmus/api/config/v1"
+	"github.com/isthmus-mesh/isthmus/internal/agent"
+	"github.com/isthmus-mesh/isthmus/topology"
+)
+
+// teller is a sidecar that tells what a test says.
+type teller struct {
+	mu      sync.Mutex
+	traffic []*configv1.Traffic // guarded by mu
+	served  []*configv1.Served  // guarded by mu
+}
+
+func (t *teller) account(a *agent.Agent) {
+	a.Stream.Account(func(bool) *configv1.Report {
+		t.mu.Lock()
+		defer t.mu.Unlock()
+		return &configv1.Report{Traffic: t.traffic, Served: t.served}
+	})
+}
+
+func (t *teller) say(m ...*configv1.Traffic) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	t.traffic = m
+}
+
+// What a sidecar counts can be asked for second by second: what grew since it was first heard, and nothing that makes no sense.
+func TestTraffic(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		m := newMesh(t)
+		eu, us := m.start("eu", filepath.Join(t.TempDir(), "eu"), nil), m.start("us", filepath.Join(t.TempDir(), "us"), nil)
+		eu.registry.declare(t, clientManifest+peerOf(t, us))
+		us.registry.declare(t, checkoutManifest+peerOf(t, eu))
+		eventually(t, time.Second, func() error {
+			if missing := append(eu.checks.Missing(), us.checks.Missing()...); len(missing) > 0 {
+				return fmt.Errorf("missing: %q", missing)
+			}
+			return nil
+		})
+		var says teller
+		says.say(&configv1.Traffic{Service: "checkout.shop", Cluster: "us", Requests: 1000}) // before it was first heard: not now
+		client := eu.join(t, sidecarHello("shop/client"), eu.token(t, `{"workload":"shop/client"}`), says.account)
+		checkout, err := topology.NewServiceName("shop", "checkout")
+		if err != nil {
+			t.Fatal(err)
+		}
+		eventually(t, 10*time.Second, func() error { return client.Stream.Subscribe(t.Context(), checkout) })
+		known := func() (total map[string]admin.TrafficSecond) {
+			total = make(map[string]admin.TrafficSecond)
+			for _, s := range get[admin.Traffic](t, eu, "/v1/traffic?service=checkout.shop&since=5m").Series {
+				sum := admin.TrafficSecond{}
+				for _, at := range s.Seconds {
+					sum.Requests += at.Requests
+					sum.Failed += at.Failed
+					sum.Latency = at.Latency
+				}
+				total[s.Cluster] = sum
+			}
+			return total
+		}
+		time.Sleep(3 * time.Second)
+		if got := known(); len(got) != 0 {
+			t.Errorf("counted before the program was heard: %+v", got)
+		}
+		says.say(
+			&configv1.Traffic{Service: "checkout.shop", Cluster: "us", Requests: 1010, Latency: []uint64{0, 7, 3}},
+			&configv1.Traffic{Service: "checkout.shop", Requests: 2, Failed: 2},
+			&configv1.Traffic{Service: "checkout.shop", Cluster: "mars", Requests: 5},                             // no such cluster
+			&configv1.Traffic{Service: "pay.shop", Cluster: "us", Requests: 5},                                    // not asked for
+			&configv1.Traffic{Service: "checkout.shop", Cluster: "eu", Requests: 1, Failed: 2},                    // more failed than there were
+			&configv1.Traffic{Service: "check\nout", Cluster: "us", Requests: 5},                                  // no name
+			&configv1.Traffic{Service: "checkout.shop", Cluster: "eu", Requests: 5, Latency: make([]uint64, 100)}, // too many buckets
+		)
+		time.Sleep(3 * time.Second)
+		want := map[string]admin.TrafficSecond{"us": {Requests: 10, Latency: []uint64{0, 7, 3}}, "": {Requests: 2, Failed: 2}}
+		if diff := cmp.Diff(want, known()); diff != "" {
+			t.Errorf("traffic (-want +got)\n%s", diff)
+		}
+		says.say(&configv1.Traffic{Service: "checkout.shop", Cluster: "us", Requests: 1 << 60}) // no sidecar carries that
+		time.Sleep(2 * time.Second)
+		says.say(&configv1.Traffic{Service: "checkout.shop", Cluster: "us", Requests: 4}) // started again
+		time.Sleep(2 * time.Second)
+		if got := known()["us"].Requests; got != 14 {
+			t.Errorf("%d requests, want 14", got)
+		}
+		if _, code := ask[any](t, eu, http.MethodGet, "/v1/traffic?service=nonsense", ""); code != http.StatusBadRequest {
+			t.Errorf("a service that is none: %d", code)
+		}
+		if _, code := ask[any](t, eu, http.MethodGet, "/v1/traffic?service=checkout.shop&since=yesterday", ""); code != http.StatusBadRequest {
+			t.Errorf("a moment that is none: %d", code)
+		}
+		time.Sleep(17 * time.Minute)
+		says.say(&configv1.Traffic{Service: "checkout.shop", Cluster: "us", Requests: 5})
+		time.Sleep(2 * time.Second)
+		if got := get[admin.Traffic](t, eu, "/v1/traffic?service=checkout.shop&since=24h"); len(got.Series) != 1 || len(got.Series[0].Seconds) != 1 || got.Series[0].Seconds[0].Requests != 1 {
+			t.Errorf("kept for longer than a quarter of an hour: %+v", got.Series)
+		}
+	})
+}
