@@ -162,7 +162,8 @@ func (l *link) dialQUIC(dialing context.Context, gw topology.Gateway, policy tru
 	if err != nil {
 		return nil, fmt.Errorf("open a socket: %w", err)
 	}
-	transport := &quic.Transport{Conn: g.socket.prepare(packets)}
+	socket := g.socket.prepare(packets)
+	transport := &quic.Transport{Conn: socket}
 	free := func() {
 		_ = transport.Close()
 		_ = packets.Close()
@@ -176,6 +177,7 @@ func (l *link) dialQUIC(dialing context.Context, gw topology.Gateway, policy tru
 		free()
 		return nil, err
 	}
+	watch(socket, conn)
 	return &quicCarrier{Conn: conn, free: func() {
 		g.windows.release(conn)
 		free()

@@ -40,6 +40,7 @@ func (g *Gateway) acceptPeers(ctx context.Context, transport *quic.Transport) er
 			}
 			return err
 		}
+		watch(transport.Conn, conn)
 		g.wg.Go(func() { g.servePeer(ctx, conn) })
 	}
 }

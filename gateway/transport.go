@@ -100,8 +100,7 @@ func (w *windows) release(c *quic.Conn) {
 	delete(w.grown, c)
 }
 
-// socket prepares a packet conn for QUIC. It is the one place where packets can be had another way (receive offload): quic-go
-// takes any net.PacketConn, and uses the faster calls of those that have them.
+// socket prepares a packet conn for QUIC: quic-go takes any net.PacketConn, and uses the faster calls of those that have them.
 type socket struct {
 	warn sync.Once
 	log  *slog.Logger
@@ -118,5 +117,12 @@ func (s *socket) prepare(c net.PacketConn) net.PacketConn {
 				"bytes", got, "wanted", socketBuffer)
 		})
 	}
-	return c
+	return newReceiver(u)
+}
+
+// watch tells a socket that was prepared which connection it serves, so that it gives no more packets than that takes.
+func watch(packets net.PacketConn, c *quic.Conn) {
+	if r, ok := packets.(*receiver); ok {
+		r.watch(c)
+	}
 }
