@@ -44,6 +44,7 @@ type options struct {
 	rtts     []time.Duration
 	losses   []float64
 	ways     []string
+	loads    []string
 	each     time.Duration
 	binaries string
 	report   string
@@ -54,6 +55,7 @@ func parse(args []string) (o options, err error) {
 	rtts := flags.String("rtt", "0,20,80", "round trips, in ms")
 	losses := flags.String("loss", "0,0.1,1,3", "losses, in percent, each way")
 	ways := flags.String("ways", "direct,haproxy,h2,isthmus", "what is measured")
+	loads := flags.String("loads", "kept,new,bulk", "what the client does")
 	flags.DurationVar(&o.each, "each", 4*time.Second, "how long each measurement takes")
 	flags.StringVar(&o.binaries, "binaries", "bin", "folder of the programs")
 	flags.StringVar(&o.report, "report", "", "file for the figures, as JSON")
@@ -74,7 +76,7 @@ func parse(args []string) (o options, err error) {
 		}
 		o.losses = append(o.losses, percent/100)
 	}
-	o.ways = strings.Split(*ways, ",")
+	o.ways, o.loads = strings.Split(*ways, ","), strings.Split(*loads, ",")
 	return o, nil
 }
 

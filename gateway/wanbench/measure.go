@@ -26,7 +26,7 @@ type figure struct {
 }
 
 func (s *stage) measure(ctx context.Context, out io.Writer) (all []figure, err error) {
-	for _, load := range []string{loadKept, loadNew, loadBulk} {
+	for _, load := range s.loads {
 		_, _ = fmt.Fprintf(out, "\n%s\n%8s %6s  %-8s %12s %10s %10s %10s %12s %9s %7s\n", load, "RTT", "loss", "way", rateUnit(load), "p50 ms", "p99 ms", "p99.9 ms", cpuUnit(load), "RSS MB", "failed")
 		for _, rtt := range s.rtts {
 			for _, loss := range s.losses {
