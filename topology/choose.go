@@ -106,6 +106,10 @@ var (
 // none does. Without one: own copies in the caller's zone, own copies in its region, other clusters of the region,
 // own copies of other regions, then cluster by cluster in order of round-trip time.
 //
+// Each tier takes of what it is offered what its health and the caller's levels allow, and the rest goes on: with a policy's spill the part that its
+// healthy copies are of those that it should have, without it all, as long as a copy is left. Levels (recovery, drains) only ever lower that. A
+// copy whose level is 0 by its owner's drain stands behind all that are trusted.
+//
 // A copy that is only suspected (by load, or because its link is reported down) is never lost: it moves to a
 // last-resort tier behind all others. Only the owner's word (not ready, not exported, port not served) or the policy excludes.
 //

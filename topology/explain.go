@@ -2,6 +2,7 @@ package topology
 
 import (
 	"errors"
+	"slices"
 	"time"
 )
 
@@ -40,6 +41,8 @@ type ExplanationRow struct {
 	State    State       `json:"state"`
 	Cause    Cause       `json:"cause"`
 	Reason   string      `json:"reason"` // the cause and its evidence in words
+	// Limits are why it gets less than its place would give it, or more, in words: "spill: 40 % healthy, below 70 %".
+	Limits []string `json:"limits,omitempty"`
 	// NextTry is, of an ejected copy, from when on a request tries it again. Explain doesn't know it: who keeps health sets it.
 	NextTry time.Time `json:"next_try,omitzero"`
 	AsIf    *AsIf     `json:"as_if,omitempty"` // what it would be; only where something was supposed
@@ -86,7 +89,8 @@ func Explain(plan Plan, err error) Explanation {
 		for j := range t.Candidates {
 			c := &t.Candidates[j]
 			row := newRow(c.Target, c.Endpoint, c.Remote, c.Reason)
-			row.Rank, row.Tier, row.Share, row.Traffic, row.State = i+1, t.Name, c.Share, t.Portion*c.Share, stateOf(t)
+			row.Rank, row.Tier, row.Share, row.Traffic, row.State = i+1, t.Name, c.Share, t.Portion*c.Share, stateOf(t, c)
+			row.Limits = limits(t, c)
 			x.Rows = append(x.Rows, row)
 		}
 	}
@@ -115,11 +119,22 @@ func newRow(target Target, e *Endpoint, r *Remote, reason Reason) ExplanationRow
 	return row
 }
 
-func stateOf(t *PlanTier) State {
+// limits are the tier's and the candidate's, each told once.
+func limits(t *PlanTier, c *Candidate) []string {
+	var out []string
+	for _, r := range slices.Concat(t.Limits, c.Limits) {
+		if words := r.String(); !slices.Contains(out, words) {
+			out = append(out, words)
+		}
+	}
+	return out
+}
+
+func stateOf(t *PlanTier, c *Candidate) State {
 	switch {
 	case t.LastResort:
 		return LastResort
-	case t.Portion > 0:
+	case t.Portion > 0 && c.Share > 0:
 		return Active
 	default:
 		return Standby

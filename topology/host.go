@@ -34,8 +34,9 @@ func chooseHost(s *Snapshot, service *Service, plan Plan, load Load) (Plan, erro
 		return none(reason, found)
 	}
 	found.key, found.Reason = rankKey{name: hostTier}, Reason{ByName, q.Host.Address.String()}
-	plan.Tiers = arrange(s, map[rankKey][]spot{found.key: {*found}}, load)
-	plan.Tiers[0].Portion = 1
+	one := (*rung)(nil).count(found.key, found)
+	one.place(s, *found, load)
+	plan.Tiers = arrange([]*rung{one}, nil, load)
 	return plan, nil
 }
 

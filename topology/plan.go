@@ -14,7 +14,7 @@ type Plan struct {
 	Caller Self   // who asked
 	Port   Port   // zero when the port isn't known
 	Policy string // Policy.Name; empty: the default order
-	// Tiers are ordered: all that is trusted by rank, then what is suspected, by rank again.
+	// Tiers are ordered: all that is trusted by rank, then what is drained, then what is suspected, each by rank again.
 	Tiers []PlanTier
 	// Excluded are the copies that no request may go to, ordered by target.
 	Excluded []Exclusion
@@ -25,9 +25,13 @@ type PlanTier struct {
 	Name string // of the policy's tier, or of the default order's
 	// LastResort: every candidate is suspected. Used when all before it failed.
 	LastResort bool
+	// Drained: every candidate is, by its owner's word. Used when nothing is left that isn't, but before what is suspected.
+	Drained bool
 	// Portion of the requests begins in this tier, from 0 to 1; over all tiers they add to one. The others begin
 	// elsewhere and come here when their tier fails them.
-	Portion    float64
+	Portion float64
+	// Limits are why it gets less than all that it is offered, or anything at all.
+	Limits     []Reason
 	Candidates []Candidate // ordered by target; never empty
 }
 
@@ -38,8 +42,9 @@ type Candidate struct {
 	Endpoint *Endpoint  // a copy in the own cluster, else nil
 	Remote   *Remote    // another cluster, else nil
 	Host     netip.Addr // of Remote: the one copy there that is called; invalid: any
-	Share    float64    // of the tier's requests, above 0, at most 1
+	Share    float64    // of the tier's requests, from 0 to 1; 0 only while its level is
 	Reason   Reason     // why it is in this tier
+	Limits   []Reason   // why its share is less than its copies, or its weight, would give it
 }
 
 // Exclusion is a copy that no request may go to.
@@ -83,6 +88,16 @@ const (
 	NoLink  Cause = "link_down" // the gateways report no link to its cluster
 )
 
+// Drained is why a copy is behind the others: its owner asked for that. It is also a limit, while that is on its way.
+const Drained Cause = "drained"
+
+// Why a tier or a cluster in it gets less than it would, or more.
+const (
+	Spilling Cause = "spill"    // too few of its copies are healthy
+	Recovery Cause = "failback" // it was down lately
+	Overflow Cause = "overflow" // a tier before it leaves requests
+)
+
 // Why a copy is excluded.
 const (
 	NotReady      Cause = "not_ready"       // its owner says that it isn't ready, or that none is
@@ -112,6 +127,14 @@ func (c Cause) words() string {
 		return "ejected"
 	case NoLink:
 		return "link down"
+	case Drained:
+		return "drained"
+	case Spilling:
+		return "spill"
+	case Recovery:
+		return "failback"
+	case Overflow:
+		return "gets what the tiers before it leave"
 	case NotReady:
 		return "not ready"
 	case NeverPolicy:

@@ -31,6 +31,9 @@ func TestChooseProperties(t *testing.T) {
 		{"suspicion loses nobody and keeps the order", suspicionKeepsAll},
 		{"who suffers doesn't take from the healthy", healthyNeverLose},
 		{"a change in one cluster moves no more than it must", movesNoMore},
+		{"who is given more gets no less", raisedNeverLower},
+		{"portions are what a simple reckoning says", portionsAreReckoned},
+		{"a level is of what is there", levelOfOne},
 		{"the explanation is the plan", explanationIsPlan},
 	}
 	for _, p := range properties {
@@ -44,7 +47,7 @@ func sharesAdd(t *rapid.T, w world) {
 	for _, tier := range plan.Tiers {
 		sum := 0.0
 		for _, c := range tier.Candidates {
-			if c.Share <= 0 || c.Share > 1 {
+			if c.Share < 0 || c.Share > 1+epsilon || c.Share == 0 && w.load.Levels == nil {
 				t.Fatalf("share %v of %v", c.Share, c.Target)
 			}
 			sum += c.Share
@@ -95,7 +98,6 @@ func errorMeansNothing(t *rapid.T, w world) {
 	}
 }
 
-// neverIsNever matches by itself, not by the code under test.
 func neverIsNever(t *rapid.T, w world) {
 	if w.service.Policy == nil {
 		return
@@ -103,34 +105,8 @@ func neverIsNever(t *rapid.T, w world) {
 	plan, _ := w.choose()
 	for _, tier := range plan.Tiers {
 		for _, c := range tier.Candidates {
-			var region, zone string
-			var labels map[string]string
-			if c.Endpoint != nil {
-				region, zone, labels = c.Endpoint.Locality.Region, c.Endpoint.Locality.Zone, c.Endpoint.Labels
-				if region == "" {
-					region = w.self.Locality.Region
-				}
-			} else {
-				labels = c.Remote.Labels
-				for _, k := range w.clusters {
-					if k.Name == c.Cluster {
-						region = k.Region
-					}
-				}
-			}
 			for _, never := range w.service.Policy.Never {
-				matches := true
-				for _, f := range [...][3]string{{never.Cluster, w.self.Cluster.String(), c.Cluster.String()}, {never.Region, w.self.Locality.Region, region}, {never.Zone, w.self.Locality.Zone, zone}} {
-					want := f[0]
-					if want == topology.Same {
-						want = f[1]
-					}
-					matches = matches && (f[0] == "" || want != "" && want == f[2])
-				}
-				for k, v := range never.Labels {
-					matches = matches && labels[k] == v
-				}
-				if matches {
+				if w.matches(never, c.Target) {
 					t.Fatalf("%v is used, in spite of never %v", c.Target, never)
 				}
 			}
@@ -161,7 +137,7 @@ func sameInputsSamePlan(t *rapid.T, w world) {
 	}
 }
 
-// suspicionKeepsAll compares with a world in which nobody is suspected.
+// suspicionKeepsAll compares with a world in which nobody is suspected or drained.
 func suspicionKeepsAll(t *rapid.T, w world) {
 	plan, _ := w.choose()
 	calm := w
@@ -177,13 +153,20 @@ func suspicionKeepsAll(t *rapid.T, w world) {
 			rank[c.Target] = i
 		}
 	}
-	last, lastResort := -1, false
+	last, worst := -1, 0
 	for _, tier := range plan.Tiers {
-		if tier.LastResort != lastResort {
-			if lastResort {
-				t.Fatal("a trusted tier stands behind a suspected one")
-			}
-			last, lastResort = -1, true
+		standing := 0
+		switch {
+		case tier.LastResort:
+			standing = 2
+		case tier.Drained:
+			standing = 1
+		}
+		if standing < worst {
+			t.Fatalf("tier %s stands behind one that is worse", tier.Name)
+		}
+		if standing > worst {
+			last, worst = -1, standing
 		}
 		here := rank[tier.Candidates[0].Target]
 		if here <= last {
@@ -198,6 +181,10 @@ func suspicionKeepsAll(t *rapid.T, w world) {
 			if _, ejected := w.load.Suspected[c.Target]; ejected && !tier.LastResort {
 				t.Fatalf("%v is ejected, and trusted", c.Target)
 			}
+			level, drains := w.load.Levels[topology.LevelKey{Cluster: c.Cluster}]
+			if drained := drains && level.Part == 0; standing < 2 && drained != tier.Drained {
+				t.Fatalf("%v: drained %t, and in tier %+v", c.Target, drained, tier)
+			}
 		}
 	}
 	if len(rank) > 0 {
@@ -205,12 +192,15 @@ func suspicionKeepsAll(t *rapid.T, w world) {
 	}
 }
 
+// healthyNeverLose: when a copy falls ill, no healthy one gets less. When one that is ill goes away, none gets less either, but that a tier that
+// spills is now healthier as a whole: it takes back from the tiers behind it, and, where each cluster has its weight, from those it had lent to.
+// So then only its own cluster's copies there, and without weights all of its tier's, are sure of what they have.
 func healthyNeverLose(t *rapid.T, w world) {
+	w.load.Levels = nil
 	plan, _ := w.choose()
 	before, healthy := traffic(plan), trusted(plan)
 	for _, sufferer := range w.targets() {
 		if healthy[sufferer] {
-			// A healthy copy falls ill.
 			ill := w
 			ill.load.Suspected = maps.Clone(w.load.Suspected)
 			ill.load.Suspected[sufferer] = "evidence"
@@ -219,7 +209,16 @@ func healthyNeverLose(t *rapid.T, w world) {
 			continue
 		}
 		after, _ := w.without(sufferer).choose()
-		nobodyLoses(t, before, traffic(after), healthy, sufferer)
+		sure := healthy
+		if p := w.service.Policy; p != nil && p.Spill.BelowHealthyPercent > 0 {
+			sure = make(map[topology.Target]bool)
+			for target, well := range healthy {
+				i := w.tier(sufferer)
+				same := i >= 0 && i == w.tier(target)
+				sure[target] = well && same && (len(p.Tiers[i].Weights) == 0 || target.Cluster == sufferer.Cluster)
+			}
+		}
+		nobodyLoses(t, before, traffic(after), sure, sufferer)
 	}
 }
 
@@ -231,10 +230,17 @@ func nobodyLoses(t *rapid.T, before, after map[topology.Target]float64, healthy 
 	}
 }
 
+// movesNoMore changes the health of one cluster. With spill, it is one that is in one tier: what is in several may gain in one what it loses in
+// another, and then so do those between.
 func movesNoMore(t *rapid.T, w world) {
+	w.load.Levels = nil
 	plan, _ := w.choose()
 	before := byCluster(traffic(plan))
+	spills := w.service.Policy != nil && w.service.Policy.Spill.BelowHealthyPercent > 0
 	changed := rapid.SampledFrom([]string{"c0", "c1", "c2"}).Draw(t, "changed cluster")
+	if spills && changed == "c0" {
+		return
+	}
 	next := w
 	next.service.Endpoints = slices.Clone(w.service.Endpoints)
 	next.service.Remotes = slices.Clone(w.service.Remotes)
@@ -247,7 +253,12 @@ func movesNoMore(t *rapid.T, w world) {
 	}
 	for i := range next.service.Remotes {
 		if r := &next.service.Remotes[i]; r.Cluster.String() == changed {
-			r.Ready = rapid.IntRange(0, 9).Draw(t, "ready")
+			r.Total = max(r.Total, r.Ready)
+			most := 9
+			if spills {
+				most = r.Total
+			}
+			r.Ready = rapid.IntRange(0, most).Draw(t, "ready")
 			if rapid.Bool().Draw(t, "eject") {
 				next.load.Suspected[topology.Target{Service: w.service.Name, Port: w.query.Port, Cluster: r.Cluster}] = "evidence"
 			}
@@ -266,6 +277,46 @@ func movesNoMore(t *rapid.T, w world) {
 	}
 	if gain && loss {
 		t.Fatalf("a change in %s moved %v to %v", changed, before, after)
+	}
+}
+
+// raisedNeverLower raises one level: neither what it is of nor, within its tier, the cluster gets less.
+func raisedNeverLower(t *rapid.T, w world) {
+	key := drawLevelKey(t)
+	level, ok := w.load.Levels[key]
+	if !ok {
+		level.Part = rapid.SampledFrom([]float64{0, 0.01, 0.35}).Draw(t, "before")
+	}
+	low, high := w, w
+	low.load.Levels, high.load.Levels = maps.Clone(w.load.Levels), maps.Clone(w.load.Levels)
+	if low.load.Levels == nil {
+		low.load.Levels, high.load.Levels = map[topology.LevelKey]topology.Level{}, map[topology.LevelKey]topology.Level{}
+	}
+	low.load.Levels[key] = level
+	high.load.Levels[key] = topology.Level{Part: level.Part + (1-level.Part)*rapid.SampledFrom([]float64{0, 0.1, 0.5, 1}).Draw(t, "of the rest")}
+	before, _ := low.choose()
+	after, _ := high.choose()
+	ofTier := func(p topology.Plan) (tier, cluster float64) {
+		for _, pt := range p.Tiers {
+			for _, c := range pt.Candidates {
+				if key.Tier != "" && w.tierID(c.Target) == key.Tier {
+					tier += pt.Portion * c.Share
+					if c.Cluster == key.Cluster {
+						cluster += pt.Portion * c.Share
+					}
+				}
+				if key.Tier == "" && c.Cluster == key.Cluster && c.Cluster != w.self.Cluster { // who is in several tiers may fall in one
+					cluster += pt.Portion * c.Share
+				}
+			}
+		}
+		return tier, cluster
+	}
+	tier, cluster := ofTier(before)
+	tierAfter, clusterAfter := ofTier(after)
+	if tierAfter < tier-epsilon || clusterAfter < cluster-epsilon {
+		t.Fatalf("%+v from %v to %v: the tier's traffic goes from %v to %v, the cluster's in it from %v to %v",
+			key, level.Part, high.load.Levels[key].Part, tier, tierAfter, cluster, clusterAfter)
 	}
 }
 

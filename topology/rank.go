@@ -19,6 +19,7 @@ type spot struct {
 	zone   string
 	labels map[string]string
 	copies uint64 // ready ones behind it
+	total  uint64 // ready or not
 	key    rankKey
 	weight uint64 // of its cluster, by the policy's tier
 }
@@ -28,7 +29,8 @@ type rankKey struct {
 	index   int         // the policy's tier, or the default order's class
 	bucket  int         // of the round-trip time; zero but for classOther
 	cluster ClusterName // zero but for classOther: there, each cluster is a tier
-	name    string      // follows from the others
+	id      TierID      // follows from the others, as all below
+	name    string
 	weights bool
 }
 
@@ -66,20 +68,12 @@ func choose(s *Snapshot, q Query, load Load) (Plan, error) {
 	if !q.Host.IsZero() {
 		return chooseHost(s, service, plan, load)
 	}
-	tiers := make(map[rankKey][]spot)
-	for _, c := range spots(s, service, q) {
-		if reason, out := exclude(s, service, q, &c); out {
-			plan.Excluded = append(plan.Excluded, Exclusion{Target: c.Target, Endpoint: c.Endpoint, Remote: c.Remote, Reason: reason})
-			continue
-		}
-		tiers[c.key] = append(tiers[c.key], c)
-	}
-	slices.SortFunc(plan.Excluded, func(a, b Exclusion) int { return a.Target.Compare(b.Target) })
-	plan.Tiers = arrange(s, tiers, load)
+	ranked, excluded := rungs(s, service, q, load)
+	plan.Excluded = excluded
+	plan.Tiers = arrange(ranked, service.Policy, load)
 	if len(plan.Tiers) == 0 {
 		return plan, fmt.Errorf("service %s, port %d: %w%s", q.Service, q.Port, ErrNoCandidates, tally(plan.Excluded))
 	}
-	plan.Tiers[0].Portion = 1
 	return plan, nil
 }
 
@@ -99,6 +93,7 @@ func spots(s *Snapshot, service *Service, q Query) []spot {
 			zone:   e.Locality.Zone,
 			labels: e.Labels,
 			copies: uint64(max(e.Capacity, 1)),
+			total:  uint64(max(e.Total, e.Capacity, 1)),
 		})
 	}
 	for i := range service.Remotes {
@@ -111,6 +106,7 @@ func spots(s *Snapshot, service *Service, q Query) []spot {
 			},
 			labels: r.Labels,
 			copies: uint64(max(r.Ready, 0)),
+			total:  uint64(max(r.Total, r.Ready, 0)),
 		}
 		if cluster := s.Cluster(r.Cluster); cluster != nil {
 			c.region = cluster.Region
@@ -118,18 +114,6 @@ func spots(s *Snapshot, service *Service, q Query) []spot {
 		out = append(out, c)
 	}
 	return out
-}
-
-// exclude reports why c must not be used; if it may, it sets c's rank and the reason for that rank.
-func exclude(s *Snapshot, service *Service, q Query, c *spot) (Reason, bool) {
-	if reason, out := forbid(s, service, q, c); out {
-		return reason, true
-	}
-	if service.Policy != nil {
-		return byPolicy(s.self, service.Policy, c)
-	}
-	byDefault(s, c)
-	return Reason{}, false
 }
 
 // forbid reports why c must not be used, wherever it would stand.
@@ -172,7 +156,7 @@ func byPolicy(self Self, p *Policy, c *spot) (Reason, bool) {
 		if !t.Match.matches(self, c) {
 			continue
 		}
-		c.key = rankKey{index: i, name: cmp.Or(t.Name, fmt.Sprintf("tier-%d", i+1)), weights: len(t.Weights) > 0}
+		c.key = rankKey{index: i, id: tierNumber(i), name: cmp.Or(t.Name, fmt.Sprintf("tier-%d", i+1)), weights: len(t.Weights) > 0}
 		c.Reason = Reason{ByPolicy, t.Match.String()}
 		c.weight = uint64(t.Weights[c.Cluster.String()])
 		if c.key.weights && c.weight == 0 {
@@ -189,19 +173,19 @@ func byDefault(s *Snapshot, c *spot) {
 	sameRegion := c.region == self.Locality.Region
 	switch {
 	case c.own && sameRegion && c.zone != "" && c.zone == self.Locality.Zone:
-		c.key, c.Reason = rankKey{index: classZone, name: "zone"}, Reason{SameZone, c.zone}
+		c.key, c.Reason = rankKey{index: classZone, id: "zone", name: "zone"}, Reason{SameZone, c.zone}
 	case c.own && sameRegion:
-		c.key, c.Reason = rankKey{index: classCluster, name: "cluster"}, Reason{Cause: SameCluster}
+		c.key, c.Reason = rankKey{index: classCluster, id: "cluster", name: "cluster"}, Reason{Cause: SameCluster}
 	case sameRegion && c.region != "":
-		c.key, c.Reason = rankKey{index: classRegion, name: "region"}, Reason{SameRegion, c.region}
+		c.key, c.Reason = rankKey{index: classRegion, id: "region", name: "region"}, Reason{SameRegion, c.region}
 	case c.own:
-		c.key, c.Reason = rankKey{index: classElsewhere, name: "elsewhere"}, Reason{SameCluster, "region " + c.region}
+		c.key, c.Reason = rankKey{index: classElsewhere, id: "elsewhere", name: "elsewhere"}, Reason{SameCluster, "region " + c.region}
 	default:
 		var rtt time.Duration
 		if cluster := s.Cluster(c.Cluster); cluster != nil {
 			rtt = cluster.RTT
 		}
-		c.key = rankKey{index: classOther, bucket: rttBucket(rtt), cluster: c.Cluster, name: c.Cluster.String()}
+		c.key = rankKey{index: classOther, bucket: rttBucket(rtt), cluster: c.Cluster, id: TierID("other/" + c.Cluster.String()), name: c.Cluster.String()}
 		c.Reason = Reason{ByRTT, "not measured"}
 		if rtt > 0 {
 			c.Reason.Detail = rtt.String()
@@ -219,29 +203,6 @@ func rttBucket(rtt time.Duration) int {
 	return bits.Len64(us * us / 1_000_000)           // an hour's square fits
 }
 
-// arrange makes tiers of ranked spots: those that are trusted first, those that are only suspected behind them.
-func arrange(s *Snapshot, ranked map[rankKey][]spot, load Load) []PlanTier {
-	var trusted, suspected []PlanTier
-	for _, key := range slices.SortedFunc(maps.Keys(ranked), rankKey.compare) {
-		var good, bad []spot
-		for _, c := range ranked[key] {
-			if reason, ok := suspect(s, &c, load); ok {
-				c.Reason = reason
-				bad = append(bad, c)
-				continue
-			}
-			good = append(good, c)
-		}
-		if len(good) > 0 {
-			trusted = append(trusted, PlanTier{Name: key.name, Candidates: share(good, key.weights)})
-		}
-		if len(bad) > 0 {
-			suspected = append(suspected, PlanTier{Name: key.name, LastResort: true, Candidates: share(bad, key.weights)})
-		}
-	}
-	return append(trusted, suspected...)
-}
-
 // suspect reports why c is not to be trusted now.
 func suspect(s *Snapshot, c *spot, load Load) (Reason, bool) {
 	if evidence, ok := load.Suspected[c.Target]; ok {
@@ -253,30 +214,6 @@ func suspect(s *Snapshot, c *spot, load Load) (Reason, bool) {
 		}
 	}
 	return Reason{}, false
-}
-
-// share divides a tier by ready copies; with weights, by cluster first and by ready copies within each.
-func share(spots []spot, weights bool) []Candidate {
-	slices.SortFunc(spots, func(a, b spot) int { return a.Target.Compare(b.Target) })
-	var all, weight uint64
-	inCluster := make(map[ClusterName]uint64)
-	for _, c := range spots {
-		if inCluster[c.Cluster] == 0 {
-			weight += c.weight
-		}
-		inCluster[c.Cluster] += c.copies
-		all += c.copies
-	}
-	out := make([]Candidate, len(spots))
-	for i, c := range spots {
-		out[i] = c.Candidate
-		if weights {
-			out[i].Share = float64(c.weight) / float64(weight) * (float64(c.copies) / float64(inCluster[c.Cluster]))
-		} else {
-			out[i].Share = float64(c.copies) / float64(all)
-		}
-	}
-	return out
 }
 
 // tally says in words how often which cause excluded a copy: ": 2 not ready, 1 never by policy".

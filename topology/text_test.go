@@ -18,8 +18,8 @@ import (
 //	cluster us region=america link=up rtt=80ms
 //	service checkout.shop 80/http imported exported
 //	  endpoint checkout-0 10.0.0.1:15008 ports=80 zone=eu-1 notready capacity=3 labels=tier:prod
-//	  remote us ports=80 ready=3 stale
-//	  policy shop/checkout
+//	  remote us ports=80 ready=3 total=5 stale
+//	  policy shop/checkout spill=70 after=30s ramp=60s
 //	  tier home cluster=Same weights=eu:70,us:30
 //	  never labels=jurisdiction:other
 func parseSnapshot(t *testing.T, text string) *topology.Snapshot {
@@ -61,6 +61,7 @@ func parseSnapshot(t *testing.T, text string) *topology.Snapshot {
 				Labels:   f.labels("labels"),
 				Ports:    f.ports("ports"),
 				Ready:    !f.flag("notready"),
+				Total:    f.number("total", 0),
 				Capacity: f.number("capacity", 1),
 			})
 		case "remote":
@@ -68,11 +69,15 @@ func parseSnapshot(t *testing.T, text string) *topology.Snapshot {
 				Cluster: cluster(t, f.name(0)),
 				Ports:   f.ports("ports"),
 				Ready:   f.number("ready", 0),
+				Total:   f.number("total", 0),
 				Labels:  f.labels("labels"),
 				Stale:   f.flag("stale"),
 			})
 		case "policy":
-			service.Policy = &topology.Policy{Name: f.name(0)}
+			service.Policy = &topology.Policy{
+				Name: f.name(0), Spill: topology.Spill{BelowHealthyPercent: f.number("spill", 0)},
+				Failback: topology.Failback{After: f.duration("after"), Ramp: f.duration("ramp")},
+			}
 		case "tier":
 			tier := topology.Tier{Name: f.name(0), Match: f.selector()}
 			for c, w := range f.labels("weights") {
@@ -201,10 +206,11 @@ func (f *fields) done() {
 }
 
 // parseQuery reads "ask checkout.shop 80" with, optionally, "cluster" for the cluster's own name, and lines "eject TARGET EVIDENCE",
-// where TARGET is cluster or cluster/endpoint.
+// where TARGET is cluster or cluster/endpoint; and
+// "level TIER[/CLUSTER] PART WHY", where TIER is a number, a name, or "-" for a drain.
 func parseQuery(t *testing.T, text string) (q topology.Query, load topology.Load) {
 	t.Helper()
-	load.Suspected = make(map[topology.Target]string)
+	load = topology.Load{Suspected: make(map[topology.Target]string), Levels: make(map[topology.LevelKey]topology.Level)}
 	for line := range strings.Lines(text) {
 		words := strings.Fields(line)
 		switch {
@@ -219,6 +225,17 @@ func parseQuery(t *testing.T, text string) (q topology.Query, load topology.Load
 		case words[0] == "eject" && len(words) >= 3:
 			c, endpoint, _ := strings.Cut(words[1], "/")
 			load.Suspected[topology.Target{Service: q.Service, Port: q.Port, Cluster: cluster(t, c), Endpoint: endpoint}] = strings.Join(words[2:], " ")
+		case words[0] == "level" && len(words) >= 4:
+			tier, c, _ := strings.Cut(words[1], "/")
+			k := topology.LevelKey{Tier: topology.TierID(strings.TrimPrefix(tier, "-"))}
+			if c != "" {
+				k.Cluster = cluster(t, c)
+			}
+			part, err := strconv.ParseFloat(words[2], 64)
+			if err != nil {
+				t.Fatal(err)
+			}
+			load.Levels[k] = topology.Level{Part: part, Why: strings.Join(words[3:], " ")}
 		default:
 			t.Fatalf("line %q: not understood", line)
 		}
@@ -250,7 +267,7 @@ func formatExplanation(x topology.Explanation) string {
 		if r.Stale {
 			target += " (stale)"
 		}
-		fmt.Fprintf(&b, "%-2s %-10s %-16s %5.1f%% %5.1f%%  %-11s %s\n", rank, tier, target, 100*r.Share, 100*r.Traffic, r.State, r.Reason)
+		fmt.Fprintf(&b, "%-2s %-10s %-16s %5.1f%% %5.1f%%  %-11s %s\n", rank, tier, target, 100*r.Share, 100*r.Traffic, r.State, strings.Join(append([]string{r.Reason}, r.Limits...), "; "))
 	}
 	if x.Error != nil {
 		fmt.Fprintf(&b, "%s: %s\n", x.Error.Code, x.Error.Message)

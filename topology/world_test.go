@@ -79,6 +79,7 @@ func drawWorld(t *rapid.T) world {
 			Ports:    drawPorts.Draw(t, "ports"),
 			Ready:    rapid.IntRange(0, 3).Draw(t, "ready") > 0,
 			Capacity: rapid.IntRange(0, 5).Draw(t, "capacity"),
+			Total:    rapid.IntRange(0, 8).Draw(t, "total"),
 		})
 	}
 	for i := range rapid.IntRange(0, 5).Draw(t, "remotes") {
@@ -87,6 +88,7 @@ func drawWorld(t *rapid.T) world {
 			Cluster: c,
 			Ports:   drawPorts.Draw(t, "ports"),
 			Ready:   rapid.IntRange(0, 5).Draw(t, "ready"),
+			Total:   rapid.IntRange(0, 8).Draw(t, "total"),
 			Labels:  drawLabels.Draw(t, "labels"),
 			Stale:   rapid.Bool().Draw(t, "stale"),
 		})
@@ -102,12 +104,31 @@ func drawWorld(t *rapid.T) world {
 	if rapid.Bool().Draw(t, "policy") {
 		w.service.Policy = drawPolicy(t)
 	}
+	if rapid.Bool().Draw(t, "levels") {
+		w.load.Levels = drawLevels(t)
+	}
 	for _, target := range w.targets() {
 		if rapid.IntRange(0, 2).Draw(t, "ejected") == 0 {
 			w.load.Suspected[target] = "evidence"
 		}
 	}
 	return w
+}
+
+func drawLevels(t *rapid.T) map[topology.LevelKey]topology.Level {
+	out := make(map[topology.LevelKey]topology.Level)
+	for range rapid.IntRange(1, 5).Draw(t, "levels") {
+		out[drawLevelKey(t)] = topology.Level{Part: rapid.SampledFrom([]float64{0, 0, 0.01, 0.35, 0.8, 1}).Draw(t, "part"), Why: "for a reason"}
+	}
+	return out
+}
+
+func drawLevelKey(t *rapid.T) topology.LevelKey {
+	k := topology.LevelKey{Tier: rapid.SampledFrom([]topology.TierID{"", "1", "1", "2", "3", "zone", "cluster", "region", "other/c1"}).Draw(t, "of")}
+	if k.Tier == "" || rapid.Bool().Draw(t, "of a cluster") {
+		k.Cluster = cluster(t, rapid.SampledFrom([]string{"c0", "c1", "c2"}).Draw(t, "of"))
+	}
+	return k
 }
 
 func drawPolicy(t *rapid.T) *topology.Policy {
@@ -127,6 +148,7 @@ func drawPolicy(t *rapid.T) *topology.Policy {
 			Weights: rapid.SampledFrom([]map[string]uint32{nil, nil, {"c0": 70, "c1": 30}, {"c0": 1, "c1": 0, "c2": math.MaxUint32}}).Draw(t, "weights"),
 		})
 	}
+	p.Spill.BelowHealthyPercent = rapid.SampledFrom([]int{0, 0, 1, 50, 70, 100}).Draw(t, "spill")
 	p.Never = rapid.SliceOfN(selector, 0, 2).Draw(t, "never")
 	return p
 }
