@@ -38,6 +38,7 @@ func TestChooseProperties(t *testing.T) {
 	}
 	for _, p := range properties {
 		t.Run(p.name, rapid.MakeCheck(func(t *rapid.T) { p.check(t, drawWorld(t)) }))
+		t.Run(p.name+", where all is in use", rapid.MakeCheck(func(t *rapid.T) { p.check(t, drawBusyWorld(t)) }))
 	}
 }
 

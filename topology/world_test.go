@@ -115,6 +115,51 @@ func drawWorld(t *rapid.T) world {
 	return w
 }
 
+// drawBusyWorld draws one in which most copies may be called, in several tiers, with spill and levels.
+func drawBusyWorld(t *rapid.T) world {
+	w := world{
+		self: topology.Self{Cluster: cluster(t, "c0"), Locality: topology.Locality{Region: "europe"}},
+		service: topology.Service{
+			Name: name(t, "svc.ns"), Ports: []topology.Port{{Number: 80, Protocol: topology.HTTP}, {Number: 81, Protocol: topology.TCP}},
+			Imported: true, Exported: true,
+			Policy: &topology.Policy{Name: "ns/p", Spill: topology.Spill{BelowHealthyPercent: rapid.SampledFrom([]int{0, 50, 70, 100}).Draw(t, "spill")}},
+		},
+		load: topology.Load{Suspected: make(map[topology.Target]string)},
+	}
+	w.query = topology.Query{Service: w.service.Name, Port: 80}
+	for i := range rapid.IntRange(0, 4).Draw(t, "endpoints") {
+		w.service.Endpoints = append(w.service.Endpoints, topology.Endpoint{
+			ID: fmt.Sprintf("e%d", i), Ports: []uint16{80}, Ready: rapid.IntRange(0, 3).Draw(t, "ready") > 0, Labels: drawLabels.Draw(t, "labels"),
+			Capacity: rapid.IntRange(1, 3).Draw(t, "capacity"), Total: rapid.IntRange(0, 4).Draw(t, "total"),
+		})
+	}
+	for i := range rapid.IntRange(1, 4).Draw(t, "remotes") {
+		c := cluster(t, fmt.Sprintf("c%d", i+1))
+		w.service.Remotes = append(w.service.Remotes, topology.Remote{
+			Cluster: c, Ports: []uint16{80}, Ready: rapid.IntRange(0, 5).Draw(t, "ready"), Total: rapid.IntRange(0, 8).Draw(t, "total"),
+			Labels: drawLabels.Draw(t, "labels"),
+		})
+		w.clusters = append(w.clusters, topology.Cluster{Name: c, Region: rapid.SampledFrom([]string{"europe", "america"}).Draw(t, "region")})
+	}
+	for range rapid.IntRange(1, 4).Draw(t, "tiers") {
+		w.service.Policy.Tiers = append(w.service.Policy.Tiers, topology.Tier{
+			Match: rapid.SampledFrom([]topology.Selector{
+				{Cluster: topology.Same}, {Region: topology.Same}, {Region: "america"}, {Cluster: "c1"}, {Cluster: "c2"}, {Labels: map[string]string{"tier": "prod"}}, {},
+			}).Draw(t, "match"),
+			Weights: rapid.SampledFrom([]map[string]uint32{nil, nil, {"c0": 70, "c1": 30, "c2": 50}}).Draw(t, "weights"),
+		})
+	}
+	for _, target := range w.targets() {
+		if rapid.IntRange(0, 7).Draw(t, "ejected") == 0 {
+			w.load.Suspected[target] = "evidence"
+		}
+	}
+	if rapid.Bool().Draw(t, "levels") {
+		w.load.Levels = drawLevels(t)
+	}
+	return w
+}
+
 func drawLevels(t *rapid.T) map[topology.LevelKey]topology.Level {
 	out := make(map[topology.LevelKey]topology.Level)
 	for range rapid.IntRange(1, 5).Draw(t, "levels") {
@@ -124,7 +169,7 @@ func drawLevels(t *rapid.T) map[topology.LevelKey]topology.Level {
 }
 
 func drawLevelKey(t *rapid.T) topology.LevelKey {
-	k := topology.LevelKey{Tier: rapid.SampledFrom([]topology.TierID{"", "1", "1", "2", "3", "zone", "cluster", "region", "other/c1"}).Draw(t, "of")}
+	k := topology.LevelKey{Tier: rapid.SampledFrom([]topology.TierID{"", "1", "1", "1", "2", "2", "3", "zone", "other/c1"}).Draw(t, "of")}
 	if k.Tier == "" || rapid.Bool().Draw(t, "of a cluster") {
 		k.Cluster = cluster(t, rapid.SampledFrom([]string{"c0", "c1", "c2"}).Draw(t, "of"))
 	}
