@@ -13,12 +13,12 @@ import (
 
 // place is what there is to know of a target.
 type place struct {
-	region, zone          string
-	labels                map[string]string
-	ports                 []uint16
-	copies, total, weight float64
-	ready                 bool
-	linkDown              bool
+	region, zone  string
+	labels        map[string]string
+	ports         []uint16
+	copies, total float64
+	ready         bool
+	linkDown      bool
 }
 
 func (w world) place(target topology.Target) place {
