@@ -60,6 +60,7 @@ type forwarding struct {
 	upgrade    bool
 	idempotent bool
 	again      bool // the copy that was tried last is tried once more, on another session
+	race       race
 }
 
 // outcome is how an attempt ended that brought no answer.
@@ -111,7 +112,9 @@ func (f *forwarding) attempt(c choice) (*http.Response, outcome) {
 	ctx := f.request.Context()
 	inner, err := f.session(ctx, c)
 	if err != nil {
-		f.outbound.notOpened(ctx, c, err, f.upgrade)
+		if !f.race.calledOff() {
+			f.outbound.notOpened(ctx, c, err, f.upgrade)
+		}
 		return nil, outcome{err: err, unsent: true}
 	}
 	body, ok := f.body.Attempt()
@@ -120,6 +123,7 @@ func (f *forwarding) attempt(c choice) (*http.Response, outcome) {
 	}
 	req := new(*f.request)
 	req.Body = body
+	req.Cancel = f.race.off //nolint:staticcheck // SA1019: a context would cost five times as much, for each request; this is HTTP/2, which minds it at no cost
 	began := f.now()
 	resp, err := inner.RoundTrip(req, func(lost *session.LostError) { f.blame(c, inner, lost) })
 	if err != nil {
@@ -127,6 +131,9 @@ func (f *forwarding) attempt(c choice) (*http.Response, outcome) {
 		f.release(inner)
 		if ctx.Err() != nil {
 			return nil, outcome{err: ctx.Err()}
+		}
+		if f.race.calledOff() {
+			return nil, outcome{err: errOverdue}
 		}
 		lost, ok := errors.AsType[*session.LostError](err)
 		if !ok {
@@ -149,7 +156,7 @@ func (f *forwarding) attempt(c choice) (*http.Response, outcome) {
 // blame counts a failure against a copy, once for each request, however often it tried: one request that no copy can answer is no
 // proof against all of them.
 func (f *forwarding) blame(c choice, inner *session.Requests, lost *session.LostError) {
-	if f.times(c.candidate.Target) > 0 && !lost.Polite {
+	if f.times(c.candidate.Target) > 0 && !lost.Polite || f.race.calledOff() {
 		return
 	}
 	f.outbound.lost(c, inner, lost)
@@ -160,7 +167,7 @@ func (f *forwarding) session(ctx context.Context, c choice) (*session.Requests, 
 	if f.upgrade {
 		return f.outbound.sessions.DialRequests(ctx, destination(f.call.query, c.candidate), session.HTTP1)
 	}
-	return c.pool.Acquire(ctx)
+	return c.pool.Acquire(ctx, f.race.off)
 }
 
 // release closes a session that no pool owns.

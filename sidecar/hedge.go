@@ -7,6 +7,7 @@ import (
 	"io"
 	"net/http"
 	"slices"
+	"sync"
 	"time"
 
 	"github.com/isthmus-mesh/isthmus/sidecar/balance"
@@ -28,128 +29,203 @@ func (f *forwarding) hedgeable() bool {
 	}
 }
 
-// try is how one of two attempts that run at the same time ended, and what it noted of itself.
-type try struct {
-	choice
-	resp   *http.Response
-	out    outcome
-	call   *call
-	again  bool
-	cancel context.CancelFunc
+// race is a request's first try, and the second that is made beside it when the first is overdue. The first runs in the request's own goroutine,
+// and costs no more than if there were no second, but for the channel that calls it off.
+type race struct {
+	balance.Wait
+	first choice
+	// off is closed when the second try has answered: the first need not go on. Nil when no second is made.
+	off chan struct{}
+
+	mu     sync.Mutex
+	over   bool    // guarded by mu; one has answered, or none can any more: no second try begins, and one that runs counts for nothing
+	second *second // guarded by mu
 }
 
-// hedged makes the first try of a request, and, when that is overdue and nothing at all has come from its copy since, a second one at another
+// second is the second try of a race.
+type second struct {
+	choice
+	cancel context.CancelFunc
+	ended  chan struct{}
+	since  time.Time // since when nothing had come from the first one's copy
+
+	// Once it has ended.
+	resp *http.Response
+	out  outcome
+	call *call
+}
+
+// calledOff reports whether the second try has answered.
+func (r *race) calledOff() bool {
+	select {
+	case <-r.off:
+		return true
+	default: // as when it is nil
+		return false
+	}
+}
+
+// hedged makes the first try of a request, and, when that is overdue and nothing at all has come from its copy for a while, a second one at another
 // copy beside it. The first answer counts; the other try is called off. It returns the try to go on from, as attempt does.
 //
 // A copy that fell silent fails nothing by itself: packets that are dropped make no noise. Who waits for the verdict on the link waits for
 // several round trips.
 func (f *forwarding) hedged(c choice) (*http.Response, choice, outcome) {
-	began := f.now()
-	tries := make(chan try, 2)
-	cancelFirst := f.start(c, tries)
-	overdue := time.NewTimer(f.outbound.pace.Patience(c.candidate.Target))
-	defer overdue.Stop()
-	var t try
-	select {
-	case t = <-tries:
-		return f.settle(t)
-	case <-overdue.C:
+	r := &f.race
+	r.first, r.off, r.Owner = c, make(chan struct{}), f
+	f.outbound.await(c.candidate.Target, &r.Wait)
+	resp, out := f.attempt(c)
+	f.outbound.pace.End(&r.Wait)
+	r.mu.Lock()
+	s := r.second
+	r.over = r.over || s == nil || resp != nil && !r.calledOff()
+	r.mu.Unlock()
+	switch {
+	case s == nil:
+		return resp, c, out
+	case resp != nil && !r.calledOff():
+		s.cancel() // whatever it still brings is dropped
+		return resp, c, out
+	case resp != nil: // too late by a hair: its answer is cut off already
+		_ = resp.Body.Close()
 	}
-	second, ok := f.beside(c, began)
+	<-s.ended
+	if s.resp == nil { // both failed: the one that was tried first is tried no more, and the other is what failed last
+		s.cancel()
+		f.failed(c, out.err.Error())
+		f.again = false
+		return nil, s.choice, s.out
+	}
+	f.again, f.call.inner, f.call.target, f.call.tally, f.call.took = false, s.call.inner, s.call.target, s.call.tally, s.call.took
+	f.overdue(c, s.since)
+	return s.resp, s.choice, s.out
+}
+
+// await begins the wait for a copy's answer.
+func (o *Outbound) await(t topology.Target, w *balance.Wait) {
+	look, late, isLate := o.pace.Begin(o.now(), t, w)
+	if isLate {
+		late.Owner.Late(late.Since, late.Certain)
+	}
+	o.lookAfter(look, t)
+}
+
+// lookAfter looks after some time whether answers of a copy are overdue; 0: no need.
+func (o *Outbound) lookAfter(d time.Duration, t topology.Target) {
+	if d == 0 {
+		return
+	}
+	time.AfterFunc(d, func() {
+		late, again := o.pace.Look(o.now(), t)
+		for _, l := range late {
+			l.Owner.Late(l.Since, l.Certain)
+		}
+		o.lookAfter(again, t)
+	})
+}
+
+// Late begins the second try, if there is a copy and budget for it.
+func (f *forwarding) Late(since time.Time, certain bool) {
+	r, o := &f.race, f.outbound
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if r.over || r.second != nil || f.request.Context().Err() != nil {
+		return
+	}
+	c, ok := f.beside(r.first)
+	if !ok || !f.affordable(certain) {
+		return
+	}
+	done, ok := o.work.Add()
 	if !ok {
-		return f.settle(<-tries)
+		return
 	}
-	f.outbound.metrics.hedges.WithLabelValues(f.call.query.Service.String()).Inc()
-	f.call.hedged = true
-	cancelSecond := f.start(second, tries)
-	for range 2 {
-		if t = <-tries; t.resp != nil {
-			break
-		}
-		t.cancel()
-	}
-	loser, cancel, isSecond := second, cancelSecond, t.candidate == second.candidate
-	if isSecond {
-		loser, cancel = c, cancelFirst
-	}
-	if t.resp == nil { // both failed: the one that was tried first is tried no more, and the other is what failed last
-		f.failed(loser, "failed beside it")
-		return f.settle(t)
-	}
-	cancel()
-	go drop(tries) // whatever it still brings
-	if isSecond {
-		f.overdue(c, began)
-	}
-	return f.settle(t)
-}
-
-// start makes a try in a goroutine of its own.
-func (f *forwarding) start(c choice, tries chan<- try) context.CancelFunc {
+	o.metrics.hedges.WithLabelValues(f.call.query.Service.String()).Inc()
 	ctx, cancel := context.WithCancel(f.request.Context())
+	s := &second{choice: c, cancel: cancel, ended: make(chan struct{}), since: since}
 	// What the try notes is its own, until it has won.
-	g, s, noted := *f, *f.selection, *f.call
-	g.selection, g.call, g.request, g.again = &s, &noted, f.request.WithContext(ctx), false
+	s.call = &call{query: f.call.query, plan: f.call.plan, started: f.call.started, span: f.call.span}
+	rest := f.besides(r.first.candidate.Target)
+	g := &forwarding{
+		selection: &rest, outbound: o, call: s.call, request: f.request.WithContext(ctx), idempotent: f.idempotent,
+	}
+	r.second, f.call.hedged = s, true
 	go func() {
-		t := try{choice: c, call: &noted, cancel: cancel}
-		t.resp, t.out = g.attempt(c) //nolint:bodyclose // whoever receives the try closes it
-		t.again = g.again
-		if t.resp != nil {
-			if _, held := t.resp.Body.(*heldBody); !held {
-				t.resp.Body = &cancelledBody{t.resp.Body, cancel}
-			}
-		}
-		tries <- t
+		defer done()
+		s.resp, s.out = g.attempt(c) //nolint:bodyclose // hedged closes it, or keep
+		r.keep(s)
+		close(s.ended)
 	}()
-	return cancel
 }
 
-// settle takes over what the try that counts has noted.
-func (f *forwarding) settle(t try) (*http.Response, choice, outcome) {
-	f.again, f.call.inner, f.call.target, f.call.tally, f.call.took = t.again, t.call.inner, t.call.target, t.call.tally, t.call.took
-	if t.resp == nil {
-		t.cancel()
+// keep takes in how the second try has ended: what it brings is kept, or dropped when nobody waits for it.
+func (r *race) keep(s *second) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	switch {
+	case s.resp == nil:
+	case r.over:
+		_ = s.resp.Body.Close()
+		s.cancel()
+	default:
+		if _, held := s.resp.Body.(*heldBody); held {
+			s.cancel()
+		} else {
+			s.resp.Body = &cancelledBody{s.resp.Body, s.cancel}
+		}
+		r.over = true
+		close(r.off)
 	}
-	return t.resp, t.choice, t.out
 }
 
-// beside returns the copy for a second try; ok is false when there is no reason for one, no copy, or no budget.
-func (f *forwarding) beside(c choice, began time.Time) (second choice, ok bool) {
-	o := f.outbound
-	if f.request.Context().Err() != nil || !o.pace.Silent(c.candidate.Target, began) {
-		return choice{}, false
-	}
+// besides returns the selection of a second try.
+func (f *forwarding) besides(first topology.Target) selection {
 	s := *f.selection
-	s.tried = append(slices.Clip(s.tried), attempt{target: c.candidate.Target})
-	second = s.next()
-	if second.candidate.Target == c.candidate.Target || s.times(second.candidate.Target) > 0 {
-		return choice{}, false
+	s.tried = append(slices.Clip(s.tried), attempt{target: first})
+	return s
+}
+
+// beside returns the copy for a second try: one that was not tried, is not ejected, and is not known to be silent itself.
+func (f *forwarding) beside(first choice) (c choice, ok bool) {
+	s := f.besides(first.candidate.Target)
+	ejected, _ := f.health.Evidence()
+	for range maxAttempts {
+		c = s.next()
+		t := c.candidate.Target
+		if s.times(t) > 0 || ejected[t] != "" {
+			return choice{}, false
+		}
+		if !f.outbound.pace.Suspect(t) {
+			return c, true
+		}
+		s.tried = append(s.tried, attempt{target: t})
 	}
-	if ejected, _ := o.health.Evidence(); ejected[second.candidate.Target] != "" {
-		return choice{}, false
-	}
-	return second, o.hedgesOf(f.call.query.Service).Withdraw()
+	return choice{}, false
+}
+
+// affordable takes a second try from the budget of hedges; where it is certain that the first is in vain, it is as good as a retry.
+func (f *forwarding) affordable(certain bool) bool {
+	o, service := f.outbound, f.call.query.Service
+	return o.hedgesOf(service).Withdraw() || certain && o.budget(service).Withdraw(f.now(), balance.CostSent)
 }
 
 // overdue counts against a copy that it is still silent, now that another has answered in its place.
-func (f *forwarding) overdue(c choice, began time.Time) {
-	o := f.outbound
-	if !o.pace.Silent(c.candidate.Target, began) {
+func (f *forwarding) overdue(c choice, since time.Time) {
+	o, t := f.outbound, c.candidate.Target
+	if !o.pace.Silent(f.now(), t, since) {
 		if c.probe {
-			f.health.Cancel(c.candidate.Target)
+			f.health.Cancel(t)
 		}
 		return
 	}
-	o.failed(c.candidate.Target, balance.Broken, fmt.Errorf("%w: %s", errOverdue, f.now().Sub(began).Round(time.Millisecond)))
+	o.failed(t, balance.Broken, fmt.Errorf("%w: %s", errOverdue, f.now().Sub(since).Round(time.Millisecond)))
 }
 
-// drop closes what a try brings that nobody waits for any more.
-func drop(tries <-chan try) {
-	t := <-tries
-	if t.resp != nil {
-		_ = t.resp.Body.Close()
+// leave tells those that wait for a copy that it is given up.
+func (o *Outbound) leave(t topology.Target) {
+	for _, l := range o.pace.Leave(o.now(), t) {
+		l.Owner.Late(l.Since, l.Certain)
 	}
-	t.cancel()
 }
 
 // cancelledBody ends a try's context with the response that it brought.

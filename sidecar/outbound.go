@@ -334,6 +334,7 @@ func (o *Outbound) failed(t topology.Target, v balance.Verdict, err error) {
 	if !o.health.Failed(o.now(), t, v, err.Error()) {
 		return
 	}
+	o.leave(t)
 	o.metrics.ejections.WithLabelValues(t.Cluster.String(), t.Service.String()).Inc()
 	o.log.Info("copy ejected", slog.String("target", place(t)), slog.String("service", t.Service.String()), slog.Int("port", int(t.Port)), slog.Any("error", err))
 }

@@ -171,6 +171,7 @@ func New(config Config) (*Sidecar, error) {
 		Dialer: &session.Dialer{
 			Identity: c.Identity, Bundles: c.Bundles, Guard: c.Guard, Snapshots: c.Snapshots,
 			Propagator: c.Propagator, Connect: c.Connect, Now: c.Now,
+			Heard: func(t topology.Target) { pace.Alive(c.Now(), t) },
 		},
 		Tracer: tracer,
 		Opened: o.opened,

@@ -17,16 +17,21 @@ type Pace[K comparable] struct {
 type pace struct {
 	heard atomic.Int64 // Unix nanoseconds
 
-	mu     sync.Mutex
-	mean   time.Duration // guarded by mu; 0: nothing was measured
-	spread time.Duration // guarded by mu; mean deviation
+	mu      sync.Mutex
+	mean    time.Duration // guarded by mu; 0: nothing was measured
+	spread  time.Duration // guarded by mu; mean deviation
+	waiting waits         // guarded by mu; for an answer, the longest first
+	late    waits         // guarded by mu; those whose answer is overdue
+	looking bool          // guarded by mu; somebody will look
+	overdue int           // guarded by mu; answers that became overdue since the copy was last heard
+	since   time.Time     // guarded by mu; when the first of those began to wait
 }
 
 const (
 	// leastPatience is for copies that answer at once: below it, a busy machine looks like a silent one.
 	leastPatience = 30 * time.Millisecond
 	// firstPatience is for a copy that has not answered yet.
-	firstPatience = 500 * time.Millisecond
+	firstPatience = 250 * time.Millisecond
 	// mostPatience bounds what a copy that is slow now and then may get.
 	mostPatience = 2 * time.Second
 )
@@ -50,12 +55,16 @@ func (p *Pace[K]) of(k K) *pace {
 	return c
 }
 
+// Alive records that something came from k, whatever it was. It takes no time that is worth measuring.
+func (p *Pace[K]) Alive(now time.Time, k K) { p.of(k).heard.Store(now.UnixNano()) }
+
 // Heard records that k answered a request after took.
 func (p *Pace[K]) Heard(now time.Time, k K, took time.Duration) {
 	c := p.of(k)
 	c.heard.Store(now.UnixNano())
 	c.mu.Lock()
 	defer c.mu.Unlock()
+	c.overdue = 0
 	took = max(took, 1)
 	if c.mean == 0 {
 		c.mean, c.spread = took, took/2
@@ -70,14 +79,31 @@ func (p *Pace[K]) Patience(k K) time.Duration {
 	c := p.of(k)
 	c.mu.Lock()
 	defer c.mu.Unlock()
+	return c.patience()
+}
+
+// patience is the mean and four times the spread, but at least twice and at most three times the mean: a packet that was lost takes a round trip
+// more, and a few of them must not make blind for a copy that is gone. c.mu is held.
+func (c *pace) patience() time.Duration {
 	if c.mean == 0 {
 		return firstPatience
 	}
-	return min(max(c.mean+4*c.spread, 2*c.mean, leastPatience), mostPatience)
+	return min(max(min(c.mean+4*c.spread, 3*c.mean), 2*c.mean, leastPatience), mostPatience)
 }
 
-// Silent reports whether nothing came from k since then.
-func (p *Pace[K]) Silent(k K, since time.Time) bool { return p.of(k).heard.Load() < since.UnixNano() }
+// quiet is how long nothing at all has to have come from the copy before an answer that is overdue means anything: what it answers to others
+// comes about as late. c.mu is held.
+func (c *pace) quiet() time.Duration {
+	return min(max(c.mean, leastPatience), mostPatience)
+}
+
+// Silent reports whether nothing came from k since then, and that for longer than its answers take.
+func (p *Pace[K]) Silent(now time.Time, k K, since time.Time) bool {
+	c := p.of(k)
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.heard.Load() <= since.UnixNano() && now.Sub(since) >= c.patience()
+}
 
 // Keep forgets the copies that keep refuses: those that are gone.
 func (p *Pace[K]) Keep(keep func(K) bool) {

@@ -6,7 +6,6 @@ import (
 )
 
 func TestPatience(t *testing.T) {
-	start := time.Unix(1e9, 0)
 	var p Pace[string]
 	if got := p.Patience("new"); got != firstPatience {
 		t.Errorf("a copy that nobody knows gets %s", got)
@@ -32,17 +31,19 @@ func TestPatience(t *testing.T) {
 }
 
 func TestSilent(t *testing.T) {
-	start := time.Unix(1e9, 0)
 	var p Pace[string]
-	if !p.Silent("a", start) {
-		t.Error("nothing was heard, ever")
+	if !p.Silent(start.Add(firstPatience), "a", start) || p.Silent(start.Add(firstPatience-1), "a", start) {
+		t.Error("of a copy that nobody knows")
 	}
 	p.Heard(start.Add(time.Second), "a", time.Millisecond)
-	if p.Silent("a", start) || !p.Silent("a", start.Add(2*time.Second)) {
+	if p.Silent(start.Add(time.Hour), "a", start) {
+		t.Error("it was heard")
+	}
+	if since := start.Add(time.Second); p.Silent(since.Add(leastPatience-1), "a", since) || !p.Silent(since.Add(leastPatience), "a", since) {
 		t.Error("heard after a second")
 	}
 	p.Keep(func(k string) bool { return k != "a" })
-	if !p.Silent("a", start) {
+	if !p.Silent(start.Add(time.Second), "a", start) {
 		t.Error("remembered, though it is gone")
 	}
 }

@@ -89,6 +89,8 @@ type Dialer struct {
 	// Connect opens a TCP connection; never nil.
 	Connect func(ctx context.Context, address string) (net.Conn, error)
 	Now     func() time.Time
+	// Heard is called whenever something comes from the other end of a session; nil: nobody listens.
+	Heard func(topology.Target)
 
 	gateways balance.Health[string] // by id
 
@@ -146,7 +148,7 @@ func (d *Dialer) connect(ctx context.Context, address string) (net.Conn, error) 
 // handshake speaks inner TLS over carrier, which it closes on failure.
 func (d *Dialer) handshake(ctx context.Context, carrier *conn.Told, to Destination, protocol string) (*Conn, error) {
 	policy := trust.AllowIDs(to.servers()...)
-	inner := tls.Client(carrier, trust.ClientConfig(trust.TLS{
+	inner := tls.Client(d.audible(carrier, to), trust.ClientConfig(trust.TLS{
 		Identity:   d.Identity,
 		Bundles:    d.Bundles,
 		Policy:     policy,
@@ -170,6 +172,29 @@ func (d *Dialer) handshake(ctx context.Context, carrier *conn.Told, to Destinati
 	}
 	carrier.OnClose(d.Guard.Watch(state, policy, func(error) { _ = carrier.Close() }))
 	return &Conn{Conn: inner, Peer: peer, Expires: expires}, nil
+}
+
+// audible returns c as a connection that tells when something came over it.
+func (d *Dialer) audible(c net.Conn, to Destination) net.Conn {
+	if d.Heard == nil {
+		return c
+	}
+	target := to.Target()
+	return &audible{c, func() { d.Heard(target) }}
+}
+
+type audible struct {
+	net.Conn
+	heard func()
+}
+
+// Read reads.
+func (a *audible) Read(p []byte) (int, error) {
+	n, err := a.Conn.Read(p)
+	if n > 0 {
+		a.heard()
+	}
+	return n, err
 }
 
 // dialCluster asks one gateway after another. What a gateway itself can't do, another may.

@@ -75,8 +75,12 @@ func (p *Pool) Ready() bool {
 	return slices.ContainsFunc(p.sessions, p.usable)
 }
 
-// Acquire returns a session, opening one if there is none. The caller makes one RoundTrip on it.
-func (p *Pool) Acquire(ctx context.Context) (*Requests, error) {
+// ErrCalledOff is what Acquire returns when its caller has lost interest.
+var ErrCalledOff = errors.New("session: called off")
+
+// Acquire returns a session, opening one if there is none. The caller makes one RoundTrip on it. It waits until ctx ends or off is closed, which
+// may be nil.
+func (p *Pool) Acquire(ctx context.Context, off <-chan struct{}) (*Requests, error) {
 	p.load.Add(1)
 	defer p.load.Add(-1) // RoundTrip counts from then on
 	for range maxDials {
@@ -100,6 +104,8 @@ func (p *Pool) Acquire(ctx context.Context) (*Requests, error) {
 			}
 		case <-ctx.Done():
 			return nil, ctx.Err()
+		case <-off:
+			return nil, ErrCalledOff
 		}
 	}
 	return nil, &Error{balance.Broken, errors.New("sessions to it end as soon as they are open")}

@@ -57,8 +57,10 @@ type bench struct {
 	identity *trust.Identity // the caller's
 	called   *trust.Identity // the server's
 	issue    func(name string) *trust.Identity
-	outcomes []error
-	wanted   int // dials that failed, and that somebody wanted
+
+	mu       sync.Mutex
+	outcomes []error // guarded by mu
+	wanted   int     // guarded by mu; dials that failed, and that somebody wanted
 }
 
 func newBench(t *testing.T, h http.HandlerFunc) *bench {
@@ -119,6 +121,8 @@ func newBench(t *testing.T, h http.HandlerFunc) *bench {
 		},
 		Tracer: noop.NewTracerProvider().Tracer(""),
 		Opened: func(_ Destination, err error, wanted bool) {
+			b.mu.Lock()
+			defer b.mu.Unlock()
 			b.outcomes = append(b.outcomes, err)
 			if err != nil && wanted {
 				b.wanted++
@@ -150,7 +154,7 @@ func (f *freezing) Write(p []byte) (int, error) {
 }
 
 func (b *bench) get() (string, error) {
-	s, err := b.set.Pool(b.to).Acquire(b.Context())
+	s, err := b.set.Pool(b.to).Acquire(b.Context(), nil)
 	if err != nil {
 		return "", err
 	}
@@ -165,6 +169,13 @@ func (b *bench) get() (string, error) {
 	defer func() { _ = resp.Body.Close() }()
 	body, err := io.ReadAll(resp.Body)
 	return string(body), err
+}
+
+// tried returns how many sessions were tried, and how many failed that somebody wanted.
+func (b *bench) tried() (all, wanted int) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	return len(b.outcomes), b.wanted
 }
 
 func (b *bench) mustGet() {
@@ -209,11 +220,8 @@ func TestKeep(t *testing.T) {
 			}
 		}
 		keep(time.Minute)
-		if n := len(b.outcomes); n < 10 || n > 20 {
-			t.Errorf("%d sessions were tried in a minute", n)
-		}
-		if b.wanted != 0 {
-			t.Errorf("%d failures are held against a place that nobody needs", b.wanted)
+		if all, wanted := b.tried(); all < 10 || all > 20 || wanted != 0 {
+			t.Errorf("%d sessions were tried in a minute, and %d failures are held against a place that nobody needs", all, wanted)
 		}
 		b.refuse.Store(false)
 		keep(3 * maxAge)
@@ -228,8 +236,9 @@ func TestKeep(t *testing.T) {
 		}
 		b.refuse.Store(true)
 		b.set.Pool(b.to).Keep()
-		if _, err := b.get(); err == nil || b.wanted != 1 {
-			t.Errorf("a request fails with %v, and %d failures are counted", err, b.wanted)
+		_, err := b.get()
+		if _, wanted := b.tried(); err == nil || wanted != 1 {
+			t.Errorf("a request fails with %v, and %d failures are counted", err, wanted)
 		}
 	})
 }
@@ -315,7 +324,7 @@ func TestFrozenPeer(t *testing.T) {
 			ok(w, r)
 		})
 		b.mustGet()
-		s, err := b.set.Pool(b.to).Acquire(t.Context())
+		s, err := b.set.Pool(b.to).Acquire(t.Context(), nil)
 		if err != nil {
 			t.Fatal(err)
 		}
