@@ -119,6 +119,9 @@ func in(path string, f func() error) error {
 	return <-done
 }
 
+// Do runs f in a namespace, on a thread that is nobody else's and ends with it: sockets that f makes, without starting goroutines, are there.
+func Do(namespace string, f func() error) error { return in(Path(namespace), f) }
+
 // Dial connects to an address, which is one of IP and port, as a program in the namespace would.
 func Dial(ctx context.Context, namespace, network, address string) (conn net.Conn, err error) {
 	// Of an address, net.Dialer asks nobody and starts no other goroutine: the socket is this thread's.

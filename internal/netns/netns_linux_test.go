@@ -3,9 +3,11 @@ package netns
 import (
 	"context"
 	"io"
+	"maps"
 	"net"
 	"net/netip"
 	"os"
+	"strings"
 	"testing"
 	"time"
 
@@ -70,11 +72,50 @@ func TestNetwork(t *testing.T) {
 	if err := ask(t, n, "", n.Address("eu", "pay")); err != nil {
 		t.Errorf("from the machine: %v", err)
 	}
+	overheard(t, n)
 	if err := r.Set("eu", "us", wan.Link{Down: true}); err != nil {
 		t.Fatal(err)
 	}
 	if ask(t, n, n.Host("eu", "web"), n.Address("us", "shop")) == nil {
 		t.Error("through a link that is down")
+	}
+}
+
+// overheard: what is said between hosts and between sites is heard, with who said it to whom; what a host says to itself is not; and nothing
+// else is made out of it.
+func overheard(t *testing.T, n Network) {
+	t.Helper()
+	const said = "hello" // as ask says it
+	silent, err := n.Eavesdrop(t.Context(), "what nobody says")
+	if err != nil {
+		t.Fatal(err)
+	}
+	e, err := n.Eavesdrop(t.Context(), said)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, to := range []netip.Addr{n.Address("eu", "pay"), n.Address("us", "shop")} {
+		if err := ask(t, n, n.Host("eu", "web"), to); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := ask(t, n, n.Host("us", "shop"), n.Address("us", "shop")); err != nil {
+		t.Fatal(err)
+	}
+	time.Sleep(200 * time.Millisecond) // until what was said is read
+	heard := e.Close()
+	hops := make(map[string]bool)
+	for hop := range heard.Clear {
+		from, to, _ := strings.Cut(hop, ">")
+		hops[netip.MustParseAddrPort(from).Addr().String()+">"+netip.MustParseAddrPort(to).Addr().String()] = true
+	}
+	web, pay, shop := n.Address("eu", "web").String(), n.Address("eu", "pay").String(), n.Address("us", "shop").String()
+	want := map[string]bool{web + ">" + pay: true, pay + ">" + web: true, web + ">" + shop: true, shop + ">" + web: true}
+	if !maps.Equal(hops, want) {
+		t.Errorf("heard %v, want %v", hops, want)
+	}
+	if heard := silent.Close(); len(heard.Clear) > 0 || heard.Packets == 0 {
+		t.Errorf("what nobody says was heard: %+v", heard)
 	}
 }
 

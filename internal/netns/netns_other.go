@@ -25,6 +25,9 @@ func (n Network) Exists() bool { return false }
 // Remove has nothing to remove.
 func (n Network) Remove(context.Context) error { return nil }
 
+// Do fails.
+func Do(string, func() error) error { return errLinux }
+
 // Dial fails.
 func Dial(context.Context, string, string, string) (net.Conn, error) { return nil, errLinux }
 
