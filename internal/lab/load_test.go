@@ -20,6 +20,16 @@ type load struct {
 	done  chan error
 	once  sync.Once
 	err   error
+
+	mu      sync.Mutex
+	answers []traffic.Answer // guarded by mu
+}
+
+// note keeps an answer, for what is worked out of all.
+func (l *load) note(a traffic.Answer) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.answers = append(l.answers, a)
 }
 
 func (l *load) stop() error {
@@ -50,9 +60,12 @@ func (m *mesh) traffic(ts *testscript.TestScript, args []string) error {
 		ctx, cancel := context.WithCancel(m.ctx)
 		l := &load{end: cancel, done: make(chan error, 1)}
 		m.loads[name] = l
-		go func() {
-			l.done <- traffic.Load{URL: args[3], Proxy: proxy, Body: body, Workers: 4, Rate: 100, Timeout: 30 * time.Second}.Run(ctx, l.tally.Add)
-		}()
+		of := traffic.Load{URL: args[3], Proxy: proxy, Body: body, Workers: 4, Rate: 100, Timeout: 30 * time.Second}
+		if m.promised {
+			// Callers enough that those who wait leave others to ask; and from where the caller is, as its application would.
+			of.Workers, of.Trace, of.Dial = 25, true, m.pg.DialerOf(args[2])
+		}
+		go func() { l.done <- of.Run(ctx, l.tally.Add, l.note) }()
 		return nil
 	}
 	l, ok := m.loads[name]

@@ -29,6 +29,7 @@ spec:
   - {name: http, port: {{.HTTP}}}
   - {name: tcp, port: {{.TCP}}}
   sidecar: {inboundPort: {{.Inbound}}}
+{{- if .First}}
 ---
 apiVersion: v1
 kind: Service
@@ -39,6 +40,7 @@ spec:
   - {name: http, port: 80, targetPort: http, appProtocol: http}
   - {name: grpc, port: 9090, targetPort: http, appProtocol: grpc}
   - {name: tcp, port: 7000, targetPort: tcp, appProtocol: tcp}
+{{- end}}
 `))
 
 var exportManifest = template.Must(template.New("export").Parse(`# Lets every peer cluster call {{.Namespace}}/{{.App}}. Remove this file, and they can't.
@@ -76,14 +78,18 @@ spec:
 // sampleManifests writes what a cluster begins with.
 func (p *Playground) sampleManifests(c Cluster) error {
 	exports := map[service]bool{}
+	served := map[service]bool{}
 	for _, w := range c.Workloads {
+		first := !served[service{w.Namespace, w.App}] // has the Service of all copies in its file
+		served[service{w.Namespace, w.App}] = true
 		app := unit{cluster: c.Name, name: w.Name + "-app", program: App, workload: w}
 		sidecar := unit{cluster: c.Name, name: w.Name + "-sidecar", program: Sidecar, workload: w}
 		err := p.render(c, w.Name+".yaml", workloadManifest, struct {
 			Workload           Workload
 			Host               string
 			HTTP, TCP, Inbound int
-		}{w, p.state.hostOf(app), p.state.port(app, "http"), p.state.port(app, "tcp"), p.state.port(sidecar, "inbound")})
+			First              bool
+		}{w, p.state.hostOf(app), p.state.port(app, "http"), p.state.port(app, "tcp"), p.state.port(sidecar, "inbound"), first})
 		if err != nil {
 			return err
 		}

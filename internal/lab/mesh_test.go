@@ -23,6 +23,7 @@ import (
 	"github.com/spiffe/go-spiffe/v2/workloadapi"
 
 	"github.com/isthmus-mesh/isthmus/internal/lab"
+	"github.com/isthmus-mesh/isthmus/internal/lab/promise"
 )
 
 // mesh is what one scenario acts on. Its commands run one after the other.
@@ -37,11 +38,19 @@ type mesh struct {
 	servers  []*httptest.Server
 	watcher  *watcher
 	isNet    bool
+
+	// Of scenarios of promises:
+	promised bool
+	runtime  lab.Runtime
+	event    time.Time
+	killed   []killing
+	rows     *promise.Table
+	judged   map[string]bool // of loads
 }
 
 func newMesh(binaries, dir string) *mesh {
 	ctx, cancel := context.WithCancel(context.Background())
-	return &mesh{binaries: binaries, dir: dir, ctx: ctx, cancel: cancel, loads: map[string]*load{}, held: map[string]net.Conn{}}
+	return &mesh{binaries: binaries, dir: dir, ctx: ctx, cancel: cancel, loads: map[string]*load{}, held: map[string]net.Conn{}, judged: map[string]bool{}}
 }
 
 func (m *mesh) close() {
@@ -83,6 +92,9 @@ var commands = map[string]func(ts *testscript.TestScript, neg bool, args []strin
 	"never":      command((*mesh).never),
 	"call":       command((*mesh).call),
 	"logs":       command((*mesh).logs),
+	"event":      command((*mesh).happens),
+	"promise":    command((*mesh).promise),
+	"flap":       command((*mesh).flap),
 	"isthmus":    command((*mesh).isthmus),
 }
 
@@ -115,7 +127,10 @@ func (m *mesh) meshCommand(ts *testscript.TestScript, args []string) (err error)
 		return m.up(ctx, ts, targets, lab.Options{})
 	case "net":
 		return m.net(ctx, ts, targets)
+	case "on":
+		return m.on(ctx, ts, targets)
 	case "break":
+		m.kill(targets)
 		done, err = m.pg.Break(ctx, targets...)
 	case "stop":
 		done, err = m.pg.Stop(ctx, 20*time.Second, targets...)
@@ -133,21 +148,33 @@ func (m *mesh) meshCommand(ts *testscript.TestScript, args []string) (err error)
 
 // net is up, in network namespaces: "mesh net eu us ap -- eu-us=80ms,1%".
 func (m *mesh) net(ctx context.Context, ts *testscript.TestScript, args []string) error {
-	var links []lab.Direction
-	i := slices.Index(args, "--")
-	if i < 0 {
-		i = len(args)
-	} else {
-		for _, a := range args[i+1:] {
-			d, err := lab.ParseDirections(a, args[:i])
-			if err != nil {
-				return err
-			}
-			links = append(links, d...)
-		}
+	clusters, links, err := withLinks(args)
+	if err != nil {
+		return err
 	}
 	m.isNet = true
-	return m.up(ctx, ts, args[:i], lab.Options{Runtime: lab.Netns, Links: links})
+	return m.up(ctx, ts, clusters, lab.Options{Runtime: lab.Netns, Links: links})
+}
+
+// withLinks reads "CLUSTER... -- LINK...".
+func withLinks(args []string) (clusters []string, links []lab.Direction, err error) {
+	i := slices.Index(args, "--")
+	if i < 0 {
+		return args, nil, nil
+	}
+	var names []string
+	for _, a := range args[:i] {
+		name, _, _ := strings.Cut(a, ":")
+		names = append(names, name)
+	}
+	for _, a := range args[i+1:] {
+		d, err := lab.ParseDirections(a, names)
+		if err != nil {
+			return nil, nil, err
+		}
+		links = append(links, d...)
+	}
+	return args[:i], links, nil
 }
 
 // svid asks the SPIFFE Workload API of a workload, by SPIFFE's own client, and prints what it says.
@@ -213,8 +240,21 @@ func (m *mesh) up(ctx context.Context, ts *testscript.TestScript, args []string,
 		return err
 	}
 	for i, c := range spec.Clusters {
-		if clusters[i] != c.Name {
+		name, copies, many := strings.Cut(clusters[i], ":")
+		if name != c.Name {
 			return fmt.Errorf("cluster %d is %s, not %s", i+1, c.Name, clusters[i])
+		}
+		if !many {
+			continue
+		}
+		var n int
+		if n, err = strconv.Atoi(copies); err != nil {
+			return fmt.Errorf("%s: %w", clusters[i], err)
+		}
+		for k := 1; k < n; k++ {
+			w := c.Workloads[0]
+			w.Name = fmt.Sprintf("%s-%d", w.App, k)
+			spec.Clusters[i].Workloads = append(spec.Clusters[i].Workloads, w)
 		}
 	}
 	begun := time.Now()

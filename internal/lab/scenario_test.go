@@ -19,7 +19,7 @@ import (
 
 // The scenarios of testdata/scenarios say what a mesh does, on real programs, in words that don't say how clusters run:
 //
-//	mesh up CLUSTER... [KEY=VALUE...]   clusters from here on; the pairs go into the programs' environment
+//	mesh up CLUSTER... [KEY=VALUE...]   clusters from here on ("us:2": with two copies); the pairs go into the programs' environment
 //	mesh net CLUSTER... [-- LINK...]    the same in network namespaces, with a WAN between ("eu-us=80ms,1%"); under the condition [net]
 //	wan LINK...                         the WAN made otherwise: "eu-us=down" both ways, "eu>us=down" one
 //	mesh break|stop TARGET...           SIGKILL; SIGTERM
@@ -55,8 +55,6 @@ func TestScenarios(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	// Starting a mesh keeps two cores busy for a while; more at once would only be slower.
-	turns := make(chan struct{}, max(1, runtime.NumCPU()/4))
 	testscript.Run(t, testscript.Params{
 		Dir:                 "testdata/scenarios",
 		TestWork:            os.Getenv("ISTHMUS_KEEP_SCENARIOS") != "",
@@ -64,18 +62,24 @@ func TestScenarios(t *testing.T) {
 		RequireUniqueNames:  true,
 		Condition:           condition,
 		Cmds:                commands,
-		Setup: func(env *testscript.Env) error {
-			turns <- struct{}{}
-			env.Defer(func() { <-turns })
-			dir := filepath.Join(env.WorkDir, "mesh")
-			env.Setenv("PATH", binaries+string(filepath.ListSeparator)+env.Getenv("PATH"))
-			env.Setenv("ISTHMUS_PLAYGROUND", dir)
-			m := newMesh(binaries, dir)
-			env.Values[meshKey{}] = m
-			env.Defer(m.close)
-			return nil
-		},
+		Setup:               func(env *testscript.Env) error { setup(env, binaries); return nil },
 	})
+}
+
+// Starting a mesh keeps two cores busy for a while; more at once would only be slower.
+var turns = make(chan struct{}, max(1, runtime.NumCPU()/4))
+
+// setup gives a scenario its mesh, when it is its turn.
+func setup(env *testscript.Env, binaries string) *mesh {
+	turns <- struct{}{}
+	env.Defer(func() { <-turns })
+	dir := filepath.Join(env.WorkDir, "mesh")
+	env.Setenv("PATH", binaries+string(filepath.ListSeparator)+env.Getenv("PATH"))
+	env.Setenv("ISTHMUS_PLAYGROUND", dir)
+	m := newMesh(binaries, dir)
+	env.Values[meshKey{}] = m
+	env.Defer(m.close)
+	return m
 }
 
 // patience bounds what a scenario waits for. It is long because a machine may be busy; nothing depends on its length.

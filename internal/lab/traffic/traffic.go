@@ -9,6 +9,7 @@ import (
 	"encoding/hex"
 	"fmt"
 	"io"
+	"net"
 	"net/http"
 	"net/url"
 	"strings"
@@ -16,6 +17,7 @@ import (
 	"time"
 
 	"github.com/isthmus-mesh/isthmus/internal/lab/sample"
+	"github.com/isthmus-mesh/isthmus/internal/ledger"
 )
 
 // maxBody bounds what is read of an answer.
@@ -30,6 +32,8 @@ type Load struct {
 	Workers int           // callers, each with connections of its own. Default 8.
 	Rate    float64       // requests a second, of all workers together, as long as answers come. Default 200.
 	Timeout time.Duration // of one request. Default 10 s.
+	// Dial connects to Proxy; nil: as this process would.
+	Dial func(ctx context.Context, network, address string) (net.Conn, error)
 	// Trace gives each request a trace of its own (W3C Trace Context), by whose ID all who carry it know it.
 	Trace bool
 }
@@ -62,6 +66,15 @@ func (a Answer) Reason() string {
 	}
 }
 
+// Entry is what the ledger takes of it.
+func (a Answer) Entry() ledger.Entry {
+	e := ledger.Entry{ID: a.ID, Role: ledger.Client, At: a.Sent, Cluster: a.Cluster, Copy: a.Workload, Method: a.Method, Status: a.Status}
+	if a.Err != nil {
+		e.Err = a.Err.Error()
+	}
+	return e
+}
+
 func (l Load) filled() Load {
 	if l.Workers == 0 {
 		l.Workers = 8
@@ -89,7 +102,7 @@ func (l Load) Run(ctx context.Context, sinks ...func(Answer)) error {
 	var workers sync.WaitGroup
 	for i := range l.Workers {
 		workers.Go(func() {
-			transport := &http.Transport{Proxy: proxy}
+			transport := &http.Transport{Proxy: proxy, DialContext: l.Dial}
 			defer transport.CloseIdleConnections()
 			w := worker{id: i, load: l, client: &http.Client{Transport: transport}, sinks: sinks}
 			w.run(ctx)
