@@ -7,6 +7,7 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"syscall"
 	"time"
 
 	"golang.org/x/sync/errgroup"
@@ -54,6 +55,36 @@ func (p *Playground) Stop(ctx context.Context, grace time.Duration, targets ...s
 	}
 	defer unlock()
 	return p.end(units, func(r running) error { return r.stop(ctx, grace) })
+}
+
+// Pause holds what the targets name in the midst of what it does (SIGSTOP), as a machine that swaps or a process that is traced is held: its
+// sockets stay, and nobody answers. Resume lets it go on; so does ending it.
+func (p *Playground) Pause(ctx context.Context, targets ...string) ([]string, error) {
+	if len(targets) == 0 {
+		return nil, fmt.Errorf("pause what? %w", ErrNoTarget)
+	}
+	return p.tell(ctx, syscall.SIGSTOP, targets)
+}
+
+// Resume lets what the targets name go on, or everything, and returns which processes run.
+func (p *Playground) Resume(ctx context.Context, targets ...string) ([]string, error) {
+	return p.tell(ctx, syscall.SIGCONT, targets)
+}
+
+// tell sends a signal that ends nothing.
+func (p *Playground) tell(ctx context.Context, what os.Signal, targets []string) (told []string, err error) {
+	unlock, units, err := p.take(ctx, targets)
+	if err != nil {
+		return nil, err
+	}
+	defer unlock()
+	for _, u := range units {
+		if r := p.state.Running[u.id()]; r.alive() {
+			told = append(told, u.id())
+			err = errors.Join(err, r.signal(what))
+		}
+	}
+	return told, err
 }
 
 // Down ends everything and removes all that the playground left on this machine, except the folder itself unless

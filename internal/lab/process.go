@@ -128,7 +128,8 @@ func (r running) kill(ctx context.Context) error {
 
 // stop asks it to end, and kills it when it has not by the end of grace.
 func (r running) stop(ctx context.Context, grace time.Duration) error {
-	if err := r.signal(syscall.SIGTERM); err != nil {
+	// One that is paused hears it once it goes on.
+	if err := errors.Join(r.signal(syscall.SIGTERM), r.signal(syscall.SIGCONT)); err != nil {
 		return err
 	}
 	patient, cancel := context.WithTimeout(ctx, grace)

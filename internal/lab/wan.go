@@ -248,6 +248,14 @@ func (s *wanServer) handler(n netns.Network) http.Handler {
 	})
 }
 
+// Eavesdrop listens on every wire between the machines of each cluster, and between the clusters, for a text in the clear.
+func (p *Playground) Eavesdrop(ctx context.Context, text string) (*netns.Eavesdropper, error) {
+	if p.state.Network == nil {
+		return nil, ErrNoWAN
+	}
+	return p.state.Network.Eavesdrop(ctx, text)
+}
+
 // Directions returns what lies between each two clusters, each way.
 func (p *Playground) Directions(ctx context.Context) ([]Direction, error) {
 	return p.askWAN(ctx, http.MethodGet, nil)

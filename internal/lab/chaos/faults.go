@@ -3,135 +3,159 @@ package chaos
 import (
 	"context"
 	"fmt"
-	"slices"
+	"math/rand/v2"
+	"time"
 
 	"github.com/isthmus-mesh/isthmus/internal/lab"
+	"github.com/isthmus-mesh/isthmus/internal/wan"
 )
 
-// fault is one way to break something.
+// fault is one way to break something, ready to be done.
 type fault struct {
-	kind   string
-	what   string // in words, with who suffers
-	kills  string // the cluster whose sidecars lose what they have not written; empty: none
-	inject func(ctx context.Context) error
+	kind string
+	what string // in words, with who suffers
+	// kills is the cluster whose sidecars lose what they have not written; empty: none.
+	kills string
+	// links are made worse for as long as the fault lasts.
+	links []worse
+	// inject breaks it; nil: that is done by links, or by during.
+	inject func(context.Context, *lab.Playground) error
+	// during goes on until its context ends; an error that comes of that is none.
+	during func(context.Context, *lab.Playground) error
+	// undo takes back what starting dead programs again does not.
+	undo func(context.Context, *lab.Playground) error
 }
 
-// choose draws different faults for a victim. What stays whole is enough to answer: the other cluster, the caller's way to it, and one gateway
-// of the caller's.
-func (r *run) choose(victim string, n int) []fault {
-	all := r.processFaults(victim)
-	if r.Lab.Runtime == lab.Netns {
-		all = append(all, r.wanFaults(victim)...)
-	}
-	r.luck.Shuffle(len(all), func(i, j int) { all[i], all[j] = all[j], all[i] })
-	return all[:min(n, len(all))]
+// worse is a direction of the WAN, made so.
+type worse struct {
+	from, to string
+	change   func(*wan.Link)
 }
 
-func (r *run) processFaults(victim string) []fault {
-	kill := func(kind, target, kills string) fault {
-		return fault{kind, kind + " " + target, kills, func(ctx context.Context) error {
-			_, err := r.pg.Break(ctx, target)
-			return err
-		}}
-	}
-	stop := func(target string) fault {
-		return fault{"stop gateway", "stop gateway " + target, "", func(ctx context.Context) error {
-			_, err := r.pg.Stop(ctx, grace, target)
-			return err
-		}}
-	}
-	other := "us"
-	if victim == other {
-		other = "ap"
-	}
-	which := fmt.Sprintf("gateway-%d", r.luck.IntN(2))
-	return []fault{
-		kill("kill application", victim+"/checkout-0-app", ""),
-		kill("kill sidecar", victim+"/checkout-0-sidecar", victim),
-		kill("kill gateway", victim+"/"+which, ""),
-		kill("kill caller's gateway", home+"/"+which, ""),
-		kill("kill control", victim+"/control", ""),
-		kill("kill caller's control", home+"/control", ""),
-		kill("kill other's control", other+"/control", ""),
-		kill("kill node proxy", victim+"/node-0", ""),
-		kill("kill cluster", victim, victim),
-		stop(victim + "/" + which),
-		stop(home + "/" + which),
-	}
+// scene is what a round's faults are drawn for: which cluster is the victim. What stays whole is enough to answer: the other cluster, the
+// caller's way to it, and one gateway of the caller's.
+type scene struct {
+	luck   *rand.Rand
+	victim string
+	other  string
+	which  string // of two gateways, wherever one of them is broken
+	lasts  time.Duration
 }
 
-func (r *run) wanFaults(victim string) []fault {
-	out := make([]fault, 0, 8)
-	for _, f := range []struct{ kind, pair, link string }{
-		{"black hole", "-", "down"},
-		{"one-way partition", ">", "down"},
-		{"one-way partition", "<", "down"},
-		{"loss", "-", "10ms,15%"},
-		{"delay", "-", "150ms"},
-		{"disorder", "-", "20ms~15ms,reorder=10%,dup=5%"},
-		{"slow link", "-", "10ms,2mbit"},
-	} {
-		pair := home + f.pair + victim
-		if f.pair == "<" {
-			pair = victim + ">" + home
+// kind is one kind of faults.
+type kind struct {
+	name string
+	wan  bool // it needs one
+	draw func(scene) fault
+}
+
+// kinds are all there are. Their names are in reports and in docs/failover.md.
+var kinds = append(append(programKinds(), configKinds()...), wanKinds()...)
+
+// known returns the kinds that a runtime has, in their order.
+func known(runtime lab.Runtime) (out []kind) {
+	for _, k := range kinds {
+		if !k.wan || runtime == lab.Netns {
+			out = append(out, k)
 		}
-		out = append(out, fault{f.kind, fmt.Sprintf("%s %s (%s)", f.kind, pair, f.link), "", r.shape(pair + "=" + f.link)})
 	}
-	isolate := fault{"isolation", "isolation of " + victim, "", r.shape(victim+"-eu=down", victim+"-us=down", victim+"-ap=down")}
-	return append(out, isolate)
+	return out
 }
 
-// shape makes links what the words say; pairs of a cluster with itself are none.
-func (r *run) shape(words ...string) func(context.Context) error {
-	return func(ctx context.Context) error {
-		var names []string
-		for _, c := range r.pg.Spec().Clusters {
-			names = append(names, c.Name)
-		}
-		var all []lab.Direction
-		for _, w := range words {
-			if selfPair(w, names) {
-				continue
-			}
-			d, err := lab.ParseDirections(w, names)
-			if err != nil {
+func (s scene) pick(from ...string) string { return from[s.luck.IntN(len(from))] }
+
+func programKinds() []kind {
+	kills := func(name string, target func(scene) string, loses bool) kind {
+		return kind{name: name, draw: func(s scene) fault {
+			at := target(s)
+			f := fault{what: name + ": " + at, inject: func(ctx context.Context, pg *lab.Playground) error {
+				_, err := pg.Break(ctx, at)
 				return err
+			}}
+			if loses {
+				f.kills = s.victim
 			}
-			all = append(all, d...)
-		}
-		_, err := r.pg.SetDirections(ctx, all)
+			return f
+		}}
+	}
+	stops := func(name string, target func(scene) string) kind {
+		return kind{name: name, draw: func(s scene) fault {
+			at := target(s)
+			return fault{what: name + ": " + at, inject: func(ctx context.Context, pg *lab.Playground) error {
+				_, err := pg.Stop(ctx, grace, at)
+				return err
+			}}
+		}}
+	}
+	pauses := func(name string, target func(scene) string) kind {
+		return kind{name: name, draw: func(s scene) fault {
+			at := target(s)
+			return fault{
+				what: name + ": " + at,
+				inject: func(ctx context.Context, pg *lab.Playground) error {
+					_, err := pg.Pause(ctx, at)
+					return err
+				},
+				undo: func(ctx context.Context, pg *lab.Playground) error {
+					_, err := pg.Resume(ctx, at)
+					return err
+				},
+			}
+		}}
+	}
+	copied := func(half string) func(scene) string {
+		return func(s scene) string { return s.victim + "/checkout-0" + half }
+	}
+	gateway := func(s scene) string { return s.victim + "/" + s.which }
+	ours := func(s scene) string { return home + "/" + s.which }
+	control := func(s scene) string { return s.pick(s.victim, home, s.other) + "/control" }
+	return []kind{
+		kills("kill application", copied("-app"), false),
+		kills("kill sidecar", copied("-sidecar"), true),
+		kills("kill gateway", gateway, false),
+		kills("kill caller's gateway", ours, false),
+		kills("kill control", func(s scene) string { return s.victim + "/control" }, false),
+		kills("kill caller's control", func(scene) string { return home + "/control" }, false),
+		kills("kill other's control", func(s scene) string { return s.other + "/control" }, false),
+		kills("kill node proxy", func(s scene) string { return s.victim + "/node-0" }, false),
+		kills("kill cluster", func(s scene) string { return s.victim }, true),
+		stops("stop gateway", gateway),
+		stops("stop caller's gateway", ours),
+		stops("stop sidecar", copied("-sidecar")),
+		pauses("pause application", copied("-app")),
+		pauses("pause sidecar", copied("-sidecar")),
+		pauses("pause gateway", gateway),
+		pauses("pause caller's gateway", ours),
+		pauses("pause control", control),
+		{name: "restart control", draw: func(s scene) fault {
+			at := control(s)
+			return fault{what: "restart control: " + at, inject: func(ctx context.Context, pg *lab.Playground) error { return restart(ctx, pg, at) }}
+		}},
+		{name: "roll gateways", draw: func(s scene) fault {
+			// The one that may be dead already comes first: the other is all there is.
+			first, second := s.which, "gateway-0"
+			if first == second {
+				second = "gateway-1"
+			}
+			at := s.pick(s.victim, home)
+			return fault{
+				what: fmt.Sprintf("roll gateways: %s/%s, then %s", at, first, second),
+				inject: func(ctx context.Context, pg *lab.Playground) error {
+					if err := restart(ctx, pg, at+"/"+first); err != nil {
+						return err
+					}
+					return restart(ctx, pg, at+"/"+second)
+				},
+			}
+		}},
+	}
+}
+
+// restart ends a program as an operator would, and starts it again.
+func restart(ctx context.Context, pg *lab.Playground, target string) error {
+	if _, err := pg.Stop(ctx, grace, target); err != nil {
 		return err
 	}
-}
-
-func selfPair(words string, names []string) bool {
-	return slices.ContainsFunc(names, func(n string) bool { return len(words) > 2*len(n)+1 && words[:2*len(n)+1] == n+"-"+n })
-}
-
-// allPairs returns every link of a mesh, all alike.
-func allPairs(spec lab.Spec, link string) ([]lab.Direction, error) {
-	var names []string
-	for _, c := range spec.Clusters {
-		names = append(names, c.Name)
-	}
-	var out []lab.Direction
-	for i, a := range names {
-		for _, b := range names[i+1:] {
-			d, err := lab.ParseDirections(a+"-"+b+"="+link, names)
-			if err != nil {
-				return nil, err
-			}
-			out = append(out, d...)
-		}
-	}
-	return out, nil
-}
-
-// idOf is who a workload of the sample is.
-func idOf(spec lab.Spec, cluster, app string) (string, error) {
-	c, ok := spec.Cluster(cluster)
-	if !ok {
-		return "", lab.ErrNoTarget
-	}
-	return "spiffe://" + c.TrustDomain + "/ns/shop/sa/" + app, nil
+	_, err := pg.Heal(ctx, target)
+	return err
 }
