@@ -156,6 +156,7 @@ func (f *forwarding) attempt(c choice) (*http.Response, outcome) {
 // blame counts a failure against a copy, once for each request, however often it tried: one request that no copy can answer is no
 // proof against all of them.
 func (f *forwarding) blame(c choice, inner *session.Requests, lost *session.LostError) {
+	f.answered()
 	if f.times(c.candidate.Target) > 0 && !lost.Polite || f.race.calledOff() {
 		return
 	}

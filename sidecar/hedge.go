@@ -75,10 +75,10 @@ func (f *forwarding) hedged(c choice) (*http.Response, choice, outcome) {
 	r.first, r.off, r.Owner = c, make(chan struct{}), f
 	f.outbound.await(c.candidate.Target, &r.Wait)
 	resp, out := f.attempt(c)
-	f.outbound.pace.End(&r.Wait)
+	f.answered()
 	r.mu.Lock()
 	s := r.second
-	r.over = r.over || s == nil || resp != nil && !r.calledOff()
+	r.over = r.over || resp != nil
 	r.mu.Unlock()
 	switch {
 	case s == nil:
@@ -99,6 +99,18 @@ func (f *forwarding) hedged(c choice) (*http.Response, choice, outcome) {
 	f.again, f.call.inner, f.call.target, f.call.tally, f.call.took = false, s.call.inner, s.call.target, s.call.tally, s.call.took
 	f.overdue(c, s.since)
 	return s.resp, s.choice, s.out
+}
+
+// answered ends the wait for the first try: it has an answer, or failed. If no second try was begun until now, none is.
+func (f *forwarding) answered() {
+	r := &f.race
+	if r.off == nil {
+		return
+	}
+	f.outbound.pace.End(&r.Wait)
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.over = r.over || r.second == nil
 }
 
 // await begins the wait for a copy's answer.
@@ -206,7 +218,10 @@ func (f *forwarding) beside(first choice) (c choice, ok bool) {
 // affordable takes a second try from the budget of hedges; where it is certain that the first is in vain, it is as good as a retry.
 func (f *forwarding) affordable(certain bool) bool {
 	o, service := f.outbound, f.call.query.Service
-	return o.hedgesOf(service).Withdraw() || certain && o.budget(service).Withdraw(f.now(), balance.CostSent)
+	if certain {
+		return o.budget(service).Withdraw(f.now(), balance.CostSent)
+	}
+	return o.hedgesOf(service).Withdraw()
 }
 
 // overdue counts against a copy that it is still silent, now that another has answered in its place.
