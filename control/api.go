@@ -32,6 +32,7 @@ func (c *Control) API() http.Handler {
 	mux.HandleFunc("POST /v1/tokens", c.postToken)
 	c.serveTrust(mux)
 	c.serveDrains(mux)
+	c.serveDrills(mux)
 	mux.HandleFunc("/", func(w http.ResponseWriter, r *http.Request) {
 		refuse(w, http.StatusNotFound, fmt.Errorf("%s %s is not known here", r.Method, r.URL.Path))
 	})

@@ -25,6 +25,7 @@ type inputs struct {
 	named   bool         // a CA of the own SVIDs has the trust domain as its URI
 	revoked *revokedSet
 	drains  *drainSet
+	drills  map[topology.ServiceName]*topology.Drill // that are on
 	// acknowledged says which bundles of peers are in force in all programs, by sequence.
 	acknowledged map[spiffeid.TrustDomain]uint64
 	views        []*federation.View     // of all pinned peers, ordered by cluster
@@ -268,7 +269,7 @@ func (w *world) assemble(valid map[topology.ServiceName]*ServiceExport, exports 
 	}
 	for _, name := range slices.SortedFunc(maps.Keys(w.services), topology.ServiceName.Compare) {
 		r := w.services[name]
-		served := topology.Inbound{Name: name}
+		served := topology.Inbound{Name: name, Drill: in.drills[name]}
 		e := valid[name]
 		if e != nil {
 			served.Exported, served.Audience = true, e.Audience
@@ -281,7 +282,7 @@ func (w *world) assemble(valid map[topology.ServiceName]*ServiceExport, exports 
 		}
 		if e != nil {
 			tcp, udp := numbers(r.ports)
-			add(configstream.EncodeExport(&topology.Export{Name: name, Ports: tcp, UDPPorts: udp, Audience: e.Audience, Endpoints: r.endpoints, Hosts: r.hosts()}))
+			add(configstream.EncodeExport(&topology.Export{Name: name, Ports: tcp, UDPPorts: udp, Audience: e.Audience, Endpoints: r.endpoints, Hosts: r.hosts(), Drill: in.drills[name]}))
 		}
 	}
 	w.callable = w.callables(valid, exports)

@@ -126,8 +126,10 @@ func (l *loop) step(ctx context.Context) (again time.Duration) {
 	acknowledged, later := l.acknowledged(objects.Workloads, now)
 	var words []*federation.View
 	words, l.frozen = l.frozen.apply(views.All())
+	drills, lease := c.drills.present()
+	again = earliest(again, lease)
 	w := build(inputs{
-		self: c.self, objects: objects, trust: c.ownBundle(), named: c.named(), revoked: c.revoked.load(), drains: c.drains.load(), acknowledged: acknowledged, views: words, domains: c.follower.States(),
+		self: c.self, objects: objects, trust: c.ownBundle(), named: c.named(), revoked: c.revoked.load(), drains: c.drains.load(), drills: drills, acknowledged: acknowledged, views: words, domains: c.follower.States(),
 		gateways: fleet.gateways, nodes: fleet.nodes, known: fleet.known,
 		links: l.links.snapshot(), addresses: l.addresses, hosts: l.hosts, cidr: c.cfg.ClusterSetCIDR, complete: complete,
 		pods: c.cfg.PodCIDRs, peerPods: c.cfg.PeerPodCIDRs,

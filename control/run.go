@@ -73,6 +73,7 @@ type Control struct {
 	tokens    *tokens
 	directory *directory
 	leases    *leases
+	drills    *drills
 	traffic   *traffic
 	served    *served
 	stream    *configstream.Server
@@ -148,6 +149,7 @@ func New(cfg Config) (*Control, error) {
 	c.fleet.svidLifetime = c.authority.State().SVIDLifetime
 	c.directory = &directory{domain: cfg.Domain, registry: cfg.Registry, fleet: c.fleet, nodes: nodeNames{cfg.NodeProxies, cfg.Attestor != nil}}
 	c.leases = newLeases(c.directory, cfg.Now)
+	c.drills = newDrills(cfg.Now, cfg.Log, c.poke)
 	c.traffic, c.served = newTraffic(cfg.Now, c.knowsCluster), newServed(cfg.Now)
 	c.stream = configstream.NewServer(configstream.ServerConfig{
 		Log: cfg.Log, Peer: c.peerID, Admit: c.directory.admit, Lease: c.leases.lease,

@@ -81,7 +81,7 @@ func (g *Gateway) serveExport(ctx context.Context, from *incoming, stream lane, 
 	defer g.metrics.carrying(who)()
 
 	span := g.startSpan(ctx, "stream from peer", p, who)
-	endpoint, left, refusal, err := g.reach(stream.Context(), export, p)
+	endpoint, left, refusal, err := g.reachUnlessDrilled(stream.Context(), export, p)
 	if err != nil { // the caller has left
 		reset(stream, resetCancelled)
 		g.metrics.answered(who, streamv1.Code_CODE_UNSPECIFIED, arrived)

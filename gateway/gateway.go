@@ -14,6 +14,7 @@ import (
 	"go.opentelemetry.io/otel/trace"
 
 	"github.com/isthmus-mesh/isthmus/internal/drain"
+	"github.com/isthmus-mesh/isthmus/internal/drill"
 	"github.com/isthmus-mesh/isthmus/internal/ready"
 	"github.com/isthmus-mesh/isthmus/topology"
 )
@@ -29,6 +30,7 @@ type Gateway struct {
 	endpoints *endpoints
 	carried   carried
 	drain     drain.Drain
+	drills    drill.Board
 	checks    atomic.Pointer[ready.Checks]
 
 	lastView  atomic.Pointer[view]
@@ -159,6 +161,7 @@ func (g *Gateway) alone() bool {
 func (g *Gateway) keepLinks(ctx context.Context) {
 	var wg sync.WaitGroup
 	defer wg.Wait()
+	defer g.drills.Close()
 	type running struct {
 		*link
 		stop context.CancelCauseFunc
@@ -202,6 +205,7 @@ func (g *Gateway) keepLinks(ctx context.Context) {
 		}
 		g.links.Store(&byName)
 		g.linkChanged()
+		g.followDrills(v.snapshot)
 		g.endpoints.forget(v.snapshot)
 		g.carried.judge(g.view)
 		g.cfg.Guard.Recheck() // who may speak depends on who is a peer

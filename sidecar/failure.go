@@ -35,6 +35,7 @@ const (
 	CodeOverloaded  Code = "IST2105" // the called workload's sidecar carries as much as it may
 	CodeNoUser      Code = "IST2106" // an end user's token is missing, or no good
 	CodeTooMany     Code = "IST2107" // above a quota
+	CodeDrill       Code = "IST2108" // a failover drill makes the called workload look dead
 )
 
 var errEnding = errors.New("this sidecar is ending")

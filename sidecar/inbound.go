@@ -21,6 +21,7 @@ import (
 	"go.opentelemetry.io/otel/trace"
 
 	"github.com/isthmus-mesh/isthmus/internal/drain"
+	"github.com/isthmus-mesh/isthmus/internal/drill"
 	"github.com/isthmus-mesh/isthmus/internal/live"
 	"github.com/isthmus-mesh/isthmus/internal/preamble"
 	"github.com/isthmus-mesh/isthmus/sidecar/conn"
@@ -61,6 +62,7 @@ type Inbound struct {
 	proxy    *httputil.ReverseProxy
 	work     drain.Drain // requests and opaque connections
 	services services
+	drills   drill.Board
 	door     door
 	// arrivals are those of sessions on their way to server, by their connection.
 	arrivals sync.Map
@@ -83,6 +85,9 @@ func (in *Inbound) init() {
 	requests := config(session.HTTP2, session.HTTP1)
 	// A service that isn't served here is refused in the handshake, where the caller knows that nothing was sent yet.
 	in.config.GetConfigForClient = func(hello *tls.ClientHelloInfo) (*tls.Config, error) {
+		if err := in.drilled(hello); err != nil {
+			return nil, err
+		}
 		to, err := in.route(hello.ServerName)
 		if err == nil && to.Protocol.IsHTTP() {
 			return requests, nil
@@ -294,7 +299,8 @@ func (in *Inbound) handshake(ctx context.Context, raw net.Conn) (*tls.Conn, *arr
 	defer cancel()
 	open := in.metrics.connections.WithLabelValues(inbound)
 	open.Inc()
-	told := conn.Carry(raw, open.Dec)
+	hush := newHushed(raw, &in.drills)
+	told := conn.Carry(hush, open.Dec)
 	c := tls.Server(told, in.config)
 	err := c.HandshakeContext(ctx)
 	var a *arrival
@@ -303,6 +309,7 @@ func (in *Inbound) handshake(ctx context.Context, raw net.Conn) (*tls.Conn, *arr
 	}
 	if err == nil {
 		a.served = in.services.of(a.service)
+		hush.watch(a.service)
 	}
 	var leave func()
 	if err == nil {
@@ -348,6 +355,7 @@ func (in *Inbound) admit(g *guards, a *arrival) error {
 func (in *Inbound) recheck(ctx context.Context) {
 	for {
 		changed := in.snapshots.Changed()
+		in.followDrills()
 		in.keeper.present() // compiles what is new, so that no request has to wait for it
 		in.guard.Recheck()
 		select {

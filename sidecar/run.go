@@ -64,6 +64,7 @@ func (s *Sidecar) Run(ctx context.Context) error {
 	stopSupport()
 	supporting.Wait()
 	s.inbound.apps.close()
+	s.inbound.drills.Close()
 	return failed
 }
 

@@ -87,6 +87,9 @@ func (in *Inbound) check(r *http.Request, v *visit) *Failure {
 	if v.to == nil {
 		return fail(http.StatusMisdirectedRequest, CodeNotServed, "%s port %d is not served here any more", v.service, v.port)
 	}
+	if d := in.drills.Of(v.service); d != nil {
+		return drillFailure(d, v.service)
+	}
 	if f := agrees(r.Host, v.service); f != nil {
 		return f
 	}
@@ -115,7 +118,7 @@ func (in *Inbound) refuse(w http.ResponseWriter, r *http.Request, v *visit) {
 	v.status = v.failure.Status
 	closeAfterConnect(w, r)
 	switch v.failure.Code {
-	case CodeNotServed, CodeAppDown, CodeOverloaded:
+	case CodeNotServed, CodeAppDown, CodeOverloaded, CodeDrill:
 		w.Header().Set(headerOutcome, outcomeUnsent)
 		v.failure.writePlain(w)
 	case CodeAppBroke:

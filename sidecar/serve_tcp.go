@@ -58,6 +58,9 @@ func (in *Inbound) openApp(ctx context.Context, a *arrival, far *opaque) (net.Co
 	err := errNotServed
 	var near net.Conn
 	no := byte(tunnelAppDown) // the answer where there is an error
+	if in.drills.Of(a.service) != nil {
+		err, to = errDrill, nil
+	}
 	if to != nil && !to.Protocol.IsHTTP() {
 		if err = in.admit(g, a); err != nil && !errors.Is(err, errNotServed) {
 			no = tunnelRefused

@@ -3,7 +3,6 @@ package sidecar
 import (
 	"net/http"
 	"testing"
-	"time"
 
 	"github.com/google/go-cmp/cmp"
 	"google.golang.org/protobuf/proto"
@@ -51,7 +50,7 @@ func TestAccount(t *testing.T) {
 		}
 	}
 	var told *configv1.Report
-	eventually(t, func() bool { told = c.Account(true); return counts(told)["checkout.shop eu"].GetRequests() == 3 })
+	waitFor(t, "it is counted", func() bool { told = c.Account(true); return counts(told)["checkout.shop eu"].GetRequests() == 3 })
 	check(told)
 	if served := near.Account(true).GetServed(); len(served) != 1 || served[0].GetRequests() != 3 || served[0].GetActive() != 0 || served[0].GetService() != "checkout.shop" {
 		t.Errorf("served: %v", served)
@@ -63,7 +62,7 @@ func TestAccount(t *testing.T) {
 	if resp, _ := get(t, c.client(), checkoutURL+"b"); resp.StatusCode != http.StatusOK {
 		t.Fatalf("got %d", resp.StatusCode)
 	}
-	eventually(t, func() bool { told = c.Account(false); return told != nil })
+	waitFor(t, "it is counted", func() bool { told = c.Account(false); return told != nil })
 	want = map[string]*configv1.Traffic{"checkout.shop us": {Service: "checkout.shop", Cluster: "us", Requests: 1, Retried: 1, Latency: []uint64{1}}}
 	if n := counts(told)["checkout.shop us"].GetRetried(); n > 1 {
 		want["checkout.shop us"].Retried = n
@@ -71,17 +70,8 @@ func TestAccount(t *testing.T) {
 	check(told)
 	_ = far.stop()
 	get(t, c.client(), checkoutURL+"c")
-	eventually(t, func() bool { told = c.Account(false); return told != nil })
+	waitFor(t, "it is counted", func() bool { told = c.Account(false); return told != nil })
 	if m := counts(told)["checkout.shop "]; m.GetRequests() != 1 || m.GetFailed() != 1 || m.GetLatency()[0] != 0 {
 		t.Errorf("a request that nobody answered: %v", told)
-	}
-}
-
-func eventually(t *testing.T, holds func() bool) {
-	t.Helper()
-	for deadline := time.Now().Add(patience); !holds(); time.Sleep(5 * time.Millisecond) {
-		if time.Now().After(deadline) {
-			t.Fatal("it never came true")
-		}
 	}
 }

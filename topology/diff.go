@@ -135,11 +135,11 @@ func (c *Cluster) equal(o *Cluster) bool {
 
 func (e *Export) equal(o *Export) bool {
 	return e.Name == o.Name && slices.Equal(e.Ports, o.Ports) && slices.Equal(e.UDPPorts, o.UDPPorts) && slices.Equal(e.Audience, o.Audience) && slices.Equal(e.Hosts, o.Hosts) &&
-		slices.EqualFunc(e.Endpoints, o.Endpoints, equalEndpoints)
+		slices.EqualFunc(e.Endpoints, o.Endpoints, equalEndpoints) && e.Drill.equal(o.Drill)
 }
 
 func (i *Inbound) equal(o *Inbound) bool {
 	return i.Name == o.Name && i.Exported == o.Exported && slices.Equal(i.Audience, o.Audience) && slices.EqualFunc(i.Ports, o.Ports, func(a, b InboundPort) bool {
 		return a.Number == b.Number && a.Protocol == b.Protocol && slices.Equal(a.Targets, b.Targets)
-	}) && reflect.DeepEqual(i.Access, o.Access) && reflect.DeepEqual(i.Quotas, o.Quotas)
+	}) && reflect.DeepEqual(i.Access, o.Access) && reflect.DeepEqual(i.Quotas, o.Quotas) && i.Drill.equal(o.Drill)
 }

@@ -32,6 +32,9 @@ func fullSpec(t *testing.T) topology.SnapshotSpec {
 	selector := func() topology.Selector {
 		return topology.Selector{Cluster: "eu", Region: "r", Zone: "z", Labels: labels()}
 	}
+	drill := func() *topology.Drill {
+		return &topology.Drill{ID: "d", Ends: time.UnixMilli(1), Left: time.Second, Silent: true}
+	}
 	drain := func() *topology.Drain { return &topology.Drain{Began: time.UnixMilli(1), Over: time.Second} }
 	return topology.SnapshotSpec{
 		Self: topology.Self{Cluster: cluster(t, "eu"), Domain: td, Locality: topology.Locality{Region: "r", Zone: "z"}, Namespace: "ns", Workload: "w"},
@@ -57,8 +60,8 @@ func fullSpec(t *testing.T) topology.SnapshotSpec {
 		}},
 		Clusters: []*topology.Cluster{{Name: cluster(t, "us"), Domain: td, Region: "r", Link: topology.LinkUp, RTT: time.Millisecond, Gateways: []topology.Gateway{gateway}, Pods: []netip.Prefix{netip.MustParsePrefix("10.2.0.0/16")}}},
 		Gateways: []topology.Gateway{gateway},
-		Exports:  []*topology.Export{{Name: n, Ports: []uint16{80}, UDPPorts: []uint16{53}, Audience: []topology.ClusterName{cluster(t, "us")}, Endpoints: []topology.Endpoint{endpoint()}, Hosts: []netip.Addr{addr.Addr()}}},
-		Inbounds: []*topology.Inbound{{Access: [][]access.Policy{{fullPolicy()}}, Quotas: []topology.Quota{fullQuota()}, Name: n, Exported: true, Audience: []topology.ClusterName{cluster(t, "us")}, Ports: []topology.InboundPort{{Number: 80, Protocol: topology.HTTP, Targets: []netip.AddrPort{addr}}}}},
+		Exports:  []*topology.Export{{Name: n, Ports: []uint16{80}, UDPPorts: []uint16{53}, Audience: []topology.ClusterName{cluster(t, "us")}, Endpoints: []topology.Endpoint{endpoint()}, Hosts: []netip.Addr{addr.Addr()}, Drill: drill()}},
+		Inbounds: []*topology.Inbound{{Drill: drill(), Access: [][]access.Policy{{fullPolicy()}}, Quotas: []topology.Quota{fullQuota()}, Name: n, Exported: true, Audience: []topology.ClusterName{cluster(t, "us")}, Ports: []topology.InboundPort{{Number: 80, Protocol: topology.HTTP, Targets: []netip.AddrPort{addr}}}}},
 	}
 }
 

@@ -178,6 +178,7 @@ type Export struct {
 	Audience  []ClusterName // who may; empty = every peer
 	Endpoints []Endpoint
 	Hosts     []netip.Addr // of a headless service: the copies that may be called by name
+	Drill     *Drill       // nil: none
 }
 
 // Inbound is a service that a sidecar (or a node proxy) serves: where each port's traffic goes.
@@ -189,6 +190,7 @@ type Inbound struct {
 	// Access says which of the callers that may reach it may ask for what: each set must let a request through; none: all may.
 	Access [][]access.Policy
 	Quotas []Quota // each of which must have room for a request that it is for
+	Drill  *Drill  // nil: none
 }
 
 // Quota bounds requests to a service.

@@ -8,6 +8,8 @@
 //	GET  /v1/introduction           Introduction
 //	GET  /v1/proxies                []Proxy
 //	DELETE /v1/proxies/{gateway|node}/{name}       takes it out of the roster: it gets no further identity
+//	GET  /v1/drills                 []Drill
+//	POST /v1/drills                 DrillRequest → Drill; PUT and DELETE /v1/drills/{id} renew and end it
 //	GET  /v1/traffic?service=S&since=D              Traffic
 //	POST /v1/tokens                 TokenRequest → Token
 //	GET  /v1/trust                  Trust

@@ -133,4 +133,9 @@ var entries = []Entry{
 		"A QuotaPolicy of the called workload bounds how many requests it takes: of this caller, of this end user, or of all together.",
 		"Wait as long as Retry-After says; RateLimit-Policy and RateLimit tell the limit and what is left of it. The called sidecar's metrics name the quota.",
 	},
+	{
+		"IST2108", "A failover drill is on",
+		"Somebody rehearses a failover (isthmus drill): the called workload's cluster looks dead for this service, so nothing was executed there, and the caller's sidecar goes elsewhere.",
+		"Nothing, if another cluster answers: that is what is rehearsed. See isthmus drill list; isthmus drill stop ends it.",
+	},
 }

@@ -306,6 +306,9 @@ func decodeExport(b *configv1.Export) (*topology.Export, error) {
 	if e.Hosts, err = decodeAddrs(b.GetHosts(), maxHosts); err != nil {
 		return nil, err
 	}
+	if e.Drill, err = decodeDrill(b.GetDrill()); err != nil {
+		return nil, err
+	}
 	e.Endpoints, err = decodeEndpoints(b.GetEndpoints())
 	return &e, err
 }
@@ -352,6 +355,9 @@ func decodeInbound(b *configv1.Inbound) (*topology.Inbound, error) {
 		in.Ports = append(in.Ports, p)
 	}
 	if in.Access, err = decodeAccess(b.GetAccess()); err != nil {
+		return nil, err
+	}
+	if in.Drill, err = decodeDrill(b.GetDrill()); err != nil {
 		return nil, err
 	}
 	in.Quotas, err = decodeQuotas(b.GetQuotas())

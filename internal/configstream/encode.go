@@ -150,6 +150,7 @@ func EncodeExport(e *topology.Export) *configv1.Resource {
 		Audience:  texts(e.Audience),
 		Endpoints: encodeEndpoints(e.Endpoints),
 		Hosts:     texts(e.Hosts),
+		Drill:     encodeDrill(e.Drill),
 	}
 	return &configv1.Resource{Key: kindExport + "/" + e.Name.String(), Body: &configv1.Resource_Export{Export: body}}
 }
@@ -157,7 +158,7 @@ func EncodeExport(e *topology.Export) *configv1.Resource {
 // EncodeInbound makes the resource that tells a sidecar or a node proxy what it serves. receiver is as ReceiverOf gives it.
 func EncodeInbound(receiver string, in *topology.Inbound) *configv1.Resource {
 	body := &configv1.Inbound{
-		Namespace: in.Name.Namespace(), Name: in.Name.Name(), Exported: in.Exported, Audience: texts(in.Audience),
+		Namespace: in.Name.Namespace(), Name: in.Name.Name(), Exported: in.Exported, Audience: texts(in.Audience), Drill: encodeDrill(in.Drill),
 	}
 	for _, p := range in.Ports {
 		port := &configv1.InboundPort{Port: uint32(p.Number), Protocol: string(p.Protocol), Targets: texts(p.Targets)}

@@ -118,6 +118,17 @@ func genDrain(t *rapid.T) *topology.Drain {
 	}
 }
 
+func genDrill(t *rapid.T) *topology.Drill {
+	if !rapid.Bool().Draw(t, "drilled") {
+		return nil
+	}
+	return &topology.Drill{
+		ID:   rapid.StringMatching(`[a-z0-9]{1,20}`).Draw(t, "drill"),
+		Ends: time.UnixMilli(rapid.Int64Range(1, maxMoment).Draw(t, "ends")), Silent: rapid.Bool().Draw(t, "silent"),
+		Left: time.Duration(rapid.Int64Range(0, MaxDrillLeft.Milliseconds()).Draw(t, "left")) * time.Millisecond,
+	}
+}
+
 func genHosts(t *rapid.T) topology.HostGroup {
 	g := topology.HostGroup{Cluster: genCluster(t)}
 	for range rapid.IntRange(0, 2).Draw(t, "host_ports") {
@@ -214,12 +225,12 @@ func genExport(t *rapid.T) *topology.Export {
 	return &topology.Export{
 		Name: genName(t), Ports: genPorts.Draw(t, "ports"), UDPPorts: genPorts.Draw(t, "udp_ports"),
 		Audience: rapid.SliceOfN(rapid.Custom(genCluster), 0, 3).Draw(t, "audience"), Endpoints: genEndpoints(t),
-		Hosts: rapid.SliceOfN(genAddr, 0, 3).Draw(t, "hosts"),
+		Hosts: rapid.SliceOfN(genAddr, 0, 3).Draw(t, "hosts"), Drill: genDrill(t),
 	}
 }
 
 func genInbound(t *rapid.T) *topology.Inbound {
-	in := &topology.Inbound{Name: genName(t)}
+	in := &topology.Inbound{Name: genName(t), Drill: genDrill(t)}
 	for range rapid.IntRange(0, 3).Draw(t, "ports") {
 		in.Ports = append(in.Ports, topology.InboundPort{
 			Number: genPort.Draw(t, "port"), Protocol: genProto.Draw(t, "protocol"),
