@@ -105,6 +105,7 @@ func (r *resolver) resolve(s *Service) *resolved {
 			out.ports = append(out.ports, topology.Port{Name: p.Name, Number: p.Number, Protocol: topology.ParseProtocol(p.AppProtocol, p.Name)})
 		case federation.UDP:
 			out.ports = append(out.ports, topology.Port{Name: p.Name, Number: p.Number, Protocol: topology.UDP})
+		case federation.SCTP: // has a name, no more
 		}
 	}
 	slices.SortFunc(out.ports, comparePorts)

@@ -81,6 +81,7 @@ func joinPorts(own []topology.Port, imported []federation.ImportPort) []topology
 			byNumber[portKey{false, p.Number}] = topology.Port{Name: p.Name, Number: p.Number, Protocol: p.Protocol()}
 		case federation.UDP:
 			byNumber[portKey{true, p.Number}] = topology.Port{Name: p.Name, Number: p.Number, Protocol: topology.UDP}
+		case federation.SCTP: // has a name, no more
 		}
 	}
 	return slices.SortedFunc(maps.Values(byNumber), comparePorts)

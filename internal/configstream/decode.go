@@ -338,19 +338,19 @@ func decodeInbound(b *configv1.Inbound) (*topology.Inbound, error) {
 		return nil, err
 	}
 	for _, bp := range b.GetPorts() {
-		p, err := decodeInboundPort(bp)
-		if err = cmp.Or(err, checkProtocol(p.Protocol)); err != nil {
-			return nil, err
+		p, reason := decodeInboundPort(bp)
+		if reason = cmp.Or(reason, checkProtocol(p.Protocol)); reason != nil {
+			return nil, reason
 		}
 		in.Ports = append(in.Ports, p)
 	}
 	for _, bp := range b.GetUdpPorts() {
-		p, err := decodeInboundPort(bp)
-		if err == nil && p.Protocol != topology.UDP {
-			err = fmt.Errorf("UDP port %d: protocol %q", p.Number, clip(string(p.Protocol)))
+		p, reason := decodeInboundPort(bp)
+		if reason == nil && p.Protocol != topology.UDP {
+			reason = fmt.Errorf("UDP port %d: protocol %q", p.Number, clip(string(p.Protocol)))
 		}
-		if err != nil {
-			return nil, err
+		if reason != nil {
+			return nil, reason
 		}
 		in.Ports = append(in.Ports, p)
 	}
@@ -461,6 +461,7 @@ func checkProtocol(p topology.Protocol) error {
 	switch p {
 	case topology.TCP, topology.HTTP, topology.HTTP2, topology.GRPC:
 		return nil
+	case topology.UDP: // has a list of its own
 	}
 	return fmt.Errorf("protocol %q", clip(string(p)))
 }

@@ -310,7 +310,7 @@ func decodeMoves(p *topology.Policy, b *configv1.FailoverPolicy) error {
 		if f.ms > uint64(maxFailback/time.Millisecond) {
 			return fmt.Errorf("%s %d: want at most %v", f.name, f.ms, maxFailback)
 		}
-		*f.to = time.Duration(f.ms) * time.Millisecond //nolint:gosec // G115: checked above
+		*f.to = time.Duration(f.ms) * time.Millisecond
 	}
 	return nil
 }

@@ -228,7 +228,7 @@ func encodePolicy(p *topology.Policy) *configv1.FailoverPolicy {
 	}
 	out := &configv1.FailoverPolicy{
 		Name:                p.Name,
-		SpillBelowPercent:   uint32(min(max(p.Spill.BelowHealthyPercent, 0), 100)),             //nolint:gosec // G115: bounded here
+		SpillBelowPercent:   uint32(min(max(p.Spill.BelowHealthyPercent, 0), 100)),
 		FailbackAfterMillis: uint64(min(max(p.Failback.After, 0), maxFailback).Milliseconds()), //nolint:gosec // G115: bounded here
 		FailbackRampMillis:  uint64(min(max(p.Failback.Ramp, 0), maxFailback).Milliseconds()),  //nolint:gosec // G115: bounded here
 	}

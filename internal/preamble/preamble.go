@@ -23,11 +23,10 @@ import (
 
 // The protocols, as ALPN names them (RFC 7301).
 const (
-	ALPNStream = "isthmus-stream/1" // sidecar → gateway, TLS over TCP, one stream each
-	ALPNLink   = "isthmus-link/1"   // gateway ↔ gateway, QUIC
-	// Gateway ↔ gateway where TLS over TCP is the carrier: one connection for what QUIC has on its first stream, and one for each stream.
-	ALPNLinkControl = "isthmus-link-control/1"
-	ALPNLinkStream  = "isthmus-link-stream/1"
+	ALPNStream      = "isthmus-stream/1"       // sidecar → gateway, TLS over TCP, one stream each
+	ALPNLink        = "isthmus-link/1"         // gateway ↔ gateway, QUIC
+	ALPNLinkControl = "isthmus-link-control/1" // gateway ↔ gateway, TLS over TCP: what QUIC has on its first stream
+	ALPNLinkStream  = "isthmus-link-stream/1"  // gateway ↔ gateway, TLS over TCP, one stream each
 
 	ALPNTCP = "isthmus-tcp/1" // sidecar → sidecar inside a stream, opaque bytes; HTTP says h2 or http/1.1
 )
