@@ -63,8 +63,10 @@ func reset(s lane, code quic.StreamErrorCode) {
 type quicCarrier struct {
 	*quic.Conn
 
-	free func() // what the connection was made with
-	once sync.Once
+	paths paths
+	wg    sync.WaitGroup
+	free  func() // what the connection was made with
+	once  sync.Once
 }
 
 func (c *quicCarrier) transport() string { return transportQUIC }
@@ -90,7 +92,13 @@ func (c *quicCarrier) close(code quic.ApplicationErrorCode, why string) {
 	_ = c.CloseWithError(code, why) // it ends either way
 }
 
-func (c *quicCarrier) wait() { c.once.Do(c.free) }
+// follow looks after the path of what bulk the connection carries. Called once, before wait.
+func (c *quicCarrier) follow(b *bulk) { c.wg.Go(func() { c.paths.run(c.Context(), b) }) }
+
+func (c *quicCarrier) wait() {
+	c.wg.Wait()
+	c.once.Do(c.free)
+}
 
 func (c *quicCarrier) state() tls.ConnectionState { return c.ConnectionState().TLS }
 func (c *quicCarrier) remote() net.Addr           { return c.RemoteAddr() }

@@ -20,6 +20,7 @@ type connection struct {
 	conn    carrier
 	gateway topology.Gateway // the one that it leads to
 	pulse   *pulse
+	bulk    *bulk     // what its streams move
 	empty   emptiness // what the far gateway says of its services
 
 	active   atomic.Int64 // streams

@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"math/rand/v2"
+	"net"
 	"sync"
 	"time"
 
@@ -132,8 +133,11 @@ func (l *link) connect(ctx context.Context, s slot, domain spiffeid.TrustDomain,
 		return false, err
 	}
 	c := &connection{
-		conn: conn, gateway: s.gateway,
+		conn: conn, gateway: s.gateway, bulk: newBulk(),
 		pulse: newPulse(g.cfg.ProbeInterval, g.cfg.DeadAfter, time.Now()),
+	}
+	if q, ok := conn.(*quicCarrier); ok {
+		q.follow(c.bulk)
 	}
 	err = c.run(ctx, life{
 		retired: retired, grace: g.cfg.DrainGrace, renewIn: renewIn, endIn: endIn, renew: renew,
@@ -157,13 +161,10 @@ func (l *link) dialQUIC(dialing context.Context, gw topology.Gateway, policy tru
 	if err != nil {
 		return nil, fmt.Errorf("resolve: %w", err)
 	}
-	// A socket for each connection: its own queue in the kernel, and when a path fails another one, perhaps on another path.
-	packets, err := g.cfg.DialPacket()
+	packets, transport, err := g.newTransport()
 	if err != nil {
-		return nil, fmt.Errorf("open a socket: %w", err)
+		return nil, err
 	}
-	socket := g.socket.prepare(packets)
-	transport := &quic.Transport{Conn: socket}
 	free := func() {
 		_ = transport.Close()
 		_ = packets.Close()
@@ -177,9 +178,25 @@ func (l *link) dialQUIC(dialing context.Context, gw topology.Gateway, policy tru
 		free()
 		return nil, err
 	}
-	watch(socket, conn)
-	return &quicCarrier{Conn: conn, free: func() {
+	watch(transport.Conn, conn)
+	c := &quicCarrier{Conn: conn, paths: paths{conn: conn, open: g.newTransport, sockets: [2]*quic.Transport{transport}, onMove: func(moved bool) {
+		g.metrics.moved(l.cluster, moved)
+		l.log.DebugContext(conn.Context(), "bulk is slow: trying another path", "peer_gateway", gw.ID, "moved", moved)
+	}}}
+	c.free = func() {
 		g.windows.release(conn)
+		c.paths.close()
 		free()
-	}}, nil
+	}
+	return c, nil
+}
+
+// newTransport opens a socket for a connection. Each has its own: its own queue in the kernel, and when a path fails another one, perhaps on
+// another path.
+func (g *Gateway) newTransport() (net.PacketConn, *quic.Transport, error) {
+	packets, err := g.cfg.DialPacket()
+	if err != nil {
+		return nil, nil, fmt.Errorf("open a socket: %w", err)
+	}
+	return packets, &quic.Transport{Conn: g.socket.prepare(packets)}, nil
 }

@@ -20,6 +20,7 @@ import (
 type linkStream struct {
 	lane
 	received, sent prometheus.Counter
+	in, out        flow
 
 	mu      sync.Mutex
 	closed  bool // guarded by mu: the sending half was ended or reset
@@ -29,6 +30,7 @@ type linkStream struct {
 func (s *linkStream) Read(p []byte) (int, error) {
 	n, err := s.lane.Read(p)
 	s.received.Add(float64(n))
+	s.in.add(n)
 	if errors.Is(err, io.EOF) {
 		s.drained.Store(true)
 	}
@@ -38,6 +40,7 @@ func (s *linkStream) Read(p []byte) (int, error) {
 func (s *linkStream) Write(p []byte) (int, error) {
 	n, err := s.lane.Write(p)
 	s.sent.Add(float64(n))
+	s.out.add(n)
 	return n, err
 }
 

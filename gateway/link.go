@@ -187,7 +187,7 @@ func (l *link) hasHeir(c *connection) bool {
 }
 
 // pick chooses a connection for a stream: of a gateway that wasn't tried rather than of one that was, unsuspected rather than
-// suspect, young rather than aged, and of those the one with the fewest streams. Without one it says why there is none.
+// suspect, young rather than aged, and of those the one with the fewest streams, where bulk counts as many. Without one it says why there is none.
 func (l *link) pick(service topology.ServiceName, tried []*connection) (*connection, *preamble.Refusal) {
 	var (
 		best     *connection
@@ -208,7 +208,7 @@ func (l *link) pick(service topology.ServiceName, tried []*connection) (*connect
 			empty = true
 			continue
 		}
-		rank := [5]int64{4: c.active.Load()}
+		rank := [5]int64{4: c.active.Load() + c.bulk.weight(now)}
 		if slices.ContainsFunc(tried, func(t *connection) bool { return t.gateway.ID == c.gateway.ID }) {
 			rank[0] = 1
 		}

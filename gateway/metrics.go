@@ -29,6 +29,7 @@ type metrics struct {
 	failed    *prometheus.CounterVec
 	endpoints *prometheus.CounterVec
 	lost      *prometheus.CounterVec
+	paths     *prometheus.CounterVec
 	shed      prometheus.Counter
 
 	mu       sync.Mutex
@@ -57,7 +58,8 @@ func newMetrics(r prometheus.Registerer, g *Gateway) (*metrics, error) {
 		failed: counter("isthmus_gateway_handshake_failures_total", "Handshakes of sidecars that failed, by reason.", "listener", "reason"),
 		endpoints: counter("isthmus_gateway_endpoint_failures_total", "Connects to copies of exported services that failed.",
 			"service"),
-		lost: counter("isthmus_link_connections_lost_total", "Connections to peer gateways that were up and ended unasked.", "cluster", "gateway"),
+		lost:  counter("isthmus_link_connections_lost_total", "Connections to peer gateways that were up and ended unasked.", "cluster", "gateway"),
+		paths: counter("isthmus_link_path_moves_total", "Attempts to move a QUIC connection whose bulk was slow to another path, by result.", "cluster", "result"),
 		shed: prometheus.NewCounter(prometheus.CounterOpts{
 			Name: "isthmus_gateway_connections_shed_total", Help: "Connections of sidecars that were dropped because there were too many.",
 		}),
@@ -65,7 +67,7 @@ func newMetrics(r prometheus.Registerer, g *Gateway) (*metrics, error) {
 	}
 	var errs []error
 	for _, c := range []prometheus.Collector{
-		m.streams, m.broken, m.carried, m.active, m.answer, m.hedges, m.failed, m.endpoints, m.lost, m.shed, &linkCollector{g},
+		m.streams, m.broken, m.carried, m.active, m.answer, m.hedges, m.failed, m.endpoints, m.lost, m.paths, m.shed, &linkCollector{g},
 	} {
 		errs = append(errs, r.Register(c))
 	}
@@ -83,6 +85,15 @@ func (m *metrics) service(s topology.ServiceName) string {
 		m.services[s] = struct{}{}
 	}
 	return s.String()
+}
+
+// moved notes that a connection was moved to another path, or was not.
+func (m *metrics) moved(c topology.ClusterName, ok bool) {
+	result := "failed"
+	if ok {
+		result = "moved"
+	}
+	m.paths.WithLabelValues(c.String(), result).Inc()
 }
 
 // codeLabel is a code as metrics and traces spell it. Without a code the caller left before there was one.

@@ -64,13 +64,18 @@ type router struct {
 	simnet.PerfectRouter
 	mu   sync.Mutex
 	drop func(simnet.Packet) bool // guarded by mu
+	late time.Duration            // guarded by mu
 }
 
 func (r *router) SendPacket(p simnet.Packet) error {
 	r.mu.Lock()
-	drop := r.drop
+	drop, late := r.drop, r.late
 	r.mu.Unlock()
 	if drop != nil && drop(p) {
+		return nil
+	}
+	if late > 0 {
+		time.AfterFunc(late, func() { _ = r.PerfectRouter.SendPacket(p) })
 		return nil
 	}
 	return r.PerfectRouter.SendPacket(p)
@@ -80,6 +85,13 @@ func (r *router) dropIf(f func(simnet.Packet) bool) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	r.drop = f
+}
+
+// delay makes every packet travel longer from now on.
+func (r *router) delay(by time.Duration) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.late = by
 }
 
 // blackhole drops whatever goes to or comes from these gateways.
@@ -395,6 +407,29 @@ func (g *testGateway) metricsOf(name string) float64 {
 		if f.GetName() == name {
 			for _, m := range f.GetMetric() {
 				sum += m.GetGauge().GetValue()
+			}
+		}
+	}
+	return sum
+}
+
+// counterOf returns the sum of a metric's counters that have a label of this value.
+func (g *testGateway) counterOf(name, value string) float64 {
+	g.c.w.t.Helper()
+	families, err := g.registry.Gather()
+	if err != nil {
+		g.c.w.t.Fatal(err)
+	}
+	sum := 0.0
+	for _, f := range families {
+		if f.GetName() != name {
+			continue
+		}
+		for _, m := range f.GetMetric() {
+			for _, l := range m.GetLabel() {
+				if l.GetValue() == value {
+					sum += m.GetCounter().GetValue()
+				}
 			}
 		}
 	}
