@@ -187,7 +187,7 @@ func (c *Control) drainsOf(p *present, set *drainSet) admin.Drains {
 		d := admin.DrainedService{
 			Service: s.Name.String(), Began: word.Began, Over: word.Over, Copies: r.ready(), Elsewhere: p.elsewhere(s),
 		}
-		c.flowOf(p, r, out.Now).judge(&d, out.Now)
+		c.flowOf(r, out.Now).judge(&d, out.Now)
 		if why := p.nobodyElse(s); why != "" && !d.Safe {
 			d.Why += "; nothing else serves it (" + why + ")"
 		}

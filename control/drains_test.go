@@ -6,14 +6,19 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"sync"
 	"testing"
 	"testing/synctest"
 	"time"
 
 	"github.com/spiffe/go-spiffe/v2/spiffeid"
 
+	"google.golang.org/protobuf/proto"
+
 	"github.com/isthmus-mesh/isthmus/api/admin"
+	configv1 "github.com/isthmus-mesh/isthmus/api/config/v1"
 	"github.com/isthmus-mesh/isthmus/control"
+	"github.com/isthmus-mesh/isthmus/internal/agent"
 	"github.com/isthmus-mesh/isthmus/internal/live"
 	"github.com/isthmus-mesh/isthmus/topology"
 )
@@ -167,4 +172,83 @@ func TestDrainsDamaged(t *testing.T) {
 			t.Errorf("%s: %v", text, err)
 		}
 	}
+}
+
+// What is drained is safe to take away when all that serve it say so, and nothing has come in for ten seconds.
+func TestDrainedSafely(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		m := newMesh(t)
+		eu, us := m.start("eu", filepath.Join(t.TempDir(), "eu"), nil), m.start("us", filepath.Join(t.TempDir(), "us"), nil)
+		eu.registry.declare(t, checkoutManifest+peerOf(t, us))
+		us.registry.declare(t, checkoutManifest+peerOf(t, eu))
+		time.Sleep(30 * time.Second)
+		service := func() admin.DrainedService {
+			d := get[admin.Drains](t, us, "/v1/drains")
+			if len(d.Services) != 1 || d.Safe != d.Services[0].Safe {
+				t.Fatalf("%+v", d)
+			}
+			return d.Services[0]
+		}
+		if _, code := ask[any](t, us, http.MethodPut, "/v1/drains", `{"service":"checkout.shop"}`); code != http.StatusOK {
+			t.Fatal(code)
+		}
+		time.Sleep(time.Minute)
+		if s := service(); s.Safe || len(s.Silent) != 1 || s.Silent[0] != "sidecar/shop/checkout-0" {
+			t.Errorf("nobody said anything: %+v", s)
+		}
+
+		var mu sync.Mutex
+		now := &configv1.Served{Service: "checkout.shop", Requests: 100, Active: 1, Callers: []*configv1.ServedCaller{{Cluster: "eu", Requests: 100, Active: 1}}}
+		told := false
+		checkout := us.join(t, sidecarHello("shop/checkout-0"), us.token(t, `{"workload":"shop/checkout-0"}`), func(a *agent.Agent) {
+			a.Stream.Account(func(all bool) *configv1.Report {
+				mu.Lock()
+				defer mu.Unlock()
+				if told && !all {
+					return nil
+				}
+				told = true
+				return &configv1.Report{Served: []*configv1.Served{proto.CloneOf(now)}}
+			})
+		})
+		tell := func(active uint32, requests uint64) {
+			mu.Lock()
+			defer mu.Unlock()
+			now.Active, now.Requests, told = active, requests, false
+			now.Callers[0].Active, now.Callers[0].Requests = active, requests
+		}
+		time.Sleep(3 * time.Second)
+		if s := service(); s.Safe || s.Active != 1 || s.Rate != 0 || len(s.Callers) != 1 || s.Callers[0].Cluster != "eu" || s.Callers[0].Active != 1 || len(s.Silent) != 0 {
+			t.Errorf("a WebSocket is open: %+v", s)
+		}
+		tell(1, 105)
+		time.Sleep(1500 * time.Millisecond)
+		if s := service(); s.Safe || s.Rate != 5 || s.Callers[0].Rate != 5 {
+			t.Errorf("five a second: %+v", s)
+		}
+		time.Sleep(time.Minute)
+		if s := service(); s.Safe || s.Active != 1 || s.Rate != 0 {
+			t.Errorf("it is open still: %+v", s)
+		}
+		tell(0, 105)
+		time.Sleep(9 * time.Second)
+		if s := service(); s.Safe || s.Active != 0 || len(s.Callers) != 0 {
+			t.Errorf("it has ended just now: %+v", s)
+		}
+		time.Sleep(2 * time.Second)
+		if s := service(); !s.Safe {
+			t.Errorf("quiet for ten seconds: %+v", s)
+		}
+		tell(0, 106)
+		time.Sleep(5 * time.Second)
+		if s := service(); s.Safe {
+			t.Errorf("one came in: %+v", s)
+		}
+		time.Sleep(10 * time.Second)
+		checkout.stop()
+		time.Sleep(20 * time.Second)
+		if s := service(); s.Safe || len(s.Silent) != 1 {
+			t.Errorf("it is away: %+v", s)
+		}
+	})
 }

@@ -2,10 +2,13 @@ package control
 
 import (
 	"fmt"
+	"maps"
+	"slices"
 	"strings"
 	"time"
 
 	"github.com/isthmus-mesh/isthmus/api/admin"
+	"github.com/isthmus-mesh/isthmus/topology"
 )
 
 // quiet is how long nothing may have come in before what is drained can be taken away.
@@ -22,21 +25,50 @@ type flow struct {
 }
 
 // flowOf sums up what the programs that serve a service have told.
-func (c *Control) flowOf(_ *present, _ *resolved, now time.Time) flow {
-	return flow{since: now}
+func (c *Control) flowOf(r *resolved, now time.Time) flow {
+	var f flow
+	callers := make(map[topology.ClusterName]*admin.DrainCaller)
+	for _, receiver := range slices.Sorted(maps.Keys(r.inbounds)) {
+		since, l, ok := c.served.told(receiver, r.service.ID)
+		if !ok {
+			f.silent = append(f.silent, receiver)
+			continue
+		}
+		f.since, f.last = latest(f.since, since), latest(f.last, l.last)
+		f.active += uint64(l.active) //nolint:gosec // read from an unsigned one
+		f.rate += perSecond(l.begun, l.at, now)
+		for cluster, from := range l.callers {
+			a := callers[cluster]
+			if a == nil {
+				a = &admin.DrainCaller{Cluster: cluster.String()}
+				callers[cluster] = a
+			}
+			a.Active += uint64(from.active) //nolint:gosec // likewise
+			a.Rate += perSecond(from.begun, from.at, now)
+		}
+	}
+	if f.active > 0 {
+		f.last = now
+	}
+	for _, cluster := range slices.SortedFunc(maps.Keys(callers), topology.ClusterName.Compare) {
+		if a := callers[cluster]; a.Active > 0 || a.Rate > 0 {
+			f.callers = append(f.callers, *a)
+		}
+	}
+	return f
+}
+
+func latest(a, b time.Time) time.Time {
+	if a.Before(b) {
+		return b
+	}
+	return a
 }
 
 // judge says whether a drained service's copies can be taken away: nothing is open, and nothing has come in for long enough.
 func (f flow) judge(d *admin.DrainedService, now time.Time) {
 	d.Active, d.Rate, d.Callers, d.Last, d.Silent = f.active, f.rate, f.callers, f.last, f.silent
-	from := f.last
-	if from.Before(f.since) {
-		from = f.since
-	}
-	if from.Before(d.Began) {
-		from = d.Began
-	}
-	still := now.Sub(from)
+	still := now.Sub(latest(d.Began, latest(f.since, f.last)))
 	switch {
 	case d.Copies == 0 && len(f.silent) == 0 && f.active == 0:
 		d.Safe, d.Why = true, "safe: no copy is ready here"

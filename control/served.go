@@ -1,6 +1,7 @@
 package control
 
 import (
+	"maps"
 	"sync"
 	"time"
 
@@ -11,6 +12,9 @@ import (
 
 // maxServedOfAll bounds what is kept of all programs together.
 const maxServedOfAll = 100_000
+
+// maxServedCallers bounds the clusters that are kept of one service and program.
+const maxServedCallers = 64
 
 // served is what the called programs of the own cluster told last of the work they have. Safe for concurrent use.
 type served struct {
@@ -24,6 +28,7 @@ type served struct {
 // servedBy is what one program told.
 type servedBy struct {
 	session  *configstream.Session
+	first    time.Time // when it told first, on this stream: what it had to do before is not known
 	at       time.Time // when it told last; what has not changed since is not told again
 	services map[topology.ServiceName]load
 }
@@ -36,6 +41,26 @@ type load struct {
 	requests uint64 // begun since the program started
 	shed     uint64 // refused because there were too many
 	limit    int    // requests at a time; 0: none
+
+	last    time.Time // when something came in, or was open, last; zero: not on this stream
+	begun   uint64    // requests in the last second that was told of
+	callers map[topology.ClusterName]callerLoad
+}
+
+// callerLoad is what comes from one cluster.
+type callerLoad struct {
+	at       time.Time
+	active   int
+	requests uint64
+	begun    uint64
+}
+
+// perSecond is how many requests begin each second now.
+func perSecond(begun uint64, at, now time.Time) float64 {
+	if now.Sub(at) > 2*time.Second { // it would have told
+		return 0
+	}
+	return float64(begun)
 }
 
 func newServed(now func() time.Time) *served {
@@ -50,9 +75,6 @@ func (s *served) report(from *configstream.Session, r *configv1.Report, serves f
 	p := s.programs[from.Receiver]
 	switch {
 	case p == nil:
-		if len(r.GetServed()) == 0 {
-			return
-		}
 		p = &servedBy{services: make(map[topology.ServiceName]load)}
 		s.programs[from.Receiver] = p
 	case p.session.Since.After(from.Since):
@@ -61,6 +83,7 @@ func (s *served) report(from *configstream.Session, r *configv1.Report, serves f
 	if p.session != from { // it tells all of it anew
 		s.kept -= len(p.services)
 		clear(p.services)
+		p.first = now
 	}
 	p.session, p.at = from, now
 	for _, m := range r.GetServed() {
@@ -68,15 +91,43 @@ func (s *served) report(from *configstream.Session, r *configv1.Report, serves f
 		if err != nil || !serves(from.Receiver, name) {
 			continue
 		}
-		if _, known := p.services[name]; !known {
+		before, known := p.services[name]
+		if !known {
 			if s.kept >= maxServedOfAll {
 				continue
 			}
 			s.kept++
 		}
-		p.services[name] = load{
+		next := load{
 			receiver: from.Receiver, at: now, active: int(m.GetActive()), requests: m.GetRequests(), shed: m.GetShed(), limit: int(m.GetLimit()),
+			last: before.last, callers: before.callers,
 		}
+		if known || p.first.Before(now) {
+			next.begun = m.GetRequests() - min(before.requests, m.GetRequests())
+		}
+		if next.begun > 0 || next.active > 0 || before.active > 0 {
+			next.last = now
+		}
+		s.callersOf(&next, m.GetCallers(), next.begun > 0)
+		p.services[name] = next
+	}
+}
+
+// callersOf takes in what comes from where; growth tells whether what was told before is known.
+func (s *served) callersOf(l *load, told []*configv1.ServedCaller, growth bool) {
+	for _, c := range told {
+		name, err := topology.ParseClusterName(c.GetCluster())
+		if err != nil && c.GetCluster() != "" || len(l.callers) >= maxServedCallers {
+			continue
+		}
+		if l.callers == nil {
+			l.callers = make(map[topology.ClusterName]callerLoad)
+		}
+		next := callerLoad{at: l.at, active: int(c.GetActive()), requests: c.GetRequests()}
+		if growth {
+			next.begun = next.requests - min(l.callers[name].requests, next.requests)
+		}
+		l.callers[name] = next
 	}
 }
 
@@ -101,4 +152,17 @@ func (s *served) of(service topology.ServiceName) []load {
 		}
 	}
 	return out
+}
+
+// told says from when on it is known what a program has to do, and what it told of a service last; ok is false when nothing is known.
+func (s *served) told(receiver string, service topology.ServiceName) (since time.Time, last load, ok bool) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	p := s.programs[receiver]
+	if p == nil {
+		return time.Time{}, load{}, false
+	}
+	last = p.services[service]
+	last.callers = maps.Clone(last.callers)
+	return p.first, last, true
 }

@@ -196,6 +196,7 @@ type arrival struct {
 	opaque  bool       // it carries bytes that nobody reads
 	caller  *guest
 	served  *served
+	from    *busy // of served: what comes from the caller's cluster
 	// admitted: it could call its service at some time. From then on it is closed when it no longer may.
 	admitted atomic.Bool
 }
@@ -310,6 +311,7 @@ func (in *Inbound) handshake(ctx context.Context, raw net.Conn) (*tls.Conn, *arr
 	if err == nil {
 		a.served = in.services.of(a.service)
 		hush.watch(a.service)
+		a.from = a.served.from(in.keeper.present().clusterOf(a.peer.ID.TrustDomain()))
 	}
 	var leave func()
 	if err == nil {

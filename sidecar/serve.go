@@ -50,8 +50,8 @@ func (in *Inbound) serve(w http.ResponseWriter, r *http.Request) {
 		panic(http.ErrAbortHandler) // the server is closed, too
 	}
 	defer done()
-	a.served.begin()
-	defer a.served.end()
+	a.served.begin(a.from)
+	defer a.served.end(a.from)
 	ctx := in.propagator.Extract(r.Context(), propagation.HeaderCarrier(r.Header))
 	g := in.keeper.present()
 	v := &visit{arrival: a, started: in.now(), guards: g, to: g.port(a.service, a.port, a.host)}

@@ -34,8 +34,8 @@ func (in *Inbound) tunnel(ctx context.Context, c *tls.Conn, raw net.Conn, a *arr
 		return
 	}
 	defer done()
-	a.served.begin()
-	defer a.served.end()
+	a.served.begin(a.from)
+	defer a.served.end(a.from)
 	var stats relay.Stats
 	near, err := in.openApp(ctx, a, far)
 	if err == nil {

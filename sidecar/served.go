@@ -4,6 +4,8 @@ import (
 	"sync"
 	"sync/atomic"
 
+	"github.com/spiffe/go-spiffe/v2/spiffeid"
+
 	configv1 "github.com/isthmus-mesh/isthmus/api/config/v1"
 	"github.com/isthmus-mesh/isthmus/internal/configstream"
 	"github.com/isthmus-mesh/isthmus/topology"
@@ -11,8 +13,16 @@ import (
 
 // served is what the own application has to do for one service that it serves. Each inner session holds the one that it is for.
 type served struct {
-	service  topology.ServiceName
-	active   atomic.Int64  // requests and opaque connections that are open
+	service topology.ServiceName
+	busy
+
+	mu sync.Mutex
+	by map[topology.ClusterName]*busy // guarded by mu; by calling cluster, as many as the configuration has, and the zero one for who is of none
+}
+
+// busy counts requests and opaque connections.
+type busy struct {
+	active   atomic.Int64  // that are open
 	requests atomic.Uint64 // begun, since the start
 
 	told struct { // what control was told; owned by services.report
@@ -21,14 +31,51 @@ type served struct {
 	}
 }
 
-// begin counts a request, or an opaque connection, in. Call what it returns when that has ended.
-func (s *served) begin() {
+// begin counts a request, or an opaque connection, in: it is one of from's.
+func (s *served) begin(from *busy) {
 	s.active.Add(1)
 	s.requests.Add(1)
+	from.active.Add(1)
+	from.requests.Add(1)
 }
 
 // end counts it out.
-func (s *served) end() { s.active.Add(-1) }
+func (s *served) end(from *busy) {
+	s.active.Add(-1)
+	from.active.Add(-1)
+}
+
+// from returns what comes from one cluster.
+func (s *served) from(cluster topology.ClusterName) *busy {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	w := s.by[cluster]
+	if w == nil {
+		if s.by == nil {
+			s.by = make(map[topology.ClusterName]*busy)
+		}
+		w = new(busy)
+		s.by[cluster] = w
+	}
+	return w
+}
+
+// now returns the present counts, and whether control knows them.
+func (w *busy) now() (active int64, requests uint64, known bool) {
+	active, requests = max(w.active.Load(), 0), w.requests.Load()
+	return active, requests, active == w.told.active && requests == w.told.requests
+}
+
+// clusterOf returns the cluster of a trust domain; zero: it is none's.
+func (g *guards) clusterOf(td spiffeid.TrustDomain) topology.ClusterName {
+	switch {
+	case g == nil:
+		return topology.ClusterName{}
+	case td == g.of.Self().Domain:
+		return g.of.Self().Cluster
+	}
+	return g.clusters[td]
+}
 
 // services are all that is served here, and has been called. Safe for concurrent use; report by one goroutine at a time.
 type services struct {
@@ -61,16 +108,54 @@ func (s *services) report(all bool) []*configv1.Served {
 	s.mu.RLock()
 	defer s.mu.RUnlock()
 	var out []*configv1.Served
+	callers := 0
 	for _, v := range s.by {
-		active, requests := max(v.active.Load(), 0), v.requests.Load()
 		if all {
-			v.told.active, v.told.requests = 0, 0
+			v.forgetTold()
 		}
-		if active == v.told.active && requests == v.told.requests || len(out) >= configstream.MaxServed {
+		active, requests, known := v.now()
+		if known || len(out) >= configstream.MaxServed {
 			continue
 		}
+		m := &configv1.Served{Service: v.service.String(), Active: count32(active), Requests: requests}
+		if m.Callers = v.reportCallers(configstream.MaxServedCallers - callers); m.Callers == nil && callers > 0 {
+			continue // no room for them: it comes next time, as a whole
+		}
+		callers += len(m.GetCallers())
 		v.told.active, v.told.requests = active, requests
-		out = append(out, &configv1.Served{Service: v.service.String(), Active: uint32(min(active, 1<<31)), Requests: requests})
+		out = append(out, m)
 	}
 	return out
 }
+
+// forgetTold has all of it told again.
+func (s *served) forgetTold() {
+	s.told.active, s.told.requests = 0, 0
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for _, w := range s.by {
+		w.told.active, w.told.requests = 0, 0
+	}
+}
+
+// reportCallers returns what has changed by calling cluster; nil when it would be more than that.
+func (s *served) reportCallers(atMost int) []*configv1.ServedCaller {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if len(s.by) > atMost {
+		return nil
+	}
+	out := make([]*configv1.ServedCaller, 0, len(s.by))
+	for cluster, w := range s.by {
+		active, requests, known := w.now()
+		if known {
+			continue
+		}
+		w.told.active, w.told.requests = active, requests
+		out = append(out, &configv1.ServedCaller{Cluster: cluster.String(), Active: count32(active), Requests: requests})
+	}
+	return out
+}
+
+// count32 clamps a count into what the wire carries.
+func count32(n int64) uint32 { return uint32(min(max(n, 0), 1<<31)) }

@@ -114,7 +114,7 @@ func (p *plan) standby() (found choice, ok bool) {
 				best = j
 			}
 		}
-		if !ok && best >= 0 && !t.LastResort {
+		if !ok && best >= 0 && !t.LastResort && !t.Drained {
 			found, ok = choice{candidate: &t.Candidates[best], pool: p.pools[i][best]}, true
 		}
 	}

@@ -17,6 +17,8 @@ const (
 	MaxTraffic = 2_048 // pairs of service and answering cluster
 	MaxServed  = 1_024 // services, of a called program
 	MaxTurns   = 256   // decisions
+	// MaxServedCallers bounds the clusters that call what is served, over all services.
+	MaxServedCallers = 4_096
 )
 
 // Account gives control, once a second, what tell returns; nil: there is nothing new. all asks for everything and not only for what has changed:

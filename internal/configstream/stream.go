@@ -211,10 +211,15 @@ func (st *stream) handle(session *Session, v *view, r *configv1.Request) error {
 
 // checkReport holds a report to what one may tell of.
 func checkReport(r *configv1.Report) error {
+	callers := 0
+	for _, s := range r.GetServed() {
+		callers += len(s.GetCallers())
+	}
 	return cmp.Or(
 		atMost("links", len(r.GetLinks()), maxLinkReports),
 		atMost("counts of traffic", len(r.GetTraffic()), MaxTraffic),
 		atMost("services served", len(r.GetServed()), MaxServed),
+		atMost("callers", callers, MaxServedCallers),
 		atMost("turns", len(r.GetTurns()), MaxTurns),
 	)
 }

@@ -247,7 +247,10 @@ func (p *Pool) tend(draining map[string]struct{}) (unused bool) {
 			fresh++
 		}
 	}
-	renew, kept := false, now.Sub(p.kept) < keptFor
+	renew, kept, idle := false, now.Sub(p.kept) < keptFor, idleTimeout
+	if drained(p.set.config.Dialer.Snapshots.Load(), p.to) {
+		kept, idle = false, drainedIdle
+	}
 	p.sessions = slices.DeleteFunc(p.sessions, func(s *Requests) bool {
 		switch {
 		case s.dead():
@@ -258,7 +261,7 @@ func (p *Pool) tend(draining map[string]struct{}) (unused bool) {
 			s.draining = fresh > 0
 			renew = fresh == 0
 		}
-		if s.inFlight.Load() > 0 || s.client.InFlight() > 0 || !s.draining && now.Sub(s.used) < idleTimeout {
+		if s.inFlight.Load() > 0 || s.client.InFlight() > 0 || !s.draining && now.Sub(s.used) < idle {
 			return false
 		}
 		if kept && !s.draining {

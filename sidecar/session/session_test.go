@@ -208,6 +208,30 @@ func TestIdleSessionsEnd(t *testing.T) {
 	})
 }
 
+// Sessions to what is drained end soon, and not while something is under way on them.
+func TestDrainedSessionsEnd(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		release := make(chan struct{})
+		b := newBench(t, func(http.ResponseWriter, *http.Request) { <-release })
+		var done sync.WaitGroup
+		done.Go(func() { _, _ = b.get() })
+		synctest.Wait()
+		b.set.config.Dialer.Snapshots.Store(topology.NewSnapshot(topology.SnapshotSpec{Services: []*topology.Service{{
+			Name: checkout, Drain: &topology.Drain{Began: time.Now(), Over: 10 * time.Second},
+		}}}))
+		time.Sleep(drainedIdle + 2*tendEvery)
+		if n := b.closed.Load(); n != 0 {
+			t.Errorf("%d sessions closed, and a request is under way", n)
+		}
+		close(release)
+		done.Wait()
+		time.Sleep(2 * tendEvery)
+		if n := b.closed.Load(); n != 1 {
+			t.Errorf("%d sessions closed, want 1", n)
+		}
+	})
+}
+
 // TestKeep: a session is kept ready as long as somebody says so, without a request, and no longer. That none can be opened is nobody's fault
 // as long as nobody waits for it.
 func TestKeep(t *testing.T) {

@@ -662,6 +662,7 @@ type Served struct {
 	Requests      uint64                 `protobuf:"varint,3,opt,name=requests,proto3" json:"requests,omitempty"` // begun, since the program started
 	Shed          uint64                 `protobuf:"varint,4,opt,name=shed,proto3" json:"shed,omitempty"`         // refused because there were too many
 	Limit         uint32                 `protobuf:"varint,5,opt,name=limit,proto3" json:"limit,omitempty"`       // requests at a time; 0: none
+	Callers       []*ServedCaller        `protobuf:"bytes,6,rep,name=callers,proto3" json:"callers,omitempty"`    // those that changed since they were told last
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -731,6 +732,74 @@ func (x *Served) GetLimit() uint32 {
 	return 0
 }
 
+func (x *Served) GetCallers() []*ServedCaller {
+	if x != nil {
+		return x.Callers
+	}
+	return nil
+}
+
+// ServedCaller is what comes from one cluster.
+type ServedCaller struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Cluster       string                 `protobuf:"bytes,1,opt,name=cluster,proto3" json:"cluster,omitempty"` // empty: from no cluster of the mesh
+	Active        uint32                 `protobuf:"varint,2,opt,name=active,proto3" json:"active,omitempty"`
+	Requests      uint64                 `protobuf:"varint,3,opt,name=requests,proto3" json:"requests,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ServedCaller) Reset() {
+	*x = ServedCaller{}
+	mi := &file_api_config_v1_config_proto_msgTypes[10]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ServedCaller) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ServedCaller) ProtoMessage() {}
+
+func (x *ServedCaller) ProtoReflect() protoreflect.Message {
+	mi := &file_api_config_v1_config_proto_msgTypes[10]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ServedCaller.ProtoReflect.Descriptor instead.
+func (*ServedCaller) Descriptor() ([]byte, []int) {
+	return file_api_config_v1_config_proto_rawDescGZIP(), []int{10}
+}
+
+func (x *ServedCaller) GetCluster() string {
+	if x != nil {
+		return x.Cluster
+	}
+	return ""
+}
+
+func (x *ServedCaller) GetActive() uint32 {
+	if x != nil {
+		return x.Active
+	}
+	return 0
+}
+
+func (x *ServedCaller) GetRequests() uint64 {
+	if x != nil {
+		return x.Requests
+	}
+	return 0
+}
+
 // Turn is a failover decision of a caller: its requests to a service are shared otherwise than before.
 type Turn struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
@@ -746,7 +815,7 @@ type Turn struct {
 
 func (x *Turn) Reset() {
 	*x = Turn{}
-	mi := &file_api_config_v1_config_proto_msgTypes[10]
+	mi := &file_api_config_v1_config_proto_msgTypes[11]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -758,7 +827,7 @@ func (x *Turn) String() string {
 func (*Turn) ProtoMessage() {}
 
 func (x *Turn) ProtoReflect() protoreflect.Message {
-	mi := &file_api_config_v1_config_proto_msgTypes[10]
+	mi := &file_api_config_v1_config_proto_msgTypes[11]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -771,7 +840,7 @@ func (x *Turn) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Turn.ProtoReflect.Descriptor instead.
 func (*Turn) Descriptor() ([]byte, []int) {
-	return file_api_config_v1_config_proto_rawDescGZIP(), []int{10}
+	return file_api_config_v1_config_proto_rawDescGZIP(), []int{11}
 }
 
 func (x *Turn) GetService() string {
@@ -826,7 +895,7 @@ type ClusterShare struct {
 
 func (x *ClusterShare) Reset() {
 	*x = ClusterShare{}
-	mi := &file_api_config_v1_config_proto_msgTypes[11]
+	mi := &file_api_config_v1_config_proto_msgTypes[12]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -838,7 +907,7 @@ func (x *ClusterShare) String() string {
 func (*ClusterShare) ProtoMessage() {}
 
 func (x *ClusterShare) ProtoReflect() protoreflect.Message {
-	mi := &file_api_config_v1_config_proto_msgTypes[11]
+	mi := &file_api_config_v1_config_proto_msgTypes[12]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -851,7 +920,7 @@ func (x *ClusterShare) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ClusterShare.ProtoReflect.Descriptor instead.
 func (*ClusterShare) Descriptor() ([]byte, []int) {
-	return file_api_config_v1_config_proto_rawDescGZIP(), []int{11}
+	return file_api_config_v1_config_proto_rawDescGZIP(), []int{12}
 }
 
 func (x *ClusterShare) GetCluster() string {
@@ -881,7 +950,7 @@ type Evidence struct {
 
 func (x *Evidence) Reset() {
 	*x = Evidence{}
-	mi := &file_api_config_v1_config_proto_msgTypes[12]
+	mi := &file_api_config_v1_config_proto_msgTypes[13]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -893,7 +962,7 @@ func (x *Evidence) String() string {
 func (*Evidence) ProtoMessage() {}
 
 func (x *Evidence) ProtoReflect() protoreflect.Message {
-	mi := &file_api_config_v1_config_proto_msgTypes[12]
+	mi := &file_api_config_v1_config_proto_msgTypes[13]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -906,7 +975,7 @@ func (x *Evidence) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Evidence.ProtoReflect.Descriptor instead.
 func (*Evidence) Descriptor() ([]byte, []int) {
-	return file_api_config_v1_config_proto_rawDescGZIP(), []int{12}
+	return file_api_config_v1_config_proto_rawDescGZIP(), []int{13}
 }
 
 func (x *Evidence) GetCluster() string {
@@ -955,7 +1024,7 @@ type LinkReport struct {
 
 func (x *LinkReport) Reset() {
 	*x = LinkReport{}
-	mi := &file_api_config_v1_config_proto_msgTypes[13]
+	mi := &file_api_config_v1_config_proto_msgTypes[14]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -967,7 +1036,7 @@ func (x *LinkReport) String() string {
 func (*LinkReport) ProtoMessage() {}
 
 func (x *LinkReport) ProtoReflect() protoreflect.Message {
-	mi := &file_api_config_v1_config_proto_msgTypes[13]
+	mi := &file_api_config_v1_config_proto_msgTypes[14]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -980,7 +1049,7 @@ func (x *LinkReport) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use LinkReport.ProtoReflect.Descriptor instead.
 func (*LinkReport) Descriptor() ([]byte, []int) {
-	return file_api_config_v1_config_proto_rawDescGZIP(), []int{13}
+	return file_api_config_v1_config_proto_rawDescGZIP(), []int{14}
 }
 
 func (x *LinkReport) GetCluster() string {
@@ -1066,7 +1135,7 @@ type CarrierReport struct {
 
 func (x *CarrierReport) Reset() {
 	*x = CarrierReport{}
-	mi := &file_api_config_v1_config_proto_msgTypes[14]
+	mi := &file_api_config_v1_config_proto_msgTypes[15]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1078,7 +1147,7 @@ func (x *CarrierReport) String() string {
 func (*CarrierReport) ProtoMessage() {}
 
 func (x *CarrierReport) ProtoReflect() protoreflect.Message {
-	mi := &file_api_config_v1_config_proto_msgTypes[14]
+	mi := &file_api_config_v1_config_proto_msgTypes[15]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1091,7 +1160,7 @@ func (x *CarrierReport) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CarrierReport.ProtoReflect.Descriptor instead.
 func (*CarrierReport) Descriptor() ([]byte, []int) {
-	return file_api_config_v1_config_proto_rawDescGZIP(), []int{14}
+	return file_api_config_v1_config_proto_rawDescGZIP(), []int{15}
 }
 
 func (x *CarrierReport) GetGateway() string {
@@ -1183,7 +1252,7 @@ type PeerGatewayReport struct {
 
 func (x *PeerGatewayReport) Reset() {
 	*x = PeerGatewayReport{}
-	mi := &file_api_config_v1_config_proto_msgTypes[15]
+	mi := &file_api_config_v1_config_proto_msgTypes[16]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1195,7 +1264,7 @@ func (x *PeerGatewayReport) String() string {
 func (*PeerGatewayReport) ProtoMessage() {}
 
 func (x *PeerGatewayReport) ProtoReflect() protoreflect.Message {
-	mi := &file_api_config_v1_config_proto_msgTypes[15]
+	mi := &file_api_config_v1_config_proto_msgTypes[16]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1208,7 +1277,7 @@ func (x *PeerGatewayReport) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PeerGatewayReport.ProtoReflect.Descriptor instead.
 func (*PeerGatewayReport) Descriptor() ([]byte, []int) {
-	return file_api_config_v1_config_proto_rawDescGZIP(), []int{15}
+	return file_api_config_v1_config_proto_rawDescGZIP(), []int{16}
 }
 
 func (x *PeerGatewayReport) GetId() string {
@@ -1254,7 +1323,7 @@ type Response struct {
 
 func (x *Response) Reset() {
 	*x = Response{}
-	mi := &file_api_config_v1_config_proto_msgTypes[16]
+	mi := &file_api_config_v1_config_proto_msgTypes[17]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1266,7 +1335,7 @@ func (x *Response) String() string {
 func (*Response) ProtoMessage() {}
 
 func (x *Response) ProtoReflect() protoreflect.Message {
-	mi := &file_api_config_v1_config_proto_msgTypes[16]
+	mi := &file_api_config_v1_config_proto_msgTypes[17]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1279,7 +1348,7 @@ func (x *Response) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Response.ProtoReflect.Descriptor instead.
 func (*Response) Descriptor() ([]byte, []int) {
-	return file_api_config_v1_config_proto_rawDescGZIP(), []int{16}
+	return file_api_config_v1_config_proto_rawDescGZIP(), []int{17}
 }
 
 func (x *Response) GetRevision() uint64 {
@@ -1342,7 +1411,7 @@ type Resource struct {
 
 func (x *Resource) Reset() {
 	*x = Resource{}
-	mi := &file_api_config_v1_config_proto_msgTypes[17]
+	mi := &file_api_config_v1_config_proto_msgTypes[18]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1354,7 +1423,7 @@ func (x *Resource) String() string {
 func (*Resource) ProtoMessage() {}
 
 func (x *Resource) ProtoReflect() protoreflect.Message {
-	mi := &file_api_config_v1_config_proto_msgTypes[17]
+	mi := &file_api_config_v1_config_proto_msgTypes[18]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1367,7 +1436,7 @@ func (x *Resource) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Resource.ProtoReflect.Descriptor instead.
 func (*Resource) Descriptor() ([]byte, []int) {
-	return file_api_config_v1_config_proto_rawDescGZIP(), []int{17}
+	return file_api_config_v1_config_proto_rawDescGZIP(), []int{18}
 }
 
 func (x *Resource) GetKey() string {
@@ -1515,7 +1584,7 @@ type Self struct {
 
 func (x *Self) Reset() {
 	*x = Self{}
-	mi := &file_api_config_v1_config_proto_msgTypes[18]
+	mi := &file_api_config_v1_config_proto_msgTypes[19]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1527,7 +1596,7 @@ func (x *Self) String() string {
 func (*Self) ProtoMessage() {}
 
 func (x *Self) ProtoReflect() protoreflect.Message {
-	mi := &file_api_config_v1_config_proto_msgTypes[18]
+	mi := &file_api_config_v1_config_proto_msgTypes[19]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1540,7 +1609,7 @@ func (x *Self) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Self.ProtoReflect.Descriptor instead.
 func (*Self) Descriptor() ([]byte, []int) {
-	return file_api_config_v1_config_proto_rawDescGZIP(), []int{18}
+	return file_api_config_v1_config_proto_rawDescGZIP(), []int{19}
 }
 
 func (x *Self) GetCluster() string {
@@ -1600,7 +1669,7 @@ type Bundle struct {
 
 func (x *Bundle) Reset() {
 	*x = Bundle{}
-	mi := &file_api_config_v1_config_proto_msgTypes[19]
+	mi := &file_api_config_v1_config_proto_msgTypes[20]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1612,7 +1681,7 @@ func (x *Bundle) String() string {
 func (*Bundle) ProtoMessage() {}
 
 func (x *Bundle) ProtoReflect() protoreflect.Message {
-	mi := &file_api_config_v1_config_proto_msgTypes[19]
+	mi := &file_api_config_v1_config_proto_msgTypes[20]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1625,7 +1694,7 @@ func (x *Bundle) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Bundle.ProtoReflect.Descriptor instead.
 func (*Bundle) Descriptor() ([]byte, []int) {
-	return file_api_config_v1_config_proto_rawDescGZIP(), []int{19}
+	return file_api_config_v1_config_proto_rawDescGZIP(), []int{20}
 }
 
 func (x *Bundle) GetTrustDomain() string {
@@ -1675,7 +1744,7 @@ type RevokedID struct {
 
 func (x *RevokedID) Reset() {
 	*x = RevokedID{}
-	mi := &file_api_config_v1_config_proto_msgTypes[20]
+	mi := &file_api_config_v1_config_proto_msgTypes[21]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1687,7 +1756,7 @@ func (x *RevokedID) String() string {
 func (*RevokedID) ProtoMessage() {}
 
 func (x *RevokedID) ProtoReflect() protoreflect.Message {
-	mi := &file_api_config_v1_config_proto_msgTypes[20]
+	mi := &file_api_config_v1_config_proto_msgTypes[21]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1700,7 +1769,7 @@ func (x *RevokedID) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RevokedID.ProtoReflect.Descriptor instead.
 func (*RevokedID) Descriptor() ([]byte, []int) {
-	return file_api_config_v1_config_proto_rawDescGZIP(), []int{20}
+	return file_api_config_v1_config_proto_rawDescGZIP(), []int{21}
 }
 
 func (x *RevokedID) GetSpiffeId() string {
@@ -1728,7 +1797,7 @@ type JWTAuthority struct {
 
 func (x *JWTAuthority) Reset() {
 	*x = JWTAuthority{}
-	mi := &file_api_config_v1_config_proto_msgTypes[21]
+	mi := &file_api_config_v1_config_proto_msgTypes[22]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1740,7 +1809,7 @@ func (x *JWTAuthority) String() string {
 func (*JWTAuthority) ProtoMessage() {}
 
 func (x *JWTAuthority) ProtoReflect() protoreflect.Message {
-	mi := &file_api_config_v1_config_proto_msgTypes[21]
+	mi := &file_api_config_v1_config_proto_msgTypes[22]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1753,7 +1822,7 @@ func (x *JWTAuthority) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use JWTAuthority.ProtoReflect.Descriptor instead.
 func (*JWTAuthority) Descriptor() ([]byte, []int) {
-	return file_api_config_v1_config_proto_rawDescGZIP(), []int{21}
+	return file_api_config_v1_config_proto_rawDescGZIP(), []int{22}
 }
 
 func (x *JWTAuthority) GetKeyId() string {
@@ -1786,7 +1855,7 @@ type Gateway struct {
 
 func (x *Gateway) Reset() {
 	*x = Gateway{}
-	mi := &file_api_config_v1_config_proto_msgTypes[22]
+	mi := &file_api_config_v1_config_proto_msgTypes[23]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1798,7 +1867,7 @@ func (x *Gateway) String() string {
 func (*Gateway) ProtoMessage() {}
 
 func (x *Gateway) ProtoReflect() protoreflect.Message {
-	mi := &file_api_config_v1_config_proto_msgTypes[22]
+	mi := &file_api_config_v1_config_proto_msgTypes[23]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1811,7 +1880,7 @@ func (x *Gateway) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Gateway.ProtoReflect.Descriptor instead.
 func (*Gateway) Descriptor() ([]byte, []int) {
-	return file_api_config_v1_config_proto_rawDescGZIP(), []int{22}
+	return file_api_config_v1_config_proto_rawDescGZIP(), []int{23}
 }
 
 func (x *Gateway) GetId() string {
@@ -1881,7 +1950,7 @@ type Cluster struct {
 
 func (x *Cluster) Reset() {
 	*x = Cluster{}
-	mi := &file_api_config_v1_config_proto_msgTypes[23]
+	mi := &file_api_config_v1_config_proto_msgTypes[24]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1893,7 +1962,7 @@ func (x *Cluster) String() string {
 func (*Cluster) ProtoMessage() {}
 
 func (x *Cluster) ProtoReflect() protoreflect.Message {
-	mi := &file_api_config_v1_config_proto_msgTypes[23]
+	mi := &file_api_config_v1_config_proto_msgTypes[24]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1906,7 +1975,7 @@ func (x *Cluster) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Cluster.ProtoReflect.Descriptor instead.
 func (*Cluster) Descriptor() ([]byte, []int) {
-	return file_api_config_v1_config_proto_rawDescGZIP(), []int{23}
+	return file_api_config_v1_config_proto_rawDescGZIP(), []int{24}
 }
 
 func (x *Cluster) GetName() string {
@@ -1970,7 +2039,7 @@ type Port struct {
 
 func (x *Port) Reset() {
 	*x = Port{}
-	mi := &file_api_config_v1_config_proto_msgTypes[24]
+	mi := &file_api_config_v1_config_proto_msgTypes[25]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1982,7 +2051,7 @@ func (x *Port) String() string {
 func (*Port) ProtoMessage() {}
 
 func (x *Port) ProtoReflect() protoreflect.Message {
-	mi := &file_api_config_v1_config_proto_msgTypes[24]
+	mi := &file_api_config_v1_config_proto_msgTypes[25]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1995,7 +2064,7 @@ func (x *Port) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Port.ProtoReflect.Descriptor instead.
 func (*Port) Descriptor() ([]byte, []int) {
-	return file_api_config_v1_config_proto_rawDescGZIP(), []int{24}
+	return file_api_config_v1_config_proto_rawDescGZIP(), []int{25}
 }
 
 func (x *Port) GetName() string {
@@ -2042,7 +2111,7 @@ type Service struct {
 
 func (x *Service) Reset() {
 	*x = Service{}
-	mi := &file_api_config_v1_config_proto_msgTypes[25]
+	mi := &file_api_config_v1_config_proto_msgTypes[26]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2054,7 +2123,7 @@ func (x *Service) String() string {
 func (*Service) ProtoMessage() {}
 
 func (x *Service) ProtoReflect() protoreflect.Message {
-	mi := &file_api_config_v1_config_proto_msgTypes[25]
+	mi := &file_api_config_v1_config_proto_msgTypes[26]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2067,7 +2136,7 @@ func (x *Service) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Service.ProtoReflect.Descriptor instead.
 func (*Service) Descriptor() ([]byte, []int) {
-	return file_api_config_v1_config_proto_rawDescGZIP(), []int{25}
+	return file_api_config_v1_config_proto_rawDescGZIP(), []int{26}
 }
 
 func (x *Service) GetNamespace() string {
@@ -2179,7 +2248,7 @@ type Drain struct {
 
 func (x *Drain) Reset() {
 	*x = Drain{}
-	mi := &file_api_config_v1_config_proto_msgTypes[26]
+	mi := &file_api_config_v1_config_proto_msgTypes[27]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2191,7 +2260,7 @@ func (x *Drain) String() string {
 func (*Drain) ProtoMessage() {}
 
 func (x *Drain) ProtoReflect() protoreflect.Message {
-	mi := &file_api_config_v1_config_proto_msgTypes[26]
+	mi := &file_api_config_v1_config_proto_msgTypes[27]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2204,7 +2273,7 @@ func (x *Drain) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Drain.ProtoReflect.Descriptor instead.
 func (*Drain) Descriptor() ([]byte, []int) {
-	return file_api_config_v1_config_proto_rawDescGZIP(), []int{26}
+	return file_api_config_v1_config_proto_rawDescGZIP(), []int{27}
 }
 
 func (x *Drain) GetBeganMillis() int64 {
@@ -2235,7 +2304,7 @@ type Drill struct {
 
 func (x *Drill) Reset() {
 	*x = Drill{}
-	mi := &file_api_config_v1_config_proto_msgTypes[27]
+	mi := &file_api_config_v1_config_proto_msgTypes[28]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2247,7 +2316,7 @@ func (x *Drill) String() string {
 func (*Drill) ProtoMessage() {}
 
 func (x *Drill) ProtoReflect() protoreflect.Message {
-	mi := &file_api_config_v1_config_proto_msgTypes[27]
+	mi := &file_api_config_v1_config_proto_msgTypes[28]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2260,7 +2329,7 @@ func (x *Drill) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Drill.ProtoReflect.Descriptor instead.
 func (*Drill) Descriptor() ([]byte, []int) {
-	return file_api_config_v1_config_proto_rawDescGZIP(), []int{27}
+	return file_api_config_v1_config_proto_rawDescGZIP(), []int{28}
 }
 
 func (x *Drill) GetId() string {
@@ -2303,7 +2372,7 @@ type HostGroup struct {
 
 func (x *HostGroup) Reset() {
 	*x = HostGroup{}
-	mi := &file_api_config_v1_config_proto_msgTypes[28]
+	mi := &file_api_config_v1_config_proto_msgTypes[29]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2315,7 +2384,7 @@ func (x *HostGroup) String() string {
 func (*HostGroup) ProtoMessage() {}
 
 func (x *HostGroup) ProtoReflect() protoreflect.Message {
-	mi := &file_api_config_v1_config_proto_msgTypes[28]
+	mi := &file_api_config_v1_config_proto_msgTypes[29]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2328,7 +2397,7 @@ func (x *HostGroup) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use HostGroup.ProtoReflect.Descriptor instead.
 func (*HostGroup) Descriptor() ([]byte, []int) {
-	return file_api_config_v1_config_proto_rawDescGZIP(), []int{28}
+	return file_api_config_v1_config_proto_rawDescGZIP(), []int{29}
 }
 
 func (x *HostGroup) GetCluster() string {
@@ -2365,7 +2434,7 @@ type HostPort struct {
 
 func (x *HostPort) Reset() {
 	*x = HostPort{}
-	mi := &file_api_config_v1_config_proto_msgTypes[29]
+	mi := &file_api_config_v1_config_proto_msgTypes[30]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2377,7 +2446,7 @@ func (x *HostPort) String() string {
 func (*HostPort) ProtoMessage() {}
 
 func (x *HostPort) ProtoReflect() protoreflect.Message {
-	mi := &file_api_config_v1_config_proto_msgTypes[29]
+	mi := &file_api_config_v1_config_proto_msgTypes[30]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2390,7 +2459,7 @@ func (x *HostPort) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use HostPort.ProtoReflect.Descriptor instead.
 func (*HostPort) Descriptor() ([]byte, []int) {
-	return file_api_config_v1_config_proto_rawDescGZIP(), []int{29}
+	return file_api_config_v1_config_proto_rawDescGZIP(), []int{30}
 }
 
 func (x *HostPort) GetName() string {
@@ -2432,7 +2501,7 @@ type Host struct {
 
 func (x *Host) Reset() {
 	*x = Host{}
-	mi := &file_api_config_v1_config_proto_msgTypes[30]
+	mi := &file_api_config_v1_config_proto_msgTypes[31]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2444,7 +2513,7 @@ func (x *Host) String() string {
 func (*Host) ProtoMessage() {}
 
 func (x *Host) ProtoReflect() protoreflect.Message {
-	mi := &file_api_config_v1_config_proto_msgTypes[30]
+	mi := &file_api_config_v1_config_proto_msgTypes[31]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2457,7 +2526,7 @@ func (x *Host) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Host.ProtoReflect.Descriptor instead.
 func (*Host) Descriptor() ([]byte, []int) {
-	return file_api_config_v1_config_proto_rawDescGZIP(), []int{30}
+	return file_api_config_v1_config_proto_rawDescGZIP(), []int{31}
 }
 
 func (x *Host) GetName() string {
@@ -2495,7 +2564,7 @@ type OtherPort struct {
 
 func (x *OtherPort) Reset() {
 	*x = OtherPort{}
-	mi := &file_api_config_v1_config_proto_msgTypes[31]
+	mi := &file_api_config_v1_config_proto_msgTypes[32]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2507,7 +2576,7 @@ func (x *OtherPort) String() string {
 func (*OtherPort) ProtoMessage() {}
 
 func (x *OtherPort) ProtoReflect() protoreflect.Message {
-	mi := &file_api_config_v1_config_proto_msgTypes[31]
+	mi := &file_api_config_v1_config_proto_msgTypes[32]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2520,7 +2589,7 @@ func (x *OtherPort) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use OtherPort.ProtoReflect.Descriptor instead.
 func (*OtherPort) Descriptor() ([]byte, []int) {
-	return file_api_config_v1_config_proto_rawDescGZIP(), []int{31}
+	return file_api_config_v1_config_proto_rawDescGZIP(), []int{32}
 }
 
 func (x *OtherPort) GetName() string {
@@ -2565,7 +2634,7 @@ type Endpoint struct {
 
 func (x *Endpoint) Reset() {
 	*x = Endpoint{}
-	mi := &file_api_config_v1_config_proto_msgTypes[32]
+	mi := &file_api_config_v1_config_proto_msgTypes[33]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2577,7 +2646,7 @@ func (x *Endpoint) String() string {
 func (*Endpoint) ProtoMessage() {}
 
 func (x *Endpoint) ProtoReflect() protoreflect.Message {
-	mi := &file_api_config_v1_config_proto_msgTypes[32]
+	mi := &file_api_config_v1_config_proto_msgTypes[33]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2590,7 +2659,7 @@ func (x *Endpoint) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Endpoint.ProtoReflect.Descriptor instead.
 func (*Endpoint) Descriptor() ([]byte, []int) {
-	return file_api_config_v1_config_proto_rawDescGZIP(), []int{32}
+	return file_api_config_v1_config_proto_rawDescGZIP(), []int{33}
 }
 
 func (x *Endpoint) GetId() string {
@@ -2694,7 +2763,7 @@ type Remote struct {
 
 func (x *Remote) Reset() {
 	*x = Remote{}
-	mi := &file_api_config_v1_config_proto_msgTypes[33]
+	mi := &file_api_config_v1_config_proto_msgTypes[34]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2706,7 +2775,7 @@ func (x *Remote) String() string {
 func (*Remote) ProtoMessage() {}
 
 func (x *Remote) ProtoReflect() protoreflect.Message {
-	mi := &file_api_config_v1_config_proto_msgTypes[33]
+	mi := &file_api_config_v1_config_proto_msgTypes[34]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2719,7 +2788,7 @@ func (x *Remote) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Remote.ProtoReflect.Descriptor instead.
 func (*Remote) Descriptor() ([]byte, []int) {
-	return file_api_config_v1_config_proto_rawDescGZIP(), []int{33}
+	return file_api_config_v1_config_proto_rawDescGZIP(), []int{34}
 }
 
 func (x *Remote) GetCluster() string {
@@ -2800,7 +2869,7 @@ type FailoverPolicy struct {
 
 func (x *FailoverPolicy) Reset() {
 	*x = FailoverPolicy{}
-	mi := &file_api_config_v1_config_proto_msgTypes[34]
+	mi := &file_api_config_v1_config_proto_msgTypes[35]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2812,7 +2881,7 @@ func (x *FailoverPolicy) String() string {
 func (*FailoverPolicy) ProtoMessage() {}
 
 func (x *FailoverPolicy) ProtoReflect() protoreflect.Message {
-	mi := &file_api_config_v1_config_proto_msgTypes[34]
+	mi := &file_api_config_v1_config_proto_msgTypes[35]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2825,7 +2894,7 @@ func (x *FailoverPolicy) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use FailoverPolicy.ProtoReflect.Descriptor instead.
 func (*FailoverPolicy) Descriptor() ([]byte, []int) {
-	return file_api_config_v1_config_proto_rawDescGZIP(), []int{34}
+	return file_api_config_v1_config_proto_rawDescGZIP(), []int{35}
 }
 
 func (x *FailoverPolicy) GetName() string {
@@ -2881,7 +2950,7 @@ type Tier struct {
 
 func (x *Tier) Reset() {
 	*x = Tier{}
-	mi := &file_api_config_v1_config_proto_msgTypes[35]
+	mi := &file_api_config_v1_config_proto_msgTypes[36]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2893,7 +2962,7 @@ func (x *Tier) String() string {
 func (*Tier) ProtoMessage() {}
 
 func (x *Tier) ProtoReflect() protoreflect.Message {
-	mi := &file_api_config_v1_config_proto_msgTypes[35]
+	mi := &file_api_config_v1_config_proto_msgTypes[36]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2906,7 +2975,7 @@ func (x *Tier) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Tier.ProtoReflect.Descriptor instead.
 func (*Tier) Descriptor() ([]byte, []int) {
-	return file_api_config_v1_config_proto_rawDescGZIP(), []int{35}
+	return file_api_config_v1_config_proto_rawDescGZIP(), []int{36}
 }
 
 func (x *Tier) GetName() string {
@@ -2943,7 +3012,7 @@ type Selector struct {
 
 func (x *Selector) Reset() {
 	*x = Selector{}
-	mi := &file_api_config_v1_config_proto_msgTypes[36]
+	mi := &file_api_config_v1_config_proto_msgTypes[37]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2955,7 +3024,7 @@ func (x *Selector) String() string {
 func (*Selector) ProtoMessage() {}
 
 func (x *Selector) ProtoReflect() protoreflect.Message {
-	mi := &file_api_config_v1_config_proto_msgTypes[36]
+	mi := &file_api_config_v1_config_proto_msgTypes[37]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2968,7 +3037,7 @@ func (x *Selector) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Selector.ProtoReflect.Descriptor instead.
 func (*Selector) Descriptor() ([]byte, []int) {
-	return file_api_config_v1_config_proto_rawDescGZIP(), []int{36}
+	return file_api_config_v1_config_proto_rawDescGZIP(), []int{37}
 }
 
 func (x *Selector) GetCluster() string {
@@ -3016,7 +3085,7 @@ type Export struct {
 
 func (x *Export) Reset() {
 	*x = Export{}
-	mi := &file_api_config_v1_config_proto_msgTypes[37]
+	mi := &file_api_config_v1_config_proto_msgTypes[38]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3028,7 +3097,7 @@ func (x *Export) String() string {
 func (*Export) ProtoMessage() {}
 
 func (x *Export) ProtoReflect() protoreflect.Message {
-	mi := &file_api_config_v1_config_proto_msgTypes[37]
+	mi := &file_api_config_v1_config_proto_msgTypes[38]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3041,7 +3110,7 @@ func (x *Export) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Export.ProtoReflect.Descriptor instead.
 func (*Export) Descriptor() ([]byte, []int) {
-	return file_api_config_v1_config_proto_rawDescGZIP(), []int{37}
+	return file_api_config_v1_config_proto_rawDescGZIP(), []int{38}
 }
 
 func (x *Export) GetNamespace() string {
@@ -3121,7 +3190,7 @@ type Inbound struct {
 
 func (x *Inbound) Reset() {
 	*x = Inbound{}
-	mi := &file_api_config_v1_config_proto_msgTypes[38]
+	mi := &file_api_config_v1_config_proto_msgTypes[39]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3133,7 +3202,7 @@ func (x *Inbound) String() string {
 func (*Inbound) ProtoMessage() {}
 
 func (x *Inbound) ProtoReflect() protoreflect.Message {
-	mi := &file_api_config_v1_config_proto_msgTypes[38]
+	mi := &file_api_config_v1_config_proto_msgTypes[39]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3146,7 +3215,7 @@ func (x *Inbound) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Inbound.ProtoReflect.Descriptor instead.
 func (*Inbound) Descriptor() ([]byte, []int) {
-	return file_api_config_v1_config_proto_rawDescGZIP(), []int{38}
+	return file_api_config_v1_config_proto_rawDescGZIP(), []int{39}
 }
 
 func (x *Inbound) GetNamespace() string {
@@ -3222,7 +3291,7 @@ type AccessSet struct {
 
 func (x *AccessSet) Reset() {
 	*x = AccessSet{}
-	mi := &file_api_config_v1_config_proto_msgTypes[39]
+	mi := &file_api_config_v1_config_proto_msgTypes[40]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3234,7 +3303,7 @@ func (x *AccessSet) String() string {
 func (*AccessSet) ProtoMessage() {}
 
 func (x *AccessSet) ProtoReflect() protoreflect.Message {
-	mi := &file_api_config_v1_config_proto_msgTypes[39]
+	mi := &file_api_config_v1_config_proto_msgTypes[40]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3247,7 +3316,7 @@ func (x *AccessSet) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AccessSet.ProtoReflect.Descriptor instead.
 func (*AccessSet) Descriptor() ([]byte, []int) {
-	return file_api_config_v1_config_proto_rawDescGZIP(), []int{39}
+	return file_api_config_v1_config_proto_rawDescGZIP(), []int{40}
 }
 
 func (x *AccessSet) GetPolicies() []*AccessPolicy {
@@ -3270,7 +3339,7 @@ type AccessPolicy struct {
 
 func (x *AccessPolicy) Reset() {
 	*x = AccessPolicy{}
-	mi := &file_api_config_v1_config_proto_msgTypes[40]
+	mi := &file_api_config_v1_config_proto_msgTypes[41]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3282,7 +3351,7 @@ func (x *AccessPolicy) String() string {
 func (*AccessPolicy) ProtoMessage() {}
 
 func (x *AccessPolicy) ProtoReflect() protoreflect.Message {
-	mi := &file_api_config_v1_config_proto_msgTypes[40]
+	mi := &file_api_config_v1_config_proto_msgTypes[41]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3295,7 +3364,7 @@ func (x *AccessPolicy) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AccessPolicy.ProtoReflect.Descriptor instead.
 func (*AccessPolicy) Descriptor() ([]byte, []int) {
-	return file_api_config_v1_config_proto_rawDescGZIP(), []int{40}
+	return file_api_config_v1_config_proto_rawDescGZIP(), []int{41}
 }
 
 func (x *AccessPolicy) GetName() string {
@@ -3340,7 +3409,7 @@ type AccessRule struct {
 
 func (x *AccessRule) Reset() {
 	*x = AccessRule{}
-	mi := &file_api_config_v1_config_proto_msgTypes[41]
+	mi := &file_api_config_v1_config_proto_msgTypes[42]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3352,7 +3421,7 @@ func (x *AccessRule) String() string {
 func (*AccessRule) ProtoMessage() {}
 
 func (x *AccessRule) ProtoReflect() protoreflect.Message {
-	mi := &file_api_config_v1_config_proto_msgTypes[41]
+	mi := &file_api_config_v1_config_proto_msgTypes[42]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3365,7 +3434,7 @@ func (x *AccessRule) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AccessRule.ProtoReflect.Descriptor instead.
 func (*AccessRule) Descriptor() ([]byte, []int) {
-	return file_api_config_v1_config_proto_rawDescGZIP(), []int{41}
+	return file_api_config_v1_config_proto_rawDescGZIP(), []int{42}
 }
 
 func (x *AccessRule) GetName() string {
@@ -3417,7 +3486,7 @@ type AccessSource struct {
 
 func (x *AccessSource) Reset() {
 	*x = AccessSource{}
-	mi := &file_api_config_v1_config_proto_msgTypes[42]
+	mi := &file_api_config_v1_config_proto_msgTypes[43]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3429,7 +3498,7 @@ func (x *AccessSource) String() string {
 func (*AccessSource) ProtoMessage() {}
 
 func (x *AccessSource) ProtoReflect() protoreflect.Message {
-	mi := &file_api_config_v1_config_proto_msgTypes[42]
+	mi := &file_api_config_v1_config_proto_msgTypes[43]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3442,7 +3511,7 @@ func (x *AccessSource) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AccessSource.ProtoReflect.Descriptor instead.
 func (*AccessSource) Descriptor() ([]byte, []int) {
-	return file_api_config_v1_config_proto_rawDescGZIP(), []int{42}
+	return file_api_config_v1_config_proto_rawDescGZIP(), []int{43}
 }
 
 func (x *AccessSource) GetPrincipals() []*Pattern {
@@ -3493,7 +3562,7 @@ type AccessOperation struct {
 
 func (x *AccessOperation) Reset() {
 	*x = AccessOperation{}
-	mi := &file_api_config_v1_config_proto_msgTypes[43]
+	mi := &file_api_config_v1_config_proto_msgTypes[44]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3505,7 +3574,7 @@ func (x *AccessOperation) String() string {
 func (*AccessOperation) ProtoMessage() {}
 
 func (x *AccessOperation) ProtoReflect() protoreflect.Message {
-	mi := &file_api_config_v1_config_proto_msgTypes[43]
+	mi := &file_api_config_v1_config_proto_msgTypes[44]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3518,7 +3587,7 @@ func (x *AccessOperation) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AccessOperation.ProtoReflect.Descriptor instead.
 func (*AccessOperation) Descriptor() ([]byte, []int) {
-	return file_api_config_v1_config_proto_rawDescGZIP(), []int{43}
+	return file_api_config_v1_config_proto_rawDescGZIP(), []int{44}
 }
 
 func (x *AccessOperation) GetMethods() []string {
@@ -3561,7 +3630,7 @@ type HeaderMatch struct {
 
 func (x *HeaderMatch) Reset() {
 	*x = HeaderMatch{}
-	mi := &file_api_config_v1_config_proto_msgTypes[44]
+	mi := &file_api_config_v1_config_proto_msgTypes[45]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3573,7 +3642,7 @@ func (x *HeaderMatch) String() string {
 func (*HeaderMatch) ProtoMessage() {}
 
 func (x *HeaderMatch) ProtoReflect() protoreflect.Message {
-	mi := &file_api_config_v1_config_proto_msgTypes[44]
+	mi := &file_api_config_v1_config_proto_msgTypes[45]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3586,7 +3655,7 @@ func (x *HeaderMatch) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use HeaderMatch.ProtoReflect.Descriptor instead.
 func (*HeaderMatch) Descriptor() ([]byte, []int) {
-	return file_api_config_v1_config_proto_rawDescGZIP(), []int{44}
+	return file_api_config_v1_config_proto_rawDescGZIP(), []int{45}
 }
 
 func (x *HeaderMatch) GetName() string {
@@ -3621,7 +3690,7 @@ type EndUser struct {
 
 func (x *EndUser) Reset() {
 	*x = EndUser{}
-	mi := &file_api_config_v1_config_proto_msgTypes[45]
+	mi := &file_api_config_v1_config_proto_msgTypes[46]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3633,7 +3702,7 @@ func (x *EndUser) String() string {
 func (*EndUser) ProtoMessage() {}
 
 func (x *EndUser) ProtoReflect() protoreflect.Message {
-	mi := &file_api_config_v1_config_proto_msgTypes[45]
+	mi := &file_api_config_v1_config_proto_msgTypes[46]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3646,7 +3715,7 @@ func (x *EndUser) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use EndUser.ProtoReflect.Descriptor instead.
 func (*EndUser) Descriptor() ([]byte, []int) {
-	return file_api_config_v1_config_proto_rawDescGZIP(), []int{45}
+	return file_api_config_v1_config_proto_rawDescGZIP(), []int{46}
 }
 
 func (x *EndUser) GetIssuer() string {
@@ -3674,7 +3743,7 @@ type ClaimMatch struct {
 
 func (x *ClaimMatch) Reset() {
 	*x = ClaimMatch{}
-	mi := &file_api_config_v1_config_proto_msgTypes[46]
+	mi := &file_api_config_v1_config_proto_msgTypes[47]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3686,7 +3755,7 @@ func (x *ClaimMatch) String() string {
 func (*ClaimMatch) ProtoMessage() {}
 
 func (x *ClaimMatch) ProtoReflect() protoreflect.Message {
-	mi := &file_api_config_v1_config_proto_msgTypes[46]
+	mi := &file_api_config_v1_config_proto_msgTypes[47]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3699,7 +3768,7 @@ func (x *ClaimMatch) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ClaimMatch.ProtoReflect.Descriptor instead.
 func (*ClaimMatch) Descriptor() ([]byte, []int) {
-	return file_api_config_v1_config_proto_rawDescGZIP(), []int{46}
+	return file_api_config_v1_config_proto_rawDescGZIP(), []int{47}
 }
 
 func (x *ClaimMatch) GetPath() []string {
@@ -3733,7 +3802,7 @@ type TokenIssuer struct {
 
 func (x *TokenIssuer) Reset() {
 	*x = TokenIssuer{}
-	mi := &file_api_config_v1_config_proto_msgTypes[47]
+	mi := &file_api_config_v1_config_proto_msgTypes[48]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3745,7 +3814,7 @@ func (x *TokenIssuer) String() string {
 func (*TokenIssuer) ProtoMessage() {}
 
 func (x *TokenIssuer) ProtoReflect() protoreflect.Message {
-	mi := &file_api_config_v1_config_proto_msgTypes[47]
+	mi := &file_api_config_v1_config_proto_msgTypes[48]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3758,7 +3827,7 @@ func (x *TokenIssuer) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TokenIssuer.ProtoReflect.Descriptor instead.
 func (*TokenIssuer) Descriptor() ([]byte, []int) {
-	return file_api_config_v1_config_proto_rawDescGZIP(), []int{47}
+	return file_api_config_v1_config_proto_rawDescGZIP(), []int{48}
 }
 
 func (x *TokenIssuer) GetName() string {
@@ -3821,7 +3890,7 @@ type Pattern struct {
 
 func (x *Pattern) Reset() {
 	*x = Pattern{}
-	mi := &file_api_config_v1_config_proto_msgTypes[48]
+	mi := &file_api_config_v1_config_proto_msgTypes[49]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3833,7 +3902,7 @@ func (x *Pattern) String() string {
 func (*Pattern) ProtoMessage() {}
 
 func (x *Pattern) ProtoReflect() protoreflect.Message {
-	mi := &file_api_config_v1_config_proto_msgTypes[48]
+	mi := &file_api_config_v1_config_proto_msgTypes[49]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3846,7 +3915,7 @@ func (x *Pattern) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Pattern.ProtoReflect.Descriptor instead.
 func (*Pattern) Descriptor() ([]byte, []int) {
-	return file_api_config_v1_config_proto_rawDescGZIP(), []int{48}
+	return file_api_config_v1_config_proto_rawDescGZIP(), []int{49}
 }
 
 func (x *Pattern) GetText() string {
@@ -3885,7 +3954,7 @@ type Quota struct {
 
 func (x *Quota) Reset() {
 	*x = Quota{}
-	mi := &file_api_config_v1_config_proto_msgTypes[49]
+	mi := &file_api_config_v1_config_proto_msgTypes[50]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3897,7 +3966,7 @@ func (x *Quota) String() string {
 func (*Quota) ProtoMessage() {}
 
 func (x *Quota) ProtoReflect() protoreflect.Message {
-	mi := &file_api_config_v1_config_proto_msgTypes[49]
+	mi := &file_api_config_v1_config_proto_msgTypes[50]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3910,7 +3979,7 @@ func (x *Quota) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Quota.ProtoReflect.Descriptor instead.
 func (*Quota) Descriptor() ([]byte, []int) {
-	return file_api_config_v1_config_proto_rawDescGZIP(), []int{49}
+	return file_api_config_v1_config_proto_rawDescGZIP(), []int{50}
 }
 
 func (x *Quota) GetName() string {
@@ -4000,7 +4069,7 @@ type LeaseRequest struct {
 
 func (x *LeaseRequest) Reset() {
 	*x = LeaseRequest{}
-	mi := &file_api_config_v1_config_proto_msgTypes[50]
+	mi := &file_api_config_v1_config_proto_msgTypes[51]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4012,7 +4081,7 @@ func (x *LeaseRequest) String() string {
 func (*LeaseRequest) ProtoMessage() {}
 
 func (x *LeaseRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_api_config_v1_config_proto_msgTypes[50]
+	mi := &file_api_config_v1_config_proto_msgTypes[51]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4025,7 +4094,7 @@ func (x *LeaseRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use LeaseRequest.ProtoReflect.Descriptor instead.
 func (*LeaseRequest) Descriptor() ([]byte, []int) {
-	return file_api_config_v1_config_proto_rawDescGZIP(), []int{50}
+	return file_api_config_v1_config_proto_rawDescGZIP(), []int{51}
 }
 
 func (x *LeaseRequest) GetDemands() []*Demand {
@@ -4055,7 +4124,7 @@ type Demand struct {
 
 func (x *Demand) Reset() {
 	*x = Demand{}
-	mi := &file_api_config_v1_config_proto_msgTypes[51]
+	mi := &file_api_config_v1_config_proto_msgTypes[52]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4067,7 +4136,7 @@ func (x *Demand) String() string {
 func (*Demand) ProtoMessage() {}
 
 func (x *Demand) ProtoReflect() protoreflect.Message {
-	mi := &file_api_config_v1_config_proto_msgTypes[51]
+	mi := &file_api_config_v1_config_proto_msgTypes[52]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4080,7 +4149,7 @@ func (x *Demand) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Demand.ProtoReflect.Descriptor instead.
 func (*Demand) Descriptor() ([]byte, []int) {
-	return file_api_config_v1_config_proto_rawDescGZIP(), []int{51}
+	return file_api_config_v1_config_proto_rawDescGZIP(), []int{52}
 }
 
 func (x *Demand) GetQuota() string {
@@ -4114,7 +4183,7 @@ type LeaseResponse struct {
 
 func (x *LeaseResponse) Reset() {
 	*x = LeaseResponse{}
-	mi := &file_api_config_v1_config_proto_msgTypes[52]
+	mi := &file_api_config_v1_config_proto_msgTypes[53]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4126,7 +4195,7 @@ func (x *LeaseResponse) String() string {
 func (*LeaseResponse) ProtoMessage() {}
 
 func (x *LeaseResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_api_config_v1_config_proto_msgTypes[52]
+	mi := &file_api_config_v1_config_proto_msgTypes[53]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4139,7 +4208,7 @@ func (x *LeaseResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use LeaseResponse.ProtoReflect.Descriptor instead.
 func (*LeaseResponse) Descriptor() ([]byte, []int) {
-	return file_api_config_v1_config_proto_rawDescGZIP(), []int{52}
+	return file_api_config_v1_config_proto_rawDescGZIP(), []int{53}
 }
 
 func (x *LeaseResponse) GetShares() []*Share {
@@ -4169,7 +4238,7 @@ type Share struct {
 
 func (x *Share) Reset() {
 	*x = Share{}
-	mi := &file_api_config_v1_config_proto_msgTypes[53]
+	mi := &file_api_config_v1_config_proto_msgTypes[54]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4181,7 +4250,7 @@ func (x *Share) String() string {
 func (*Share) ProtoMessage() {}
 
 func (x *Share) ProtoReflect() protoreflect.Message {
-	mi := &file_api_config_v1_config_proto_msgTypes[53]
+	mi := &file_api_config_v1_config_proto_msgTypes[54]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4194,7 +4263,7 @@ func (x *Share) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Share.ProtoReflect.Descriptor instead.
 func (*Share) Descriptor() ([]byte, []int) {
-	return file_api_config_v1_config_proto_rawDescGZIP(), []int{53}
+	return file_api_config_v1_config_proto_rawDescGZIP(), []int{54}
 }
 
 func (x *Share) GetQuota() string {
@@ -4229,7 +4298,7 @@ type InboundPort struct {
 
 func (x *InboundPort) Reset() {
 	*x = InboundPort{}
-	mi := &file_api_config_v1_config_proto_msgTypes[54]
+	mi := &file_api_config_v1_config_proto_msgTypes[55]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4241,7 +4310,7 @@ func (x *InboundPort) String() string {
 func (*InboundPort) ProtoMessage() {}
 
 func (x *InboundPort) ProtoReflect() protoreflect.Message {
-	mi := &file_api_config_v1_config_proto_msgTypes[54]
+	mi := &file_api_config_v1_config_proto_msgTypes[55]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4254,7 +4323,7 @@ func (x *InboundPort) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use InboundPort.ProtoReflect.Descriptor instead.
 func (*InboundPort) Descriptor() ([]byte, []int) {
-	return file_api_config_v1_config_proto_rawDescGZIP(), []int{54}
+	return file_api_config_v1_config_proto_rawDescGZIP(), []int{55}
 }
 
 func (x *InboundPort) GetPort() uint32 {
@@ -4323,13 +4392,18 @@ const file_api_config_v1_config_proto_rawDesc = "" +
 	"\x06failed\x18\x04 \x01(\x04R\x06failed\x12\x18\n" +
 	"\aretried\x18\x05 \x01(\x04R\aretried\x12\x16\n" +
 	"\x06hedged\x18\x06 \x01(\x04R\x06hedged\x12\x18\n" +
-	"\alatency\x18\a \x03(\x04R\alatency\"\x80\x01\n" +
+	"\alatency\x18\a \x03(\x04R\alatency\"\xbb\x01\n" +
 	"\x06Served\x12\x18\n" +
 	"\aservice\x18\x01 \x01(\tR\aservice\x12\x16\n" +
 	"\x06active\x18\x02 \x01(\rR\x06active\x12\x1a\n" +
 	"\brequests\x18\x03 \x01(\x04R\brequests\x12\x12\n" +
 	"\x04shed\x18\x04 \x01(\x04R\x04shed\x12\x14\n" +
-	"\x05limit\x18\x05 \x01(\rR\x05limit\"\xfa\x01\n" +
+	"\x05limit\x18\x05 \x01(\rR\x05limit\x129\n" +
+	"\acallers\x18\x06 \x03(\v2\x1f.isthmus.config.v1.ServedCallerR\acallers\"\\\n" +
+	"\fServedCaller\x12\x18\n" +
+	"\acluster\x18\x01 \x01(\tR\acluster\x12\x16\n" +
+	"\x06active\x18\x02 \x01(\rR\x06active\x12\x1a\n" +
+	"\brequests\x18\x03 \x01(\x04R\brequests\"\xfa\x01\n" +
 	"\x04Turn\x12\x18\n" +
 	"\aservice\x18\x01 \x01(\tR\aservice\x12\x12\n" +
 	"\x04port\x18\x02 \x01(\rR\x04port\x12\x1b\n" +
@@ -4656,7 +4730,7 @@ func file_api_config_v1_config_proto_rawDescGZIP() []byte {
 	return file_api_config_v1_config_proto_rawDescData
 }
 
-var file_api_config_v1_config_proto_msgTypes = make([]protoimpl.MessageInfo, 59)
+var file_api_config_v1_config_proto_msgTypes = make([]protoimpl.MessageInfo, 60)
 var file_api_config_v1_config_proto_goTypes = []any{
 	(*ResolveRequest)(nil),    // 0: isthmus.config.v1.ResolveRequest
 	(*ResolveResponse)(nil),   // 1: isthmus.config.v1.ResolveResponse
@@ -4668,55 +4742,56 @@ var file_api_config_v1_config_proto_goTypes = []any{
 	(*Report)(nil),            // 7: isthmus.config.v1.Report
 	(*Traffic)(nil),           // 8: isthmus.config.v1.Traffic
 	(*Served)(nil),            // 9: isthmus.config.v1.Served
-	(*Turn)(nil),              // 10: isthmus.config.v1.Turn
-	(*ClusterShare)(nil),      // 11: isthmus.config.v1.ClusterShare
-	(*Evidence)(nil),          // 12: isthmus.config.v1.Evidence
-	(*LinkReport)(nil),        // 13: isthmus.config.v1.LinkReport
-	(*CarrierReport)(nil),     // 14: isthmus.config.v1.CarrierReport
-	(*PeerGatewayReport)(nil), // 15: isthmus.config.v1.PeerGatewayReport
-	(*Response)(nil),          // 16: isthmus.config.v1.Response
-	(*Resource)(nil),          // 17: isthmus.config.v1.Resource
-	(*Self)(nil),              // 18: isthmus.config.v1.Self
-	(*Bundle)(nil),            // 19: isthmus.config.v1.Bundle
-	(*RevokedID)(nil),         // 20: isthmus.config.v1.RevokedID
-	(*JWTAuthority)(nil),      // 21: isthmus.config.v1.JWTAuthority
-	(*Gateway)(nil),           // 22: isthmus.config.v1.Gateway
-	(*Cluster)(nil),           // 23: isthmus.config.v1.Cluster
-	(*Port)(nil),              // 24: isthmus.config.v1.Port
-	(*Service)(nil),           // 25: isthmus.config.v1.Service
-	(*Drain)(nil),             // 26: isthmus.config.v1.Drain
-	(*Drill)(nil),             // 27: isthmus.config.v1.Drill
-	(*HostGroup)(nil),         // 28: isthmus.config.v1.HostGroup
-	(*HostPort)(nil),          // 29: isthmus.config.v1.HostPort
-	(*Host)(nil),              // 30: isthmus.config.v1.Host
-	(*OtherPort)(nil),         // 31: isthmus.config.v1.OtherPort
-	(*Endpoint)(nil),          // 32: isthmus.config.v1.Endpoint
-	(*Remote)(nil),            // 33: isthmus.config.v1.Remote
-	(*FailoverPolicy)(nil),    // 34: isthmus.config.v1.FailoverPolicy
-	(*Tier)(nil),              // 35: isthmus.config.v1.Tier
-	(*Selector)(nil),          // 36: isthmus.config.v1.Selector
-	(*Export)(nil),            // 37: isthmus.config.v1.Export
-	(*Inbound)(nil),           // 38: isthmus.config.v1.Inbound
-	(*AccessSet)(nil),         // 39: isthmus.config.v1.AccessSet
-	(*AccessPolicy)(nil),      // 40: isthmus.config.v1.AccessPolicy
-	(*AccessRule)(nil),        // 41: isthmus.config.v1.AccessRule
-	(*AccessSource)(nil),      // 42: isthmus.config.v1.AccessSource
-	(*AccessOperation)(nil),   // 43: isthmus.config.v1.AccessOperation
-	(*HeaderMatch)(nil),       // 44: isthmus.config.v1.HeaderMatch
-	(*EndUser)(nil),           // 45: isthmus.config.v1.EndUser
-	(*ClaimMatch)(nil),        // 46: isthmus.config.v1.ClaimMatch
-	(*TokenIssuer)(nil),       // 47: isthmus.config.v1.TokenIssuer
-	(*Pattern)(nil),           // 48: isthmus.config.v1.Pattern
-	(*Quota)(nil),             // 49: isthmus.config.v1.Quota
-	(*LeaseRequest)(nil),      // 50: isthmus.config.v1.LeaseRequest
-	(*Demand)(nil),            // 51: isthmus.config.v1.Demand
-	(*LeaseResponse)(nil),     // 52: isthmus.config.v1.LeaseResponse
-	(*Share)(nil),             // 53: isthmus.config.v1.Share
-	(*InboundPort)(nil),       // 54: isthmus.config.v1.InboundPort
-	nil,                       // 55: isthmus.config.v1.Endpoint.LabelsEntry
-	nil,                       // 56: isthmus.config.v1.Remote.LabelsEntry
-	nil,                       // 57: isthmus.config.v1.Tier.WeightsEntry
-	nil,                       // 58: isthmus.config.v1.Selector.LabelsEntry
+	(*ServedCaller)(nil),      // 10: isthmus.config.v1.ServedCaller
+	(*Turn)(nil),              // 11: isthmus.config.v1.Turn
+	(*ClusterShare)(nil),      // 12: isthmus.config.v1.ClusterShare
+	(*Evidence)(nil),          // 13: isthmus.config.v1.Evidence
+	(*LinkReport)(nil),        // 14: isthmus.config.v1.LinkReport
+	(*CarrierReport)(nil),     // 15: isthmus.config.v1.CarrierReport
+	(*PeerGatewayReport)(nil), // 16: isthmus.config.v1.PeerGatewayReport
+	(*Response)(nil),          // 17: isthmus.config.v1.Response
+	(*Resource)(nil),          // 18: isthmus.config.v1.Resource
+	(*Self)(nil),              // 19: isthmus.config.v1.Self
+	(*Bundle)(nil),            // 20: isthmus.config.v1.Bundle
+	(*RevokedID)(nil),         // 21: isthmus.config.v1.RevokedID
+	(*JWTAuthority)(nil),      // 22: isthmus.config.v1.JWTAuthority
+	(*Gateway)(nil),           // 23: isthmus.config.v1.Gateway
+	(*Cluster)(nil),           // 24: isthmus.config.v1.Cluster
+	(*Port)(nil),              // 25: isthmus.config.v1.Port
+	(*Service)(nil),           // 26: isthmus.config.v1.Service
+	(*Drain)(nil),             // 27: isthmus.config.v1.Drain
+	(*Drill)(nil),             // 28: isthmus.config.v1.Drill
+	(*HostGroup)(nil),         // 29: isthmus.config.v1.HostGroup
+	(*HostPort)(nil),          // 30: isthmus.config.v1.HostPort
+	(*Host)(nil),              // 31: isthmus.config.v1.Host
+	(*OtherPort)(nil),         // 32: isthmus.config.v1.OtherPort
+	(*Endpoint)(nil),          // 33: isthmus.config.v1.Endpoint
+	(*Remote)(nil),            // 34: isthmus.config.v1.Remote
+	(*FailoverPolicy)(nil),    // 35: isthmus.config.v1.FailoverPolicy
+	(*Tier)(nil),              // 36: isthmus.config.v1.Tier
+	(*Selector)(nil),          // 37: isthmus.config.v1.Selector
+	(*Export)(nil),            // 38: isthmus.config.v1.Export
+	(*Inbound)(nil),           // 39: isthmus.config.v1.Inbound
+	(*AccessSet)(nil),         // 40: isthmus.config.v1.AccessSet
+	(*AccessPolicy)(nil),      // 41: isthmus.config.v1.AccessPolicy
+	(*AccessRule)(nil),        // 42: isthmus.config.v1.AccessRule
+	(*AccessSource)(nil),      // 43: isthmus.config.v1.AccessSource
+	(*AccessOperation)(nil),   // 44: isthmus.config.v1.AccessOperation
+	(*HeaderMatch)(nil),       // 45: isthmus.config.v1.HeaderMatch
+	(*EndUser)(nil),           // 46: isthmus.config.v1.EndUser
+	(*ClaimMatch)(nil),        // 47: isthmus.config.v1.ClaimMatch
+	(*TokenIssuer)(nil),       // 48: isthmus.config.v1.TokenIssuer
+	(*Pattern)(nil),           // 49: isthmus.config.v1.Pattern
+	(*Quota)(nil),             // 50: isthmus.config.v1.Quota
+	(*LeaseRequest)(nil),      // 51: isthmus.config.v1.LeaseRequest
+	(*Demand)(nil),            // 52: isthmus.config.v1.Demand
+	(*LeaseResponse)(nil),     // 53: isthmus.config.v1.LeaseResponse
+	(*Share)(nil),             // 54: isthmus.config.v1.Share
+	(*InboundPort)(nil),       // 55: isthmus.config.v1.InboundPort
+	nil,                       // 56: isthmus.config.v1.Endpoint.LabelsEntry
+	nil,                       // 57: isthmus.config.v1.Remote.LabelsEntry
+	nil,                       // 58: isthmus.config.v1.Tier.WeightsEntry
+	nil,                       // 59: isthmus.config.v1.Selector.LabelsEntry
 }
 var file_api_config_v1_config_proto_depIdxs = []int32{
 	4,  // 0: isthmus.config.v1.Request.hello:type_name -> isthmus.config.v1.Hello
@@ -4724,79 +4799,80 @@ var file_api_config_v1_config_proto_depIdxs = []int32{
 	7,  // 2: isthmus.config.v1.Request.report:type_name -> isthmus.config.v1.Report
 	3,  // 3: isthmus.config.v1.Request.applied:type_name -> isthmus.config.v1.Applied
 	5,  // 4: isthmus.config.v1.Hello.have:type_name -> isthmus.config.v1.Have
-	22, // 5: isthmus.config.v1.Hello.gateway:type_name -> isthmus.config.v1.Gateway
-	13, // 6: isthmus.config.v1.Report.links:type_name -> isthmus.config.v1.LinkReport
+	23, // 5: isthmus.config.v1.Hello.gateway:type_name -> isthmus.config.v1.Gateway
+	14, // 6: isthmus.config.v1.Report.links:type_name -> isthmus.config.v1.LinkReport
 	8,  // 7: isthmus.config.v1.Report.traffic:type_name -> isthmus.config.v1.Traffic
 	9,  // 8: isthmus.config.v1.Report.served:type_name -> isthmus.config.v1.Served
-	10, // 9: isthmus.config.v1.Report.turns:type_name -> isthmus.config.v1.Turn
-	11, // 10: isthmus.config.v1.Turn.before:type_name -> isthmus.config.v1.ClusterShare
-	11, // 11: isthmus.config.v1.Turn.after:type_name -> isthmus.config.v1.ClusterShare
-	12, // 12: isthmus.config.v1.Turn.evidence:type_name -> isthmus.config.v1.Evidence
-	15, // 13: isthmus.config.v1.LinkReport.gateways:type_name -> isthmus.config.v1.PeerGatewayReport
-	14, // 14: isthmus.config.v1.LinkReport.carriers:type_name -> isthmus.config.v1.CarrierReport
-	17, // 15: isthmus.config.v1.Response.upsert:type_name -> isthmus.config.v1.Resource
-	18, // 16: isthmus.config.v1.Resource.self:type_name -> isthmus.config.v1.Self
-	19, // 17: isthmus.config.v1.Resource.bundle:type_name -> isthmus.config.v1.Bundle
-	22, // 18: isthmus.config.v1.Resource.gateway:type_name -> isthmus.config.v1.Gateway
-	23, // 19: isthmus.config.v1.Resource.cluster:type_name -> isthmus.config.v1.Cluster
-	25, // 20: isthmus.config.v1.Resource.service:type_name -> isthmus.config.v1.Service
-	37, // 21: isthmus.config.v1.Resource.export:type_name -> isthmus.config.v1.Export
-	38, // 22: isthmus.config.v1.Resource.inbound:type_name -> isthmus.config.v1.Inbound
-	20, // 23: isthmus.config.v1.Bundle.revoked_ids:type_name -> isthmus.config.v1.RevokedID
-	21, // 24: isthmus.config.v1.Bundle.jwt_authorities:type_name -> isthmus.config.v1.JWTAuthority
-	22, // 25: isthmus.config.v1.Cluster.gateways:type_name -> isthmus.config.v1.Gateway
-	24, // 26: isthmus.config.v1.Service.ports:type_name -> isthmus.config.v1.Port
-	32, // 27: isthmus.config.v1.Service.endpoints:type_name -> isthmus.config.v1.Endpoint
-	33, // 28: isthmus.config.v1.Service.remotes:type_name -> isthmus.config.v1.Remote
-	34, // 29: isthmus.config.v1.Service.policy:type_name -> isthmus.config.v1.FailoverPolicy
-	31, // 30: isthmus.config.v1.Service.other_ports:type_name -> isthmus.config.v1.OtherPort
-	28, // 31: isthmus.config.v1.Service.hosts:type_name -> isthmus.config.v1.HostGroup
-	26, // 32: isthmus.config.v1.Service.drain:type_name -> isthmus.config.v1.Drain
-	29, // 33: isthmus.config.v1.HostGroup.ports:type_name -> isthmus.config.v1.HostPort
-	30, // 34: isthmus.config.v1.HostGroup.hosts:type_name -> isthmus.config.v1.Host
-	55, // 35: isthmus.config.v1.Endpoint.labels:type_name -> isthmus.config.v1.Endpoint.LabelsEntry
-	56, // 36: isthmus.config.v1.Remote.labels:type_name -> isthmus.config.v1.Remote.LabelsEntry
-	26, // 37: isthmus.config.v1.Remote.drain:type_name -> isthmus.config.v1.Drain
-	35, // 38: isthmus.config.v1.FailoverPolicy.tiers:type_name -> isthmus.config.v1.Tier
-	36, // 39: isthmus.config.v1.FailoverPolicy.never:type_name -> isthmus.config.v1.Selector
-	36, // 40: isthmus.config.v1.Tier.match:type_name -> isthmus.config.v1.Selector
-	57, // 41: isthmus.config.v1.Tier.weights:type_name -> isthmus.config.v1.Tier.WeightsEntry
-	58, // 42: isthmus.config.v1.Selector.labels:type_name -> isthmus.config.v1.Selector.LabelsEntry
-	32, // 43: isthmus.config.v1.Export.endpoints:type_name -> isthmus.config.v1.Endpoint
-	27, // 44: isthmus.config.v1.Export.drill:type_name -> isthmus.config.v1.Drill
-	54, // 45: isthmus.config.v1.Inbound.ports:type_name -> isthmus.config.v1.InboundPort
-	39, // 46: isthmus.config.v1.Inbound.access:type_name -> isthmus.config.v1.AccessSet
-	49, // 47: isthmus.config.v1.Inbound.quotas:type_name -> isthmus.config.v1.Quota
-	27, // 48: isthmus.config.v1.Inbound.drill:type_name -> isthmus.config.v1.Drill
-	54, // 49: isthmus.config.v1.Inbound.udp_ports:type_name -> isthmus.config.v1.InboundPort
-	40, // 50: isthmus.config.v1.AccessSet.policies:type_name -> isthmus.config.v1.AccessPolicy
-	41, // 51: isthmus.config.v1.AccessPolicy.rules:type_name -> isthmus.config.v1.AccessRule
-	47, // 52: isthmus.config.v1.AccessPolicy.issuers:type_name -> isthmus.config.v1.TokenIssuer
-	42, // 53: isthmus.config.v1.AccessRule.from:type_name -> isthmus.config.v1.AccessSource
-	43, // 54: isthmus.config.v1.AccessRule.to:type_name -> isthmus.config.v1.AccessOperation
-	45, // 55: isthmus.config.v1.AccessRule.users:type_name -> isthmus.config.v1.EndUser
-	48, // 56: isthmus.config.v1.AccessSource.principals:type_name -> isthmus.config.v1.Pattern
-	48, // 57: isthmus.config.v1.AccessOperation.paths:type_name -> isthmus.config.v1.Pattern
-	44, // 58: isthmus.config.v1.AccessOperation.headers:type_name -> isthmus.config.v1.HeaderMatch
-	48, // 59: isthmus.config.v1.HeaderMatch.values:type_name -> isthmus.config.v1.Pattern
-	46, // 60: isthmus.config.v1.EndUser.claims:type_name -> isthmus.config.v1.ClaimMatch
-	48, // 61: isthmus.config.v1.ClaimMatch.values:type_name -> isthmus.config.v1.Pattern
-	42, // 62: isthmus.config.v1.Quota.from:type_name -> isthmus.config.v1.AccessSource
-	43, // 63: isthmus.config.v1.Quota.to:type_name -> isthmus.config.v1.AccessOperation
-	47, // 64: isthmus.config.v1.Quota.issuers:type_name -> isthmus.config.v1.TokenIssuer
-	51, // 65: isthmus.config.v1.LeaseRequest.demands:type_name -> isthmus.config.v1.Demand
-	53, // 66: isthmus.config.v1.LeaseResponse.shares:type_name -> isthmus.config.v1.Share
-	2,  // 67: isthmus.config.v1.Config.Stream:input_type -> isthmus.config.v1.Request
-	0,  // 68: isthmus.config.v1.Config.Resolve:input_type -> isthmus.config.v1.ResolveRequest
-	50, // 69: isthmus.config.v1.Config.Lease:input_type -> isthmus.config.v1.LeaseRequest
-	16, // 70: isthmus.config.v1.Config.Stream:output_type -> isthmus.config.v1.Response
-	1,  // 71: isthmus.config.v1.Config.Resolve:output_type -> isthmus.config.v1.ResolveResponse
-	52, // 72: isthmus.config.v1.Config.Lease:output_type -> isthmus.config.v1.LeaseResponse
-	70, // [70:73] is the sub-list for method output_type
-	67, // [67:70] is the sub-list for method input_type
-	67, // [67:67] is the sub-list for extension type_name
-	67, // [67:67] is the sub-list for extension extendee
-	0,  // [0:67] is the sub-list for field type_name
+	11, // 9: isthmus.config.v1.Report.turns:type_name -> isthmus.config.v1.Turn
+	10, // 10: isthmus.config.v1.Served.callers:type_name -> isthmus.config.v1.ServedCaller
+	12, // 11: isthmus.config.v1.Turn.before:type_name -> isthmus.config.v1.ClusterShare
+	12, // 12: isthmus.config.v1.Turn.after:type_name -> isthmus.config.v1.ClusterShare
+	13, // 13: isthmus.config.v1.Turn.evidence:type_name -> isthmus.config.v1.Evidence
+	16, // 14: isthmus.config.v1.LinkReport.gateways:type_name -> isthmus.config.v1.PeerGatewayReport
+	15, // 15: isthmus.config.v1.LinkReport.carriers:type_name -> isthmus.config.v1.CarrierReport
+	18, // 16: isthmus.config.v1.Response.upsert:type_name -> isthmus.config.v1.Resource
+	19, // 17: isthmus.config.v1.Resource.self:type_name -> isthmus.config.v1.Self
+	20, // 18: isthmus.config.v1.Resource.bundle:type_name -> isthmus.config.v1.Bundle
+	23, // 19: isthmus.config.v1.Resource.gateway:type_name -> isthmus.config.v1.Gateway
+	24, // 20: isthmus.config.v1.Resource.cluster:type_name -> isthmus.config.v1.Cluster
+	26, // 21: isthmus.config.v1.Resource.service:type_name -> isthmus.config.v1.Service
+	38, // 22: isthmus.config.v1.Resource.export:type_name -> isthmus.config.v1.Export
+	39, // 23: isthmus.config.v1.Resource.inbound:type_name -> isthmus.config.v1.Inbound
+	21, // 24: isthmus.config.v1.Bundle.revoked_ids:type_name -> isthmus.config.v1.RevokedID
+	22, // 25: isthmus.config.v1.Bundle.jwt_authorities:type_name -> isthmus.config.v1.JWTAuthority
+	23, // 26: isthmus.config.v1.Cluster.gateways:type_name -> isthmus.config.v1.Gateway
+	25, // 27: isthmus.config.v1.Service.ports:type_name -> isthmus.config.v1.Port
+	33, // 28: isthmus.config.v1.Service.endpoints:type_name -> isthmus.config.v1.Endpoint
+	34, // 29: isthmus.config.v1.Service.remotes:type_name -> isthmus.config.v1.Remote
+	35, // 30: isthmus.config.v1.Service.policy:type_name -> isthmus.config.v1.FailoverPolicy
+	32, // 31: isthmus.config.v1.Service.other_ports:type_name -> isthmus.config.v1.OtherPort
+	29, // 32: isthmus.config.v1.Service.hosts:type_name -> isthmus.config.v1.HostGroup
+	27, // 33: isthmus.config.v1.Service.drain:type_name -> isthmus.config.v1.Drain
+	30, // 34: isthmus.config.v1.HostGroup.ports:type_name -> isthmus.config.v1.HostPort
+	31, // 35: isthmus.config.v1.HostGroup.hosts:type_name -> isthmus.config.v1.Host
+	56, // 36: isthmus.config.v1.Endpoint.labels:type_name -> isthmus.config.v1.Endpoint.LabelsEntry
+	57, // 37: isthmus.config.v1.Remote.labels:type_name -> isthmus.config.v1.Remote.LabelsEntry
+	27, // 38: isthmus.config.v1.Remote.drain:type_name -> isthmus.config.v1.Drain
+	36, // 39: isthmus.config.v1.FailoverPolicy.tiers:type_name -> isthmus.config.v1.Tier
+	37, // 40: isthmus.config.v1.FailoverPolicy.never:type_name -> isthmus.config.v1.Selector
+	37, // 41: isthmus.config.v1.Tier.match:type_name -> isthmus.config.v1.Selector
+	58, // 42: isthmus.config.v1.Tier.weights:type_name -> isthmus.config.v1.Tier.WeightsEntry
+	59, // 43: isthmus.config.v1.Selector.labels:type_name -> isthmus.config.v1.Selector.LabelsEntry
+	33, // 44: isthmus.config.v1.Export.endpoints:type_name -> isthmus.config.v1.Endpoint
+	28, // 45: isthmus.config.v1.Export.drill:type_name -> isthmus.config.v1.Drill
+	55, // 46: isthmus.config.v1.Inbound.ports:type_name -> isthmus.config.v1.InboundPort
+	40, // 47: isthmus.config.v1.Inbound.access:type_name -> isthmus.config.v1.AccessSet
+	50, // 48: isthmus.config.v1.Inbound.quotas:type_name -> isthmus.config.v1.Quota
+	28, // 49: isthmus.config.v1.Inbound.drill:type_name -> isthmus.config.v1.Drill
+	55, // 50: isthmus.config.v1.Inbound.udp_ports:type_name -> isthmus.config.v1.InboundPort
+	41, // 51: isthmus.config.v1.AccessSet.policies:type_name -> isthmus.config.v1.AccessPolicy
+	42, // 52: isthmus.config.v1.AccessPolicy.rules:type_name -> isthmus.config.v1.AccessRule
+	48, // 53: isthmus.config.v1.AccessPolicy.issuers:type_name -> isthmus.config.v1.TokenIssuer
+	43, // 54: isthmus.config.v1.AccessRule.from:type_name -> isthmus.config.v1.AccessSource
+	44, // 55: isthmus.config.v1.AccessRule.to:type_name -> isthmus.config.v1.AccessOperation
+	46, // 56: isthmus.config.v1.AccessRule.users:type_name -> isthmus.config.v1.EndUser
+	49, // 57: isthmus.config.v1.AccessSource.principals:type_name -> isthmus.config.v1.Pattern
+	49, // 58: isthmus.config.v1.AccessOperation.paths:type_name -> isthmus.config.v1.Pattern
+	45, // 59: isthmus.config.v1.AccessOperation.headers:type_name -> isthmus.config.v1.HeaderMatch
+	49, // 60: isthmus.config.v1.HeaderMatch.values:type_name -> isthmus.config.v1.Pattern
+	47, // 61: isthmus.config.v1.EndUser.claims:type_name -> isthmus.config.v1.ClaimMatch
+	49, // 62: isthmus.config.v1.ClaimMatch.values:type_name -> isthmus.config.v1.Pattern
+	43, // 63: isthmus.config.v1.Quota.from:type_name -> isthmus.config.v1.AccessSource
+	44, // 64: isthmus.config.v1.Quota.to:type_name -> isthmus.config.v1.AccessOperation
+	48, // 65: isthmus.config.v1.Quota.issuers:type_name -> isthmus.config.v1.TokenIssuer
+	52, // 66: isthmus.config.v1.LeaseRequest.demands:type_name -> isthmus.config.v1.Demand
+	54, // 67: isthmus.config.v1.LeaseResponse.shares:type_name -> isthmus.config.v1.Share
+	2,  // 68: isthmus.config.v1.Config.Stream:input_type -> isthmus.config.v1.Request
+	0,  // 69: isthmus.config.v1.Config.Resolve:input_type -> isthmus.config.v1.ResolveRequest
+	51, // 70: isthmus.config.v1.Config.Lease:input_type -> isthmus.config.v1.LeaseRequest
+	17, // 71: isthmus.config.v1.Config.Stream:output_type -> isthmus.config.v1.Response
+	1,  // 72: isthmus.config.v1.Config.Resolve:output_type -> isthmus.config.v1.ResolveResponse
+	53, // 73: isthmus.config.v1.Config.Lease:output_type -> isthmus.config.v1.LeaseResponse
+	71, // [71:74] is the sub-list for method output_type
+	68, // [68:71] is the sub-list for method input_type
+	68, // [68:68] is the sub-list for extension type_name
+	68, // [68:68] is the sub-list for extension extendee
+	0,  // [0:68] is the sub-list for field type_name
 }
 
 func init() { file_api_config_v1_config_proto_init() }
@@ -4810,7 +4886,7 @@ func file_api_config_v1_config_proto_init() {
 		(*Request_Report)(nil),
 		(*Request_Applied)(nil),
 	}
-	file_api_config_v1_config_proto_msgTypes[17].OneofWrappers = []any{
+	file_api_config_v1_config_proto_msgTypes[18].OneofWrappers = []any{
 		(*Resource_Self)(nil),
 		(*Resource_Bundle)(nil),
 		(*Resource_Gateway)(nil),
@@ -4825,7 +4901,7 @@ func file_api_config_v1_config_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_api_config_v1_config_proto_rawDesc), len(file_api_config_v1_config_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   59,
+			NumMessages:   60,
 			NumExtensions: 0,
 			NumServices:   1,
 		},
