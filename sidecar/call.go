@@ -48,7 +48,8 @@ type choice struct {
 	candidate *topology.Candidate
 	pool      *session.Pool
 	tally     *tally // of its cluster
-	probe     bool   // the copy is ejected, and this request finds out whether it still has to be
+	score     *balance.Score
+	probe     bool // the copy is ejected, and this request finds out whether it still has to be
 }
 
 // next returns the copy to try now: one that is due for a probe, else the best that was not tried yet, else the one that was
@@ -126,7 +127,7 @@ func (s *selection) index(tier *topology.PlanTier) int {
 }
 
 func (s *selection) at(i, j int) choice {
-	return choice{candidate: &s.plan.Tiers[i].Candidates[j], pool: s.plan.pools[i][j], tally: s.plan.tallies[i][j]}
+	return choice{candidate: &s.plan.Tiers[i].Candidates[j], pool: s.plan.pools[i][j], tally: s.plan.tallies[i][j], score: s.plan.scores[i][j]}
 }
 
 func (s *selection) times(t topology.Target) int {

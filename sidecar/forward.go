@@ -7,6 +7,7 @@ import (
 	"net/http"
 	"strconv"
 	"strings"
+	"time"
 
 	"github.com/isthmus-mesh/isthmus/sidecar/balance"
 	"github.com/isthmus-mesh/isthmus/sidecar/host"
@@ -112,7 +113,8 @@ func (f *forwarding) attempt(c choice) (*http.Response, outcome) {
 	ctx := f.request.Context()
 	inner, err := f.session(ctx, c)
 	if err != nil {
-		if !f.race.calledOff() {
+		if !f.race.calledOff() && ctx.Err() == nil {
+			c.score.Failed()
 			f.outbound.notOpened(ctx, c, err, f.upgrade)
 		}
 		return nil, outcome{err: err, unsent: true}
@@ -150,7 +152,7 @@ func (f *forwarding) attempt(c choice) (*http.Response, outcome) {
 	if f.upgrade {
 		resp.Body = closing(resp.Body, inner)
 	}
-	return f.judge(c, inner, resp)
+	return f.judge(c, inner, resp, now.Sub(began))
 }
 
 // blame counts a failure against a copy, once for each request, however often it tried: one request that no copy can answer is no
@@ -159,6 +161,9 @@ func (f *forwarding) blame(c choice, inner *session.Requests, lost *session.Lost
 	f.answered()
 	if f.times(c.candidate.Target) > 0 && !lost.Polite || f.race.calledOff() {
 		return
+	}
+	if !lost.Polite {
+		c.score.Failed()
 	}
 	f.outbound.lost(c, inner, lost)
 }
@@ -179,7 +184,7 @@ func (f *forwarding) release(inner *session.Requests) {
 }
 
 // judge tells an application's answer from one that the other sidecar made in its place, and holds a small one until it is whole.
-func (f *forwarding) judge(c choice, inner *session.Requests, resp *http.Response) (*http.Response, outcome) {
+func (f *forwarding) judge(c choice, inner *session.Requests, resp *http.Response, took time.Duration) (*http.Response, outcome) {
 	if made := resp.Header.Get(headerOutcome); made != "" {
 		words, _ := io.ReadAll(io.LimitReader(resp.Body, maxWords)) // fewer words are fine
 		_ = resp.Body.Close()
@@ -199,7 +204,7 @@ func (f *forwarding) judge(c choice, inner *session.Requests, resp *http.Respons
 		held.Reset(whole)
 		resp.Body = held
 	}
-	f.outbound.answered(c)
+	f.outbound.answeredWith(c, resp.StatusCode, took)
 	return resp, outcome{}
 }
 

@@ -233,6 +233,7 @@ func (f *forwarding) overdue(c choice, since time.Time) {
 		}
 		return
 	}
+	c.score.Failed()
 	o.failed(t, balance.Broken, fmt.Errorf("%w: %s", errOverdue, f.now().Sub(since).Round(time.Millisecond)))
 }
 

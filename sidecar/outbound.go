@@ -3,6 +3,7 @@ package sidecar
 import (
 	"context"
 	"errors"
+	"fmt"
 	"log/slog"
 	"net"
 	"net/http"
@@ -337,6 +338,19 @@ func (o *Outbound) failed(t topology.Target, v balance.Verdict, err error) {
 	o.leave(t)
 	o.metrics.ejections.WithLabelValues(t.Cluster.String(), t.Service.String()).Inc()
 	o.log.Info("copy ejected", slog.String("target", place(t)), slog.String("service", t.Service.String()), slog.Int("port", int(t.Port)), slog.Any("error", err))
+}
+
+// answeredWith takes in with what an application answered. A gateway's error is an answer, and the caller's; but it brings nobody back.
+func (o *Outbound) answeredWith(c choice, status int, took time.Duration) {
+	if !gatewayError(status) {
+		c.score.Answered(took)
+		o.answered(c)
+		return
+	}
+	c.score.Failed()
+	if c.probe {
+		o.failed(c.candidate.Target, balance.Broken, fmt.Errorf("answered a probe with %d", status))
+	}
 }
 
 // answered takes in that a copy answered.

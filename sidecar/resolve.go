@@ -40,6 +40,7 @@ type plan struct {
 	pools    [][]*session.Pool // as Plan.Tiers and their Candidates
 	usage    *usage            // nil when there is nowhere to go
 	tallies  [][]*tally        // likewise
+	scores   [][]*balance.Score
 }
 
 // resolver turns names into plans: it subscribes to what is asked for, and keeps a plan as long as it holds.
@@ -49,6 +50,7 @@ type resolver struct {
 	resolve   func(context.Context, netip.Addr) (topology.ServiceName, bool, error) // may be nil
 	health    *balance.Health[topology.Target]
 	pace      *balance.Pace[topology.Target]
+	outliers  *balance.Outliers[topology.Target]
 	sessions  *session.Set
 	tallies   *tallies
 	now       func() time.Time
@@ -74,7 +76,7 @@ func newResolver(c Config, h *balance.Health[topology.Target], pace *balance.Pac
 	return &resolver{
 		snapshots: c.Snapshots, subscribe: c.Subscribe, resolve: c.Resolve, strangers: make(map[netip.Addr]time.Time), health: h, pace: pace, sessions: s, tallies: counts, now: c.Now,
 		plans: make(map[topology.Query]*plan), asked: make(map[topology.ServiceName]answer),
-		used: make(map[topology.Query]*usage),
+		used: make(map[topology.Query]*usage), outliers: new(balance.Outliers[topology.Target]),
 	}
 }
 
@@ -193,10 +195,13 @@ func (r *resolver) choose(snapshot *topology.Snapshot, q topology.Query) *plan {
 	p := &plan{snapshot: snapshot, service: snapshot.Service(q.Service), version: version}
 	p.Plan, p.err = topology.Choose(snapshot, q, topology.Load{Suspected: suspected})
 	p.pools, p.tallies = make([][]*session.Pool, len(p.Tiers)), make([][]*tally, len(p.Tiers))
+	p.scores = make([][]*balance.Score, len(p.Tiers))
 	for i, tier := range p.Tiers {
 		p.pools[i], p.tallies[i] = make([]*session.Pool, len(tier.Candidates)), make([]*tally, len(tier.Candidates))
+		p.scores[i] = make([]*balance.Score, len(tier.Candidates))
 		for j := range tier.Candidates {
 			p.pools[i][j] = r.sessions.Pool(destination(q, &tier.Candidates[j]))
+			p.scores[i][j] = r.outliers.Score(tier.Candidates[j].Target)
 			p.tallies[i][j] = r.tallies.of(q.Service, tier.Candidates[j].Cluster)
 		}
 	}
@@ -268,6 +273,7 @@ func (r *resolver) keep(s *topology.Snapshot) {
 	}
 	r.health.Keep(present)
 	r.pace.Keep(present)
+	r.outliers.Keep(present)
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	for q, p := range r.plans {

@@ -29,7 +29,7 @@ func (s *Sidecar) Run(ctx context.Context) error {
 
 	supporting.Go(func() { _ = s.sessions.Run(support) }) // never fails
 	supporting.Go(func() { s.follow(support) })
-	supporting.Go(func() { s.outbound.resolver.standBy(support) })
+	supporting.Go(func() { s.outbound.tend(support) })
 	supporting.Go(func() { _ = s.inbound.users.Run(support) }) // never fails
 	if s.config.Lease != nil {
 		supporting.Go(func() { s.inbound.lease(support, s.config.Lease) })

@@ -27,6 +27,8 @@ const (
 	Broken Verdict = iota
 	// Refused is somebody who knows saying no (no link, no copy, not exported): one ejects.
 	Refused
+	// Outlying is what compares badly with its peers (Outliers): it ejects.
+	Outlying
 )
 
 // Health is what a caller's own requests have shown of the copies they went to: which are ejected now, on what evidence,
@@ -74,7 +76,7 @@ func (h *Health[K]) Failed(now time.Time, k K, v Verdict, evidence string) bool 
 		// The probe's own outcome.
 	case r.ejected && now.Before(r.until):
 		return false // still out: requests of last resort prove nothing new
-	case v != Refused && r.failures < failuresToEject && !r.ejected:
+	case v == Broken && r.failures < failuresToEject && !r.ejected:
 		return false
 	}
 	if !r.recovered.IsZero() && now.Sub(r.recovered) > forgiveAfter {
@@ -92,7 +94,7 @@ func (h *Health[K]) Failed(now time.Time, k K, v Verdict, evidence string) bool 
 }
 
 func words(failures int, v Verdict, evidence string) string {
-	if v == Refused || failures == 1 {
+	if v != Broken || failures == 1 {
 		return evidence
 	}
 	return fmt.Sprintf("%d failures in a row, the last: %s", failures, evidence)
