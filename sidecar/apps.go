@@ -14,6 +14,7 @@ import (
 	"time"
 
 	"github.com/isthmus-mesh/isthmus/sidecar/balance"
+	"github.com/isthmus-mesh/isthmus/sidecar/datagram"
 	"github.com/isthmus-mesh/isthmus/topology"
 )
 
@@ -223,4 +224,20 @@ type countedBody struct {
 func (b *countedBody) Close() error {
 	b.once.Do(func() { b.app.inFlight.Add(-1) })
 	return b.ReadCloser.Close()
+}
+
+// connectUDP opens a socket for one flow of datagrams, to the first of the targets that can be had.
+func (a *apps) connectUDP(targets []netip.AddrPort) (*datagram.Socket, error) {
+	var errs []error
+	for _, target := range a.order(targets) {
+		s, err := datagram.Connect(target)
+		if err == nil {
+			return s, nil
+		}
+		errs = append(errs, fmt.Errorf("%s: %w", target, err))
+	}
+	if len(errs) == 0 {
+		return nil, errors.New("there is none")
+	}
+	return nil, errors.Join(errs...)
 }

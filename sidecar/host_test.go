@@ -112,7 +112,7 @@ func TestOnlyThatCopy(t *testing.T) {
 	if p := near.Sidecar.inbound.keeper.present().port(checkout, 80, netip.MustParseAddr("192.0.2.9")); p != nil {
 		t.Errorf("served: %+v", p)
 	}
-	if _, err := near.Sidecar.inbound.route(preamble.ServerName(checkout, 80, here.Addr())); err != nil {
+	if _, err := near.Sidecar.inbound.route(preamble.ServerName(checkout, 80, here.Addr()), false); err != nil {
 		t.Error(err)
 	}
 }

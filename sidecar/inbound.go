@@ -25,6 +25,7 @@ import (
 	"github.com/isthmus-mesh/isthmus/internal/live"
 	"github.com/isthmus-mesh/isthmus/internal/preamble"
 	"github.com/isthmus-mesh/isthmus/sidecar/conn"
+	"github.com/isthmus-mesh/isthmus/sidecar/datagram"
 	"github.com/isthmus-mesh/isthmus/sidecar/session"
 	"github.com/isthmus-mesh/isthmus/topology"
 	"github.com/isthmus-mesh/isthmus/trust"
@@ -64,6 +65,8 @@ type Inbound struct {
 	services services
 	drills   drill.Board
 	door     door
+	// sockets are those of flows of datagrams, to the application.
+	sockets sockets
 	// arrivals are those of sessions on their way to server, by their connection.
 	arrivals sync.Map
 }
@@ -84,11 +87,17 @@ func (in *Inbound) init() {
 	// Requests are told apart where they can be: opaque bytes would reach the application with whatever they say of their caller.
 	requests := config(session.HTTP2, session.HTTP1)
 	// A service that isn't served here is refused in the handshake, where the caller knows that nothing was sent yet.
+	datagrams := config(session.UDP)
 	in.config.GetConfigForClient = func(hello *tls.ClientHelloInfo) (*tls.Config, error) {
 		if err := in.drilled(hello); err != nil {
 			return nil, err
 		}
-		to, err := in.route(hello.ServerName)
+		udp := slices.Contains(hello.SupportedProtos, session.UDP)
+		to, err := in.route(hello.ServerName, udp)
+		if err == nil && udp {
+			beneath(hello.Conn).Start() // a caller says no more until we have
+			return datagrams, nil
+		}
 		if err == nil && to.Protocol.IsHTTP() {
 			return requests, nil
 		}
@@ -172,7 +181,7 @@ func (g *guards) open(a *arrival) error {
 	if guard == nil {
 		return nil
 	}
-	to := g.port(a.service, a.port, a.host)
+	to := g.portOf(a)
 	if to == nil {
 		return errNotServed
 	}
@@ -193,10 +202,12 @@ type arrival struct {
 	service topology.ServiceName
 	port    uint16
 	host    netip.Addr // the one copy of a headless service that it is for; invalid: any
-	opaque  bool       // it carries bytes that nobody reads
-	caller  *guest
-	served  *served
-	from    *busy // of served: what comes from the caller's cluster
+	opaque  bool       // it carries bytes, or datagrams, that nobody reads
+	// datagrams: it is for the port for datagrams.
+	datagrams bool
+	caller    *guest
+	served    *served
+	from      *busy // of served: what comes from the caller's cluster
 	// admitted: it could call its service at some time. From then on it is closed when it no longer may.
 	admitted atomic.Bool
 }
@@ -213,25 +224,37 @@ func arrivalOf(c *tls.Conn) (*arrival, error) {
 	if err != nil {
 		return nil, err
 	}
-	return &arrival{peer: peer, service: service, port: port, host: host, opaque: state.NegotiatedProtocol == session.TCP}, nil
+	udp := state.NegotiatedProtocol == session.UDP
+	return &arrival{peer: peer, service: service, port: port, host: host, opaque: udp || state.NegotiatedProtocol == session.TCP, datagrams: udp}, nil
 }
 
 var errNotServed = errors.New("not served here")
 
 // route finds the port that a session asks for, by the name it gave in its handshake.
-func (in *Inbound) route(serverName string) (*topology.InboundPort, error) {
+func (in *Inbound) route(serverName string, datagrams bool) (*topology.InboundPort, error) {
 	service, port, host, err := preamble.ParseServerName(serverName)
 	if err != nil {
 		return nil, err
 	}
-	if p := in.keeper.present().port(service, port, host); p != nil {
+	if p := in.keeper.present().portFor(service, port, host, datagrams); p != nil {
 		return p, nil
 	}
 	return nil, fmt.Errorf("%s port %d: %w", service, port, errNotServed)
 }
 
-// port returns where a service port's traffic goes; of one copy, where a host is named. Nil when it is not served here.
+// port returns where the traffic of a service port that is reached over TCP goes; of one copy, where a host is named. Nil when it is not served
+// here.
 func (g *guards) port(service topology.ServiceName, number uint16, host netip.Addr) *topology.InboundPort {
+	return g.portFor(service, number, host, false)
+}
+
+// portOf returns where what comes on a session goes.
+func (g *guards) portOf(a *arrival) *topology.InboundPort {
+	return g.portFor(a.service, a.port, a.host, a.datagrams)
+}
+
+// portFor is port, for datagrams or else over TCP.
+func (g *guards) portFor(service topology.ServiceName, number uint16, host netip.Addr, datagrams bool) *topology.InboundPort {
 	if g == nil {
 		return nil
 	}
@@ -240,7 +263,7 @@ func (g *guards) port(service topology.ServiceName, number uint16, host netip.Ad
 		return nil
 	}
 	for i := range served.Ports {
-		if served.Ports[i].Number == number {
+		if served.Ports[i].Number == number && (served.Ports[i].Protocol == topology.UDP) == datagrams {
 			return only(&served.Ports[i], host)
 		}
 	}
@@ -284,7 +307,9 @@ func (in *Inbound) run(ctx, work context.Context, ln net.Listener) error {
 			switch {
 			case err != nil:
 				in.log.DebugContext(work, "session refused", slog.String("from", raw.RemoteAddr().String()), slog.Any("error", err))
-			case c.ConnectionState().NegotiatedProtocol == session.TCP:
+			case a.datagrams:
+				in.carryDatagrams(ctx, work, c, raw, a)
+			case a.opaque:
 				in.tunnel(work, c, raw, a)
 			default:
 				in.arrivals.Store(c, a)
@@ -294,6 +319,11 @@ func (in *Inbound) run(ctx, work context.Context, ln net.Listener) error {
 	}
 }
 
+// beneath returns what a session's TLS runs over, as handshake made it.
+func beneath(c net.Conn) *datagram.Conn {
+	return c.(*conn.Told).Conn.(*datagram.Conn) // nothing else is given to tls.Server
+}
+
 // handshake makes c of raw, which it closes on failure.
 func (in *Inbound) handshake(ctx context.Context, raw net.Conn) (*tls.Conn, *arrival, error) {
 	ctx, cancel := context.WithTimeout(ctx, handshakeTimeout)
@@ -301,7 +331,7 @@ func (in *Inbound) handshake(ctx context.Context, raw net.Conn) (*tls.Conn, *arr
 	open := in.metrics.connections.WithLabelValues(inbound)
 	open.Inc()
 	hush := newHushed(raw, &in.drills)
-	told := conn.Carry(hush, open.Dec)
+	told := conn.Carry(datagram.NewConn(hush), open.Dec)
 	c := tls.Server(told, in.config)
 	err := c.HandshakeContext(ctx)
 	var a *arrival

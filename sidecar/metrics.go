@@ -34,6 +34,8 @@ type metrics struct {
 	quotas      *prometheus.CounterVec
 	tokens      *prometheus.CounterVec
 
+	udp udpMetrics
+
 	mu      sync.RWMutex
 	callers map[string]struct{}    // guarded by mu
 	rules   map[[2]string]struct{} // guarded by mu: policy and rule
@@ -72,10 +74,11 @@ func newMetrics(registry prometheus.Registerer) (*metrics, error) {
 		quotas: counter("isthmus_sidecar_quota_decisions_total", "Requests and opaque connections that quotas were for. decision: allow, deny, audit-deny (a quota in audit mode would have refused it).",
 			"quota", "decision"),
 		tokens:  counter("isthmus_sidecar_tokens_refused_total", "Tokens of end users that were no good.", "issuer", "reason"),
+		udp:     newUDPMetrics(),
 		callers: make(map[string]struct{}),
 		rules:   make(map[[2]string]struct{}),
 	}
-	for _, c := range []prometheus.Collector{m.requests, m.duration, m.retries, m.hedges, m.overBudget, m.ejections, m.sessions, m.dials, m.connections, m.bytes, m.passed, m.decisions, m.quotas, m.tokens} {
+	for _, c := range append(m.udp.collectors(), m.requests, m.duration, m.retries, m.hedges, m.overBudget, m.ejections, m.sessions, m.dials, m.connections, m.bytes, m.passed, m.decisions, m.quotas, m.tokens) {
 		if err := registry.Register(c); err != nil {
 			return nil, err
 		}

@@ -40,6 +40,7 @@ type Outbound struct {
 	health       *balance.Health[topology.Target]
 	pace         *balance.Pace[topology.Target]
 	sessions     *session.Set
+	udp          *udpSessions
 	tallies      tallies
 	metrics      *metrics
 	tracer       trace.Tracer
@@ -354,9 +355,12 @@ func (o *Outbound) answeredWith(c choice, status int, took time.Duration) {
 }
 
 // answered takes in that a copy answered.
-func (o *Outbound) answered(c choice) {
-	if o.health.Succeeded(o.now(), c.candidate.Target) {
-		o.log.Info("copy is back", slog.String("target", place(c.candidate.Target)), slog.String("service", c.candidate.Target.Service.String()), slog.Int("port", int(c.candidate.Target.Port)))
+func (o *Outbound) answered(c choice) { o.alive(c.candidate.Target) }
+
+// alive takes in that a copy is well.
+func (o *Outbound) alive(t topology.Target) {
+	if o.health.Succeeded(o.now(), t) {
+		o.log.Info("copy is back", slog.String("target", place(t)), slog.String("service", t.Service.String()), slog.Int("port", int(t.Port)))
 	}
 }
 

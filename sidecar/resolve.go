@@ -190,6 +190,11 @@ func (r *resolver) plan(ctx context.Context, q topology.Query) (*plan, error) {
 	return p, nil
 }
 
+// holds reports whether a plan says what one that is made now would say.
+func (r *resolver) holds(p *plan) bool {
+	return p != nil && p.snapshot == r.snapshots.Load() && p.version == r.health.Version()
+}
+
 func (r *resolver) choose(snapshot *topology.Snapshot, q topology.Query) *plan {
 	suspected, version := r.health.Evidence()
 	p := &plan{snapshot: snapshot, service: snapshot.Service(q.Service), version: version}
@@ -220,7 +225,7 @@ func (r *resolver) choose(snapshot *topology.Snapshot, q topology.Query) *plan {
 }
 
 func destination(q topology.Query, c *topology.Candidate) session.Destination {
-	return session.Destination{Service: q.Service, Port: q.Port, Cluster: c.Cluster, Endpoint: c.Endpoint, Remote: c.Remote, Host: c.Host}
+	return session.Destination{Service: q.Service, Port: q.Port, Cluster: c.Cluster, Endpoint: c.Endpoint, Remote: c.Remote, Host: c.Host, Datagrams: q.Datagrams}
 }
 
 // failure says in an answer's words why there is nowhere to go.

@@ -58,6 +58,7 @@ func (s *Sidecar) Run(ctx context.Context) error {
 	s.drain(work)
 	stopWork()
 	serving.Wait()
+	s.outbound.udp.close()
 	_ = s.outbound.work.Wait(support) // what runs in work has ended with it
 	_ = s.inbound.work.Wait(support)
 	s.outbound.resolver.end()
@@ -160,6 +161,9 @@ func (s *Sidecar) startOutbound(ctx, work context.Context, start func(func() err
 		}))
 		server.BaseContext = base
 		start(func() error { return serve(ctx, server, &strictListener{counted(proxy)}) })
+	}
+	for _, l := range s.config.UDP {
+		s.startUDP(ctx, work, l, start)
 	}
 	for _, l := range s.config.Listeners {
 		s.startListener(ctx, work, l, counted(l.Listener), start)

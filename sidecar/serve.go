@@ -54,7 +54,7 @@ func (in *Inbound) serve(w http.ResponseWriter, r *http.Request) {
 	defer a.served.end(a.from)
 	ctx := in.propagator.Extract(r.Context(), propagation.HeaderCarrier(r.Header))
 	g := in.keeper.present()
-	v := &visit{arrival: a, started: in.now(), guards: g, to: g.port(a.service, a.port, a.host)}
+	v := &visit{arrival: a, started: in.now(), guards: g, to: g.portOf(a)}
 	ctx, v.span = in.tracer.Start(ctx, r.Method+" "+a.service.String(), trace.WithSpanKind(trace.SpanKindServer))
 	r = r.WithContext(context.WithValue(ctx, visitKey{}, v))
 	whole := false

@@ -9,6 +9,7 @@ import (
 
 	"github.com/isthmus-mesh/isthmus/internal/relay"
 	"github.com/isthmus-mesh/isthmus/sidecar/conn"
+	"github.com/isthmus-mesh/isthmus/topology"
 	"github.com/isthmus-mesh/isthmus/trust/access"
 )
 
@@ -53,32 +54,10 @@ func (in *Inbound) tunnel(ctx context.Context, c *tls.Conn, raw net.Conn, a *arr
 
 // openApp opens the connection to the application and says so. On failure far is closed.
 func (in *Inbound) openApp(ctx context.Context, a *arrival, far *opaque) (net.Conn, error) {
-	g := in.keeper.present()
-	to := g.port(a.service, a.port, a.host)
-	err := errNotServed
+	to, no, err := in.judgeOpaque(ctx, a)
 	var near net.Conn
-	no := byte(tunnelAppDown) // the answer where there is an error
-	if in.drills.Of(a.service) != nil {
-		err, to = errDrill, nil
-	}
-	if to != nil && !to.Protocol.IsHTTP() {
-		if err = in.admit(g, a); err != nil && !errors.Is(err, errNotServed) {
-			no = tunnelRefused
-		}
-		q := access.Request{Caller: a.peer.ID}
-		guard, d := g.guard(a.service), unguarded(g.isPeer(a.peer.ID))
-		if guard != nil {
-			d = guard.decide(&q, to, g.isPeer(a.peer.ID))
-		}
-		in.decided(ctx, a, to, &q, &d)
-		if guard != nil && err == nil { // a connection counts as a request
-			if _, over := in.spend(ctx, guard, &q, a); over != nil {
-				err, no = over.Err, tunnelTooMany
-			}
-		}
-		if err == nil {
-			near, err = in.apps.open(ctx, to.Targets)
-		}
+	if err == nil {
+		near, err = in.apps.open(ctx, to.Targets)
 	}
 	answer := byte(tunnelOpen)
 	if err != nil {
@@ -95,4 +74,32 @@ func (in *Inbound) openApp(ctx context.Context, a *arrival, far *opaque) (net.Co
 		return nil, err
 	}
 	return near, nil
+}
+
+// judgeOpaque says whether an opaque connection, or a flow of datagrams, may reach the application, and where that is. It counts as a request.
+// Where there is an error, no is the answer to the caller.
+func (in *Inbound) judgeOpaque(ctx context.Context, a *arrival) (to *topology.InboundPort, no byte, err error) {
+	g := in.keeper.present()
+	if to = g.portOf(a); to == nil || to.Protocol.IsHTTP() {
+		return nil, tunnelAppDown, errNotServed
+	}
+	no = tunnelAppDown
+	if in.drills.Of(a.service) != nil {
+		return nil, no, errDrill
+	}
+	if err = in.admit(g, a); err != nil && !errors.Is(err, errNotServed) {
+		no = tunnelRefused
+	}
+	q := access.Request{Caller: a.peer.ID}
+	guard, d := g.guard(a.service), unguarded(g.isPeer(a.peer.ID))
+	if guard != nil {
+		d = guard.decide(&q, to, g.isPeer(a.peer.ID))
+	}
+	in.decided(ctx, a, to, &q, &d)
+	if guard != nil && err == nil {
+		if _, over := in.spend(ctx, guard, &q, a); over != nil {
+			return to, tunnelTooMany, over.Err
+		}
+	}
+	return to, no, err
 }

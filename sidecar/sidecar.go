@@ -60,6 +60,7 @@ type Config struct {
 	Inbound   net.Listener    // inner sessions from others; nil: none
 	Proxy     net.Listener    // the explicit HTTP proxy; nil: none
 	Listeners []LocalListener // for single services
+	UDP       []UDPListener   // for single services' datagrams
 	DNS       net.PacketConn  // nil: no DNS over UDP
 	DNSStream net.Listener    // nil: no DNS over TCP
 
@@ -180,6 +181,7 @@ func New(config Config) (*Sidecar, error) {
 		},
 	})
 	o.sessions = s.sessions
+	o.udp = &udpSessions{o: o, open: make(map[udpPlace][]*udpSession), dialing: make(map[udpPlace]chan struct{})}
 	o.resolver = newResolver(c, health, pace, s.sessions, &o.tallies)
 	o.init()
 	s.outbound = o

@@ -35,7 +35,10 @@ const (
 	tunnelTimeout = 5 * time.Second
 )
 
-var errAppDown = errors.New("the application does not take connections")
+var (
+	errAppDown = errors.New("the application does not take connections")
+	errNoPort  = errors.New("nothing listens at the application's port")
+)
 
 // tunnel is one opaque connection on its way.
 type tunnel struct {
@@ -76,7 +79,11 @@ func (o *Outbound) openTunnel(ctx context.Context, p *plan) (*tunnel, error) {
 
 // tryTunnel tries one copy. An error is a *Failure where it refuses, which no other copy is to be asked about.
 func (o *Outbound) tryTunnel(ctx context.Context, q topology.Query, c choice) (*session.Conn, error) {
-	inner, err := o.sessions.Dial(ctx, destination(q, c.candidate), session.TCP)
+	protocol := session.TCP
+	if q.Datagrams {
+		protocol = session.UDP
+	}
+	inner, err := o.sessions.Dial(ctx, destination(q, c.candidate), protocol)
 	if err != nil {
 		o.notOpened(ctx, c, err, true)
 		return nil, err

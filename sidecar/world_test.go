@@ -219,7 +219,7 @@ func (w *world) server(td spiffeid.TrustDomain, name string, protocol topology.P
 
 // endpoint is how a caller in the same cluster sees a server.
 func (s *side) endpoint(id string) topology.Endpoint {
-	return topology.Endpoint{ID: id, Address: s.inbound, Server: s.id, Ports: []uint16{80}, Ready: true, Capacity: 1}
+	return topology.Endpoint{ID: id, Address: s.inbound, Server: s.id, Ports: []uint16{80}, UDPPorts: []uint16{80}, Ready: true, Capacity: 1}
 }
 
 // view is what a caller in eu sees.
@@ -257,7 +257,7 @@ func (w *world) snapshot(v view) *topology.Snapshot {
 
 // remote is how eu sees servers in us.
 func remote(ready int, servers ...*side) topology.Remote {
-	r := topology.Remote{Cluster: cluster("us"), Ports: []uint16{80}, Ready: ready}
+	r := topology.Remote{Cluster: cluster("us"), Ports: []uint16{80}, UDPPorts: []uint16{80}, Ready: ready}
 	for _, s := range servers {
 		r.Servers = append(r.Servers, s.id)
 	}

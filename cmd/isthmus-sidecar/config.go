@@ -63,14 +63,27 @@ type config struct {
 }
 
 type listener struct {
-	Service string             `json:"service"`
-	Port    uint16             `json:"port"`
-	Scope   string             `json:"scope"`
-	Listen  strictyaml.Address `json:"listen"`
+	Service  string             `json:"service"`
+	Port     uint16             `json:"port"`
+	Protocol string             `json:"protocol"`
+	Scope    string             `json:"scope"`
+	Listen   strictyaml.Address `json:"listen"`
+	Idle     string             `json:"idle"`
 
 	service topology.ServiceName
 	scope   topology.Scope
+	idle    time.Duration
 }
+
+// What a listener's protocol may say.
+const (
+	protocolTCP = "tcp"
+	protocolUDP = "udp"
+
+	maxIdle = 5 * time.Minute // the called side forgets a flow then
+)
+
+func (l *listener) isUDP() bool { return l.Protocol == protocolUDP }
 
 func readConfig(file string) (*config, error) {
 	c := new(config)
@@ -178,6 +191,16 @@ func (l *listener) check(field string, wrong func(field, format string, args ...
 	}
 	if err := l.Listen.Check(); err != nil {
 		wrong(field+".listen", "%v", err)
+	}
+	if l.Protocol != "" && l.Protocol != protocolTCP && !l.isUDP() {
+		wrong(field+".protocol", "%q: want tcp or udp", l.Protocol)
+	}
+	if l.Idle == "" {
+		return
+	}
+	l.idle, err = time.ParseDuration(l.Idle)
+	if err != nil || l.idle < time.Second || l.idle > maxIdle || !l.isUDP() {
+		wrong(field+".idle", "want a duration from 1s to %s, with protocol udp", maxIdle)
 	}
 }
 

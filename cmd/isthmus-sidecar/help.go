@@ -50,9 +50,12 @@ that environment variable.
   listeners:                        One local address for one service each.
   - service: checkout.shop          name.namespace. Required.
     port: 80                        The service's port. Required.
+    protocol: tcp                   tcp, or udp for the service's port for datagrams. Default tcp.
     scope: clusterset               clusterset (exported copies, everywhere) or cluster (own copies).
                                     Default clusterset.
-    listen: 127.0.0.1:9001          TCP. Required.
+    listen: 127.0.0.1:9001          Address, of that protocol. Required.
+    idle: 30s                       With udp: how long a flow (what one client's address and port sends
+                                    and gets) is remembered that carries nothing. Default 30s.
   jwks:
     directory: /etc/isthmus/jwks    Directory with the key sets by which tokens of end users are verified,
                                     where an AccessPolicy or a QuotaPolicy names a file (jwksFile). Read

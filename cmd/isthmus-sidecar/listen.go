@@ -19,6 +19,7 @@ type listeners struct {
 	workloadAPI                                net.Listener
 	dnsPackets                                 net.PacketConn
 	services                                   []sidecar.LocalListener
+	datagrams                                  []sidecar.UDPListener
 
 	names []string // "proxy 127.0.0.1:15001", in order
 	open  []interface{ Close() error }
@@ -75,6 +76,15 @@ func listen(c *config) (*listeners, error) {
 		l.open = append(l.open, ln)
 	}
 	for i, s := range c.Listeners {
+		if s.isUDP() {
+			socket, err := listenUDP(loopback(s.Listen))
+			if err != nil {
+				return l, fmt.Errorf("listeners[%d].listen: %w", i, err)
+			}
+			l.bound(s.service.String()+"/udp", socket.LocalAddr(), socket)
+			l.datagrams = append(l.datagrams, sidecar.UDPListener{Service: s.service, Port: s.Port, Scope: s.scope, Socket: socket, Idle: s.idle})
+			continue
+		}
 		ln, err := tcp(fmt.Sprintf("listeners[%d].listen", i), s.service.String(), loopback(s.Listen))
 		if err != nil {
 			return l, err
@@ -82,6 +92,14 @@ func listen(c *config) (*listeners, error) {
 		l.services = append(l.services, sidecar.LocalListener{Service: s.service, Port: s.Port, Scope: s.scope, Listener: ln})
 	}
 	return l, nil
+}
+
+func listenUDP(address string) (*net.UDPConn, error) {
+	at, err := net.ResolveUDPAddr("udp", address)
+	if err != nil {
+		return nil, err
+	}
+	return net.ListenUDP("udp", at)
 }
 
 // workloadAPIMode lets no other user connect where none has an identity. Where some have, who connects is looked at then.

@@ -94,7 +94,7 @@ func serve(ctx context.Context, c *config, t *telemetry.Telemetry) error {
 	}
 	s, err := sidecar.New(sidecar.Config{
 		Identity: a.Identity, Bundles: a.Bundles, Guard: a.Guard, Snapshots: a.Stream.Snapshots(), Subscribe: a.Stream.Subscribe,
-		Inbound: l.inbound, Proxy: l.proxy, Listeners: l.services, DNS: l.dnsPackets, DNSStream: l.dnsStream,
+		Inbound: l.inbound, Proxy: l.proxy, Listeners: l.services, UDP: l.datagrams, DNS: l.dnsPackets, DNSStream: l.dnsStream,
 		Captured: l.captured, Resolve: a.Stream.Resolve, PassThrough: c.Workload != "", CaptureFile: c.CaptureFile,
 		Lease: a.Stream.Lease, KeysDir: c.JWKS.Directory,
 		Log: t.Log, RequestLevel: c.requests, Metrics: t.Metrics, Tracer: t.Tracer, Propagator: t.Propagator, DrainGrace: c.drainGrace,

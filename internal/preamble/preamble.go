@@ -29,6 +29,7 @@ const (
 	ALPNLinkStream  = "isthmus-link-stream/1"  // gateway ↔ gateway, TLS over TCP, one stream each
 
 	ALPNTCP = "isthmus-tcp/1" // sidecar → sidecar inside a stream, opaque bytes; HTTP says h2 or http/1.1
+	ALPNUDP = "isthmus-udp/1" // sidecar → sidecar inside a stream, datagrams beside it (internal/datagram)
 )
 
 // Preamble says where a stream goes.
@@ -38,6 +39,8 @@ type Preamble struct {
 	Port    uint16 // the service's, as exported; never 0
 	// Host is the one copy of a headless service that is called, by its address in that cluster; invalid: any copy.
 	Host netip.Addr
+	// Datagrams: the port is the one for datagrams, and what follows are records (internal/datagram).
+	Datagrams bool
 	// W3C Trace Context of the request that opens the stream; both may be empty. Carried as they are, checked by who reads them.
 	Traceparent, Tracestate string
 }
@@ -56,6 +59,7 @@ func (p Preamble) Append(dst []byte) []byte {
 		Namespace: p.Service.Namespace(),
 		Service:   p.Service.Name(),
 		Port:      uint32(p.Port),
+		Datagrams: p.Datagrams,
 	}
 	if p.Host.IsValid() {
 		m.Host = p.Host.String()
@@ -103,6 +107,7 @@ func parse(m *streamv1.Preamble) (p Preamble, err error) {
 		}
 	}
 	p.Port = uint16(m.GetPort()) //nolint:gosec // G115: checked above
+	p.Datagrams = m.GetDatagrams()
 	p.Traceparent, p.Tracestate = m.GetTraceparent(), m.GetTracestate()
 	return p, nil
 }

@@ -26,6 +26,7 @@ import (
 	"github.com/isthmus-mesh/isthmus/internal/preamble"
 	"github.com/isthmus-mesh/isthmus/sidecar/balance"
 	"github.com/isthmus-mesh/isthmus/sidecar/conn"
+	"github.com/isthmus-mesh/isthmus/sidecar/datagram"
 	"github.com/isthmus-mesh/isthmus/topology"
 	"github.com/isthmus-mesh/isthmus/trust"
 )
@@ -45,11 +46,13 @@ type Destination struct {
 	Endpoint *topology.Endpoint // a copy in the own cluster, else nil
 	Remote   *topology.Remote   // another cluster, else nil
 	Host     netip.Addr         // of Remote: the one copy there; invalid: any
+	// Datagrams: the port is the one for datagrams.
+	Datagrams bool
 }
 
 // Target returns what health is kept by.
 func (d Destination) Target() topology.Target {
-	t := topology.Target{Service: d.Service, Port: d.Port, Cluster: d.Cluster}
+	t := topology.Target{Service: d.Service, Port: d.Port, Cluster: d.Cluster, Datagrams: d.Datagrams}
 	if d.Endpoint != nil {
 		t.Endpoint = d.Endpoint.ID
 	}
@@ -105,6 +108,7 @@ type Conn struct {
 	Gateway string   // of the own cluster, that carries it; empty within the cluster
 	Path    []string // the gateways crossed, nearest first
 	Expires time.Time
+	Records *datagram.Conn // of a session for datagrams, else nil
 
 	raw net.Conn
 }
@@ -131,12 +135,23 @@ func (d *Dialer) dialEndpoint(ctx context.Context, to Destination, protocol stri
 	if err != nil {
 		return nil, &Error{balance.Broken, err}
 	}
-	inner, err := d.handshake(ctx, conn.Carry(raw, closed), to, protocol)
+	beneath, records := recorded(raw, protocol)
+	inner, err := d.handshake(ctx, conn.Carry(beneath, closed), to, protocol)
 	if err != nil {
 		return nil, &Error{balance.Broken, err}
 	}
-	inner.raw = raw
+	inner.raw, inner.Records = raw, records
 	return inner, nil
+}
+
+// recorded returns what a session runs over: c, or for datagrams what lets them stand between the records of TLS.
+func recorded(c net.Conn, protocol string) (net.Conn, *datagram.Conn) {
+	if protocol != UDP {
+		return c, nil
+	}
+	records := datagram.NewConn(c)
+	records.Start()
+	return records, records
 }
 
 func (d *Dialer) connect(ctx context.Context, address string) (net.Conn, error) {
@@ -340,10 +355,12 @@ func (d *Dialer) dialThrough(ctx context.Context, g topology.Gateway, to Destina
 		Service:     to.Service,
 		Port:        to.Port,
 		Host:        to.Host,
+		Datagrams:   to.Datagrams,
 		Traceparent: headers["traceparent"],
 		Tracestate:  headers["tracestate"],
 	}.Append(nil)}
-	carrier := conn.Carry(stream, closed, d.count(g.ID))
+	beneath, records := recorded(stream, protocol)
+	carrier := conn.Carry(beneath, closed, d.count(g.ID))
 	carrier.OnClose(d.Guard.Watch(outer.ConnectionState(), policy, func(error) { _ = carrier.Close() }))
 	inner, err := d.handshake(ctx, carrier, to, protocol)
 	switch {
@@ -352,7 +369,7 @@ func (d *Dialer) dialThrough(ctx context.Context, g topology.Gateway, to Destina
 	case err != nil:
 		return nil, err
 	}
-	inner.raw, inner.Gateway, inner.Path = raw, g.ID, stream.reply.Path
+	inner.raw, inner.Records, inner.Gateway, inner.Path = raw, records, g.ID, stream.reply.Path
 	return inner, nil
 }
 

@@ -18,6 +18,7 @@ const (
 	HTTP2 = "h2"             // requests, several at a time
 	HTTP1 = "http/1.1"       // one request that becomes another protocol (WebSocket)
 	TCP   = preamble.ALPNTCP // opaque bytes
+	UDP   = preamble.ALPNUDP // datagrams
 )
 
 // HTTP/2 on an inner session.

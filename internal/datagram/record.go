@@ -1,0 +1,121 @@
+// Package datagram is how datagrams travel on a stream that TLS runs on, and how they wait where they can't go on.
+//
+// A datagram session is a TLS session between two sidecars whose stream carries more than TLS's own records (RFC 8446 section 5.1):
+// between them stand records of another content type, each with one sealed datagram. To TLS they aren't there. Who carries the stream can
+// tell the two apart without reading either: a gateway takes sealed datagrams off the stream and across as QUIC datagrams, where one that is
+// lost delays no other, and puts them back on the far side. Only the sidecars hold the keys (package sidecar/datagram).
+//
+// The gateway and the sidecar use it. A Reader belongs to one goroutine; a Queue is safe for concurrent use.
+package datagram
+
+import (
+	"bufio"
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"io"
+)
+
+const (
+	// Header is what precedes a record's body: its type, a version, and its length (uint16, big endian). TLS has the same.
+	Header = 5
+	// MaxBody bounds the body of a datagram's record: the length has no more room. What is sealed in it is a UDP payload of up to 65,507
+	// bytes and 28 more.
+	MaxBody = 1<<16 - 1
+	// maxTLS bounds the body of a TLS record (RFC 8446 section 5.2).
+	maxTLS = 1<<14 + 256
+)
+
+// What begins a datagram's record: a content type that TLS has not got (RFC 8446 appendix B.1 goes up to 24, and RFC 7983 lets DTLS have up
+// to 63), and our version of it.
+const (
+	contentType  = 0xd6
+	majorVersion = 1
+	minorVersion = 0
+)
+
+// The content types of TLS that a stream may carry, change_cipher_spec to application_data.
+const (
+	firstTLS = 20
+	lastTLS  = 23
+)
+
+// Error says what is wrong with a record that somebody sent.
+type Error struct{ Reason string }
+
+// Error returns the reason.
+func (e *Error) Error() string { return "datagram stream: " + e.Reason }
+
+// AppendHeader appends the header of a record with a sealed datagram of size bytes.
+func AppendHeader(dst []byte, size int) []byte {
+	return append(dst, contentType, majorVersion, minorVersion, byte(size>>8), byte(size)) //nolint:gosec // G115: the two bytes of a length
+}
+
+// ParseHeader reads a record's header: whether a datagram follows, and of which length the body is.
+func ParseHeader(h []byte) (isDatagram bool, size int, err error) {
+	size = int(binary.BigEndian.Uint16(h[3:Header]))
+	switch {
+	case h[0] == contentType:
+		if h[1] != majorVersion || h[2] != minorVersion {
+			return false, 0, &Error{fmt.Sprintf("datagram of version %d.%d: want %d.%d", h[1], h[2], majorVersion, minorVersion)}
+		}
+		return true, size, nil
+	case h[0] < firstTLS || h[0] > lastTLS:
+		return false, 0, &Error{fmt.Sprintf("record of type %d: neither TLS's nor a datagram", h[0])}
+	case size > maxTLS:
+		return false, 0, &Error{fmt.Sprintf("TLS record of %d bytes: at most %d", size, maxTLS)}
+	default:
+		return false, size, nil
+	}
+}
+
+// Record is one record as it stands on the stream, its header included.
+type Record struct {
+	Datagram bool
+	Bytes    []byte
+}
+
+// Body returns what follows the header.
+func (r Record) Body() []byte { return r.Bytes[Header:] }
+
+// Reader takes records off a stream.
+type Reader struct {
+	from *bufio.Reader
+	tls  []byte // the last TLS record
+}
+
+// readAhead is what a Reader reads at once, in bytes: some of the datagrams of usual size that came together.
+const readAhead = 16 << 10
+
+// NewReader returns a Reader of r.
+func NewReader(r io.Reader) *Reader { return &Reader{from: bufio.NewReaderSize(r, readAhead)} }
+
+// Next returns the next record. That of TLS holds until the next call; a datagram is the caller's. io.EOF comes between two records alone; the
+// error of what is no record is an *Error.
+func (r *Reader) Next() (Record, error) {
+	header, err := r.from.Peek(Header)
+	if err != nil {
+		if errors.Is(err, io.EOF) && len(header) > 0 {
+			err = io.ErrUnexpectedEOF
+		}
+		return Record{}, err
+	}
+	isDatagram, size, err := ParseHeader(header)
+	if err != nil {
+		return Record{}, err
+	}
+	out := Record{Datagram: isDatagram}
+	switch {
+	case isDatagram:
+		out.Bytes = make([]byte, Header+size)
+	case cap(r.tls) < Header+size:
+		r.tls = make([]byte, Header+size)
+		out.Bytes = r.tls
+	default:
+		out.Bytes = r.tls[:Header+size]
+	}
+	if _, err = io.ReadFull(r.from, out.Bytes); errors.Is(err, io.EOF) {
+		err = io.ErrUnexpectedEOF
+	}
+	return out, err
+}
