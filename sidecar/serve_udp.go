@@ -235,7 +235,7 @@ func (f *appFlow) answer(payload []byte) {
 	f.received.Add(int64(len(payload)))
 	f.visit.counts.received.add(len(payload))
 	if n := f.visit.session.Send(datagram.Data, f.number, payload); n > 0 {
-		in.metrics.udp.drop(inbound, f.visit.service, udpQueueFull, uint64(n)) //nolint:gosec // G115: a count
+		in.metrics.udp.drop(inbound, f.visit.service, udpQueueFull, uint64(n))
 	}
 }
 

@@ -59,7 +59,7 @@ func (s *sockets) leave(f *appFlow) {
 
 // drop takes a flow out, if it is in. mu is held.
 func (s *sockets) drop(f *appFlow) {
-	caller := f.visit.arrival.peer.ID
+	caller := f.visit.peer.ID
 	if _, in := s.held[caller][f]; !in {
 		return
 	}

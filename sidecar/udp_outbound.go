@@ -176,7 +176,7 @@ func (f *udpFlow) send(payload []byte) {
 		f.sent.Add(int64(len(payload)))
 		f.via.counts.sent.add(len(payload))
 		if n := f.via.Send(datagram.Data, f.number, payload); n > 0 {
-			m.drop(outbound, service, udpQueueFull, uint64(n)) //nolint:gosec // G115: a count
+			m.drop(outbound, service, udpQueueFull, uint64(n))
 		}
 		if !u.o.resolver.holds(f.plan) && !now.Before(f.until) {
 			f.settle()

@@ -185,11 +185,11 @@ func (l *listener) check(field string, wrong func(field, format string, args ...
 		wrong(field+".service", "%v", err)
 	}
 	if l.Scope != "" {
-		if err := l.scope.UnmarshalText([]byte(l.Scope)); err != nil {
+		if err = l.scope.UnmarshalText([]byte(l.Scope)); err != nil {
 			wrong(field+".scope", "%v", err)
 		}
 	}
-	if err := l.Listen.Check(); err != nil {
+	if err = l.Listen.Check(); err != nil {
 		wrong(field+".listen", "%v", err)
 	}
 	if l.Protocol != "" && l.Protocol != protocolTCP && !l.isUDP() {

@@ -203,8 +203,8 @@ func (s *Session) listen() error {
 			}
 		}
 		if n > 0 && !s.caller {
-			if _, err := s.tls.Write([]byte{ping}); err != nil {
-				return err
+			if _, failed := s.tls.Write([]byte{ping}); failed != nil {
+				return failed
 			}
 		}
 		switch {

@@ -16,15 +16,15 @@ func (s *Socket) Receive(f func([]byte)) error {
 		buffer := buffers.Get().(*[MaxPayload + 1]byte) // nothing else is put in
 		defer buffers.Put(buffer)
 		for {
-			n, err := syscall.Read(int(fd), buffer[:])
+			var n int
+			n, failed = syscall.Read(int(fd), buffer[:])
 			switch {
-			case err == nil:
+			case failed == nil:
 				f(buffer[:n])
-			case errors.Is(err, syscall.EINTR):
-			case errors.Is(err, syscall.EAGAIN):
+			case errors.Is(failed, syscall.EINTR):
+			case errors.Is(failed, syscall.EAGAIN):
 				return false // called again when there is more
 			default:
-				failed = err
 				return true
 			}
 		}
