@@ -47,7 +47,6 @@ func (g *Gateway) acceptPeers(ctx context.Context, transport *quic.Transport) er
 
 // servePeer serves one connection that a gateway of a peer has dialed.
 func (g *Gateway) servePeer(ctx context.Context, conn *quic.Conn) {
-	defer g.windows.release(conn)
 	end := func(code quic.ApplicationErrorCode, why string) { _ = conn.CloseWithError(code, why) }
 	peer, err := trust.PeerOf(conn.ConnectionState().TLS)
 	if err != nil {
@@ -71,6 +70,8 @@ func (g *Gateway) servePeer(ctx context.Context, conn *quic.Conn) {
 		return
 	}
 	defer leave()
+	g.windows.assign(conn, cluster)
+	defer g.windows.release(conn)
 	logger := g.log.With("cluster", cluster.String(), "peer", peer.ID.String())
 	release := g.cfg.Guard.Watch(conn.ConnectionState().TLS, g.allowPeer, func(err error) {
 		logger.WarnContext(ctx, "closing the connection of a peer that may no longer speak", "error", err)

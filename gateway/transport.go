@@ -12,11 +12,13 @@ import (
 
 // What a peer can make us hold. A stream's receive window is the most that a sender may have in flight to a reader that
 // doesn't read; a connection's window bounds all its streams together. Windows begin small and grow, up to the maximum,
-// only while the reader keeps up; the growth of all connections together stays under windowBudget. So at most
+// only while the reader keeps up; the growth of all connections together stays under windowBudget, and that of one peer cluster's under
+// what is left for others (windows). So at most
 //
 //	connections × connectionWindow + windowBudget
 //
-// bytes are buffered for readers that don't read, whatever peers do. A stream at rest holds nothing.
+// bytes are buffered for readers that don't read, whatever peers do: for one peer cluster maxPeerConnections × connectionWindow and half of
+// windowBudget. A stream at rest holds nothing.
 const (
 	streamWindow        = 256 << 10
 	maxStreamWindow     = 4 << 20 // 50 MB/s at 80 ms
@@ -68,36 +70,6 @@ func (g *Gateway) quicConfig(streams int64) *quic.Config {
 func verifyAddresses() func(net.Addr) bool {
 	limit := rate.NewLimiter(handshakeRate, handshakeBurst)
 	return func(net.Addr) bool { return !limit.Allow() }
-}
-
-// windows shares windowBudget among all connections.
-type windows struct {
-	mu    sync.Mutex
-	total uint64                // guarded by mu
-	grown map[*quic.Conn]uint64 // guarded by mu
-}
-
-// grow is quic-go's AllowConnectionWindowIncrease. It must not call into the connection.
-func (w *windows) grow(c *quic.Conn, delta uint64) bool {
-	w.mu.Lock()
-	defer w.mu.Unlock()
-	if w.total+delta > windowBudget {
-		return false
-	}
-	if w.grown == nil {
-		w.grown = make(map[*quic.Conn]uint64)
-	}
-	w.total += delta
-	w.grown[c] += delta
-	return true
-}
-
-// release gives back what c was granted. Called when c has ended.
-func (w *windows) release(c *quic.Conn) {
-	w.mu.Lock()
-	defer w.mu.Unlock()
-	w.total -= w.grown[c]
-	delete(w.grown, c)
 }
 
 // socket prepares a packet conn for QUIC: quic-go takes any net.PacketConn, and uses the faster calls of those that have them.
