@@ -38,6 +38,7 @@ type life struct {
 	up      func()        // the peer has let us in
 	renew   func()        // a successor is to be dialed
 	heir    func() bool   // whether it is there
+	other   func() bool   // whether new streams can do without this one
 	idle    func() bool   // whether nothing waits on the link
 }
 
@@ -83,8 +84,12 @@ func (c *connection) run(ctx context.Context, l life) error {
 	defer renew.Stop()
 	end := time.NewTimer(l.endIn)
 	defer end.Stop()
+	var leaveBy time.Time // once retired
 	for {
 		now := time.Now()
+		if !leaveBy.IsZero() && (l.other() || now.After(leaveBy)) {
+			c.draining.Store(true)
+		}
 		seq := c.pulse.tick(now, l.idle())
 		if c.pulse.dead(now) {
 			return c.close(closeDead, errDead)
@@ -102,7 +107,9 @@ func (c *connection) run(ctx context.Context, l life) error {
 			c.aged.Store(true)
 			l.renew()
 		case <-l.retired:
-			c.draining.Store(true)
+			// Its gateway may have another address now: until it is reached there, this is the only way.
+			c.aged.Store(true)
+			leaveBy = time.Now().Add(dialTimeout)
 			l.retired = nil
 			end.Reset(min(l.grace, l.endIn))
 		case <-end.C:

@@ -141,7 +141,7 @@ func (l *link) connect(ctx context.Context, s slot, domain spiffeid.TrustDomain,
 	}
 	err = c.run(ctx, life{
 		retired: retired, grace: g.cfg.DrainGrace, renewIn: renewIn, endIn: endIn, renew: renew,
-		idle: l.idle, heir: func() bool { return l.hasHeir(c) },
+		idle: l.idle, heir: func() bool { return l.hasHeir(c) }, other: func() bool { return l.hasOther(c) },
 		up: func() {
 			wasUp = true
 			l.add(c)

@@ -186,6 +186,11 @@ func (l *link) hasHeir(c *connection) bool {
 	})
 }
 
+// hasOther reports whether new streams have another way than c, or are to have none.
+func (l *link) hasOther(c *connection) bool {
+	return len(l.wanted.Load().Gateways) == 0 || slices.ContainsFunc(l.live(), func(o *connection) bool { return o != c && !o.aged.Load() && o.usable() })
+}
+
 // pick chooses a connection for a stream: of a gateway that wasn't tried rather than of one that was, unsuspected rather than
 // suspect, young rather than aged, and of those the one with the fewest streams, where bulk counts as many. Without one it says why there is none.
 func (l *link) pick(service topology.ServiceName, tried []*connection) (*connection, *preamble.Refusal) {

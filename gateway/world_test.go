@@ -63,14 +63,21 @@ type world struct {
 type router struct {
 	simnet.PerfectRouter
 	mu   sync.Mutex
-	drop func(simnet.Packet) bool // guarded by mu
-	late time.Duration            // guarded by mu
+	drop func(simnet.Packet) bool                  // guarded by mu
+	late time.Duration                             // guarded by mu
+	nat  func(simnet.Packet) (simnet.Packet, bool) // guarded by mu
 }
 
 func (r *router) SendPacket(p simnet.Packet) error {
 	r.mu.Lock()
-	drop, late := r.drop, r.late
+	drop, late, nat := r.drop, r.late, r.nat
 	r.mu.Unlock()
+	if nat != nil {
+		var ok bool
+		if p, ok = nat(p); !ok {
+			return nil
+		}
+	}
 	if drop != nil && drop(p) {
 		return nil
 	}
@@ -92,6 +99,13 @@ func (r *router) delay(by time.Duration) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	r.late = by
+}
+
+// translate has every packet's addresses changed, or the packet dropped.
+func (r *router) translate(f func(simnet.Packet) (simnet.Packet, bool)) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.nat = f
 }
 
 // blackhole drops whatever goes to or comes from these gateways.
