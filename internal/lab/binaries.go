@@ -14,6 +14,7 @@ type Binaries struct {
 	Control string
 	Gateway string
 	Sidecar string
+	Capture string // needed with Netns
 }
 
 // BinariesIn returns the programs in one folder.
@@ -23,6 +24,7 @@ func BinariesIn(dir string) Binaries {
 		Control: filepath.Join(dir, string(Control)),
 		Gateway: filepath.Join(dir, string(Gateway)),
 		Sidecar: filepath.Join(dir, string(Sidecar)),
+		Capture: filepath.Join(dir, string(Capture)),
 	}
 }
 
@@ -44,6 +46,8 @@ func (b Binaries) path(p Program) (string, error) {
 		return locate(b.Gateway, string(Gateway))
 	case Sidecar, Node:
 		return locate(b.Sidecar, string(Sidecar))
+	case Capture:
+		return locate(b.Capture, string(Capture))
 	case App:
 		if b.Isthmus != "" {
 			return b.Isthmus, nil

@@ -59,6 +59,9 @@ listen:
   proxy: {{.At "proxy"}}
   dns: {{.At "dns"}}
   admin: {{.At "admin"}}
+{{- if .Captured}}
+  captured: 127.0.0.1:{{.Captured}}
+{{- end}}
 {{- if .WorkloadAPI}}
   workloadAPI: {{quote .WorkloadAPI}}
 {{- end}}
@@ -92,6 +95,7 @@ type configView struct {
 	Token       string
 	TrustBundle string
 	WorkloadAPI string // of a sidecar; empty: not served
+	Captured    int    // port of a sidecar to which the kernel brings calls by address; 0: it does not
 }
 
 // At returns the address of one of the program's own ports.
@@ -107,16 +111,19 @@ func (p *Playground) config(u unit) ([]byte, error) {
 	if !ok {
 		return nil, fmt.Errorf("%s: %w", u.id(), ErrNoTarget)
 	}
-	workloadAPI := ""
+	workloadAPI, captured := "", 0
 	if u.program == Sidecar {
 		workloadAPI = p.workloadSocket(u)
+		if p.state.Network != nil {
+			captured = capturedPort
+		}
 	}
 	var b bytes.Buffer
 	err := t.Execute(&b, configView{
 		p: p, u: u, Cluster: c, Name: u.name, Workload: u.workload,
 		Control:   p.state.address(unit{cluster: c.Name, name: "control"}, "grpc"),
 		Manifests: p.ManifestsOf(c.Name), Socket: p.SocketOf(c.Name), State: p.stateDir(u),
-		Token: p.tokenFile(u), TrustBundle: p.trustBundle(c.Name), WorkloadAPI: workloadAPI,
+		Token: p.tokenFile(u), TrustBundle: p.trustBundle(c.Name), WorkloadAPI: workloadAPI, Captured: captured,
 	})
 	if err != nil {
 		return nil, fmt.Errorf("%s: configuration: %w", u.id(), err)

@@ -63,7 +63,13 @@ func (m *mesh) traffic(ts *testscript.TestScript, args []string) error {
 		of := traffic.Load{URL: args[3], Proxy: proxy, Body: body, Workers: 4, Rate: 100, Timeout: 30 * time.Second}
 		if m.promised {
 			// Callers enough that those who wait leave others to ask; and from where the caller is, as its application would.
-			of.Workers, of.Trace, of.Dial = 25, true, m.pg.DialerOf(args[2])
+			of.Workers, of.Trace = 25, true
+			if of.Dial, err = m.pg.AppDialerOf(args[2]); err != nil {
+				return err
+			}
+			if of.Dial != nil {
+				of.Proxy = "" // the kernel brings it to the sidecar
+			}
 		}
 		go func() { l.done <- of.Run(ctx, l.tally.Add, l.note) }()
 		return nil

@@ -88,7 +88,8 @@ const (
 	Gateway Program = "isthmus-gateway"
 	Node    Program = "node-proxy" // isthmus-sidecar in node mode
 	Sidecar Program = "isthmus-sidecar"
-	App     Program = "app" // isthmus playground workload
+	Capture Program = "isthmus-capture" // with Netns; it ends once its rules are in force
+	App     Program = "app"             // isthmus playground workload
 )
 
 // unit is one process that the Spec asks for.

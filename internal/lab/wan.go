@@ -74,6 +74,9 @@ func (p *Playground) ensureNetwork(ctx context.Context) error {
 		if err := n.Make(ctx); err != nil {
 			return fmt.Errorf("playground: %w", err)
 		}
+		if err := p.capture(ctx); err != nil {
+			return err
+		}
 	} else if p.state.Running[wanID].alive() {
 		return nil
 	}

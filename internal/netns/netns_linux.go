@@ -132,6 +132,19 @@ func Dial(ctx context.Context, namespace, network, address string) (conn net.Con
 	return conn, err
 }
 
+// DialAs is Dial by another user: rules of the kernel may ask who opens a connection.
+func DialAs(ctx context.Context, namespace string, user int, network, address string) (conn net.Conn, err error) {
+	err = in(Path(namespace), func() error {
+		// Who one is, as the kernel sees it, is a thread's too; only Go's own calls change all threads.
+		if _, _, errno := unix.RawSyscall(unix.SYS_SETRESUID, uintptr(user), uintptr(user), uintptr(user)); errno != 0 {
+			return errno
+		}
+		conn, err = new(net.Dialer).DialContext(ctx, network, address)
+		return err
+	})
+	return conn, err
+}
+
 // Command returns how a program is run in the namespace: by ip, in whose place it then stands.
 func Command(namespace, path string, args []string) (string, []string, error) {
 	ip, err := exec.LookPath("ip")

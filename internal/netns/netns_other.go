@@ -31,5 +31,8 @@ func Do(string, func() error) error { return errLinux }
 // Dial fails.
 func Dial(context.Context, string, string, string) (net.Conn, error) { return nil, errLinux }
 
+// DialAs fails.
+func DialAs(context.Context, string, int, string, string) (net.Conn, error) { return nil, errLinux }
+
 // Command fails.
 func Command(string, string, []string) (string, []string, error) { return "", nil, errLinux }

@@ -230,9 +230,17 @@ func (r *run) load(ctx context.Context) (stop func() error, err error) {
 	}
 	sending, cancel := context.WithCancel(ctx)
 	sent := make(chan error, 2)
+	byAddress, err := r.pg.AppDialerOf(caller)
+	if err != nil {
+		cancel()
+		return nil, err
+	}
 	for _, body := range []string{"", r.secret} {
 		l := traffic.Load{
 			URL: target + r.secret, Proxy: proxy, Dial: r.pg.DialerOf(caller), Body: body, Workers: callers, Rate: r.Rate, Timeout: 30 * time.Second, Trace: true,
+		}
+		if body == "" && byAddress != nil {
+			l.Proxy, l.Dial = "", byAddress // where it can be, one of the two knows of no proxy
 		}
 		go func() { sent <- l.Run(sending, r.tally.Add, r.note) }()
 	}
