@@ -45,6 +45,7 @@ func newSelection(p *plan, h *balance.Health[topology.Target], now func() time.T
 
 // choice is a copy to try now.
 type choice struct {
+	plan      *plan
 	candidate *topology.Candidate
 	pool      *session.Pool
 	tally     *tally // of its cluster
@@ -77,15 +78,20 @@ func (s *selection) next() choice {
 }
 
 func (s *selection) due() (choice, bool) {
+	overdue := probeOverdue
+	if s.repeatable {
+		overdue = 0
+	}
+	if len(s.plan.trials) > 0 {
+		if i, j, ok := s.plan.try(s.now(), overdue); ok {
+			return s.at(i, j), true
+		}
+	}
 	for i := range s.plan.Tiers {
 		if !s.plan.Tiers[i].LastResort {
 			continue
 		}
 		for j := range s.plan.Tiers[i].Candidates {
-			overdue := probeOverdue
-			if s.repeatable {
-				overdue = 0
-			}
 			if s.health.Probe(s.now(), s.plan.Tiers[i].Candidates[j].Target, overdue) {
 				c := s.at(i, j)
 				c.probe = true
@@ -127,7 +133,7 @@ func (s *selection) index(tier *topology.PlanTier) int {
 }
 
 func (s *selection) at(i, j int) choice {
-	return choice{candidate: &s.plan.Tiers[i].Candidates[j], pool: s.plan.pools[i][j], tally: s.plan.tallies[i][j], score: s.plan.scores[i][j]}
+	return choice{plan: s.plan, candidate: &s.plan.Tiers[i].Candidates[j], pool: s.plan.pools[i][j], tally: s.plan.tallies[i][j], score: s.plan.scores[i][j]}
 }
 
 func (s *selection) times(t topology.Target) int {

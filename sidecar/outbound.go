@@ -333,7 +333,9 @@ func (o *Outbound) lost(c choice, inner *session.Requests, lost *session.LostErr
 }
 
 func (o *Outbound) failed(t topology.Target, v balance.Verdict, err error) {
-	if !o.health.Failed(o.now(), t, v, err.Error()) {
+	ejected := o.health.Failed(o.now(), t, v, err.Error())
+	o.resolver.setback(t)
+	if !ejected {
 		return
 	}
 	o.leave(t)
@@ -355,7 +357,12 @@ func (o *Outbound) answeredWith(c choice, status int, took time.Duration) {
 }
 
 // answered takes in that a copy answered.
-func (o *Outbound) answered(c choice) { o.alive(c.candidate.Target) }
+func (o *Outbound) answered(c choice) {
+	if len(c.plan.trials) > 0 {
+		c.plan.proved(o.now(), c.candidate.Target)
+	}
+	o.alive(c.candidate.Target)
+}
 
 // alive takes in that a copy is well.
 func (o *Outbound) alive(t topology.Target) {

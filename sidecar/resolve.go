@@ -37,6 +37,11 @@ type plan struct {
 	snapshot *topology.Snapshot
 	service  *topology.Service
 	version  uint64
+	moves    *moves    // nil: there is no such service
+	moved    uint64    // version of moves
+	until    time.Time // by when places have moved; zero: none does
+	failback topology.Failback
+	trials   []trial
 	pools    [][]*session.Pool // as Plan.Tiers and their Candidates
 	usage    *usage            // nil when there is nowhere to go
 	tallies  [][]*tally        // likewise
@@ -56,11 +61,12 @@ type resolver struct {
 	now       func() time.Time
 	asking    sync.WaitGroup // subscriptions that no request waits for
 
-	mu    sync.RWMutex
-	ended bool                            // guarded by mu; nothing is added to asking any more
-	plans map[topology.Query]*plan        // guarded by mu
-	asked map[topology.ServiceName]answer // guarded by mu
-	used  map[topology.Query]*usage       // guarded by mu; by whom a standby session may be wanted
+	mu     sync.RWMutex
+	ended  bool                            // guarded by mu; nothing is added to asking any more
+	plans  map[topology.Query]*plan        // guarded by mu
+	asked  map[topology.ServiceName]answer // guarded by mu
+	moving map[topology.Query]*moves       // guarded by mu
+	used   map[topology.Query]*usage       // guarded by mu; by whom a standby session may be wanted
 	// strangers are addresses that no service had when control was asked, and when that was.
 	strangers map[netip.Addr]time.Time // guarded by mu
 }
@@ -76,7 +82,7 @@ func newResolver(c Config, h *balance.Health[topology.Target], pace *balance.Pac
 	return &resolver{
 		snapshots: c.Snapshots, subscribe: c.Subscribe, resolve: c.Resolve, strangers: make(map[netip.Addr]time.Time), health: h, pace: pace, sessions: s, tallies: counts, now: c.Now,
 		plans: make(map[topology.Query]*plan), asked: make(map[topology.ServiceName]answer),
-		used: make(map[topology.Query]*usage), outliers: new(balance.Outliers[topology.Target]),
+		used: make(map[topology.Query]*usage), moving: make(map[topology.Query]*moves), outliers: new(balance.Outliers[topology.Target]),
 	}
 }
 
@@ -181,7 +187,7 @@ func (r *resolver) plan(ctx context.Context, q topology.Query) (*plan, error) {
 	r.mu.RLock()
 	p := r.plans[q]
 	r.mu.RUnlock()
-	if p == nil || p.snapshot != snapshot || p.version != version {
+	if p == nil || p.snapshot != snapshot || p.version != version || p.stale(r.now) {
 		p = r.choose(snapshot, q)
 	}
 	if p.err != nil {
@@ -196,9 +202,12 @@ func (r *resolver) holds(p *plan) bool {
 }
 
 func (r *resolver) choose(snapshot *topology.Snapshot, q topology.Query) *plan {
-	suspected, version := r.health.Evidence()
-	p := &plan{snapshot: snapshot, service: snapshot.Service(q.Service), version: version}
-	p.Plan, p.err = topology.Choose(snapshot, q, topology.Load{Suspected: suspected})
+	w := r.outlook(snapshot, q)
+	p := &plan{
+		snapshot: w.snapshot, service: w.snapshot.Service(q.Service), version: w.version, moves: w.moves, moved: w.moved, until: w.until, failback: w.failback,
+	}
+	p.Plan, p.err = topology.Choose(w.snapshot, q, w.load)
+	p.trials = trialsOf(&p.Plan, w.waiting)
 	p.pools, p.tallies = make([][]*session.Pool, len(p.Tiers)), make([][]*tally, len(p.Tiers))
 	p.scores = make([][]*balance.Score, len(p.Tiers))
 	for i, tier := range p.Tiers {
@@ -284,6 +293,11 @@ func (r *resolver) keep(s *topology.Snapshot) {
 	for q, p := range r.plans {
 		if p.snapshot != s {
 			delete(r.plans, q)
+		}
+	}
+	for q := range r.moving {
+		if s.Service(q.Service) == nil {
+			delete(r.moving, q)
 		}
 	}
 }

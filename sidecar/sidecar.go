@@ -226,8 +226,8 @@ func (s *Sidecar) ExplainAsIf(ctx context.Context, q topology.Query, down []stri
 	if err != nil {
 		return topology.Explain(topology.Plan{Query: q}, err), nil
 	}
-	suspected, _ := s.outbound.health.Evidence()
-	x, err := topology.ExplainAsIf(snapshot, q, topology.Load{Suspected: suspected}, down)
+	w := s.outbound.resolver.outlook(snapshot, q)
+	x, err := topology.ExplainAsIf(w.snapshot, q, w.load, down)
 	for i := range x.Rows {
 		r := &x.Rows[i]
 		r.NextTry = s.outbound.health.NextTry(q.Target(r.Cluster, r.Endpoint))

@@ -44,7 +44,7 @@ func (p *plan) standby() (found choice, ok bool) {
 			}
 		}
 		if !ok && best >= 0 && !t.LastResort && !t.Drained {
-			found, ok = choice{candidate: &t.Candidates[best], pool: p.pools[i][best]}, true
+			found, ok = choice{plan: p, candidate: &t.Candidates[best], pool: p.pools[i][best]}, true
 		}
 	}
 	return found, ok

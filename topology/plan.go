@@ -22,6 +22,7 @@ type Plan struct {
 
 // PlanTier is one rank of a Plan. Its candidates' shares add to one.
 type PlanTier struct {
+	ID   TierID
 	Name string // of the policy's tier, or of the default order's
 	// LastResort: every candidate is suspected. Used when all before it failed.
 	LastResort bool

@@ -111,7 +111,7 @@ func arrange(ranked []*rung, policy *Policy, load Load) []PlanTier {
 			sites := r.sites(load)
 			takes = append(takes, min(part(sites, r.key.weights, spill), load.level(LevelKey{Tier: r.id()}).Part))
 			ables = append(ables, able(sites, r.key.weights, spill))
-			t := PlanTier{Name: r.key.name, Candidates: share(r.trusted, sites, r.key.weights, spill, load, r.id())}
+			t := PlanTier{ID: r.id(), Name: r.key.name, Candidates: share(r.trusted, sites, r.key.weights, spill, load, r.id())}
 			t.Limits = tierLimits(r, sites, spill, load)
 			trusted = append(trusted, t)
 		}
@@ -121,7 +121,7 @@ func arrange(ranked []*rung, policy *Policy, load Load) []PlanTier {
 			last  bool
 		}{{r.drained, &drained, false}, {r.suspected, &suspected, true}} {
 			if len(rest.spots) > 0 {
-				*rest.to = append(*rest.to, PlanTier{Name: r.key.name, LastResort: rest.last, Drained: !rest.last, Candidates: equally(rest.spots, r.key.weights)})
+				*rest.to = append(*rest.to, PlanTier{ID: r.id(), Name: r.key.name, LastResort: rest.last, Drained: !rest.last, Candidates: equally(rest.spots, r.key.weights)})
 			}
 		}
 	}

@@ -81,7 +81,7 @@ func (r *Recovery[K]) Observe(now time.Time, able map[K]float64, after, ramp tim
 			held = make(map[K]Rise)
 		}
 		held[k] = p.rise(now, after, ramp)
-		if next := p.next(now, after, ramp); again.IsZero() || next.Before(again) {
+		if next := p.next(now, after, ramp); !next.IsZero() && (again.IsZero() || next.Before(again)) {
 			again = next
 		}
 	}
@@ -129,10 +129,13 @@ func (p *rising) rise(now time.Time, after, ramp time.Duration) Rise {
 	return out
 }
 
-// next is when the level will have changed.
+// next is when the level will have changed; zero: not before it has proved itself.
 func (p *rising) next(now time.Time, after, ramp time.Duration) time.Time {
 	if begin := p.since.Add(after); now.Before(begin) {
 		return begin
+	}
+	if !p.proven && after > 0 {
+		return time.Time{}
 	}
 	return now.Add(max(ramp/rampSteps, leastStep))
 }
