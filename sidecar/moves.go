@@ -52,7 +52,11 @@ func (m *moves) load(now time.Time, s *topology.Snapshot, q topology.Query, susp
 	var trials map[topology.LevelKey]bool
 	for k, r := range held {
 		set(k, topology.Level{Part: r.Level, Why: risingWords(r)})
-		if r.Level == 0 {
+		switch {
+		case r.Level > 0:
+		case q.Datagrams: // nobody answers those to us: that its owner says it is well has to do
+			m.recovery.Proved(now, k, m.failback.After)
+		default:
 			if trials == nil {
 				trials = make(map[topology.LevelKey]bool)
 			}

@@ -198,7 +198,7 @@ func (r *resolver) plan(ctx context.Context, q topology.Query) (*plan, error) {
 
 // holds reports whether a plan says what one that is made now would say.
 func (r *resolver) holds(p *plan) bool {
-	return p != nil && p.snapshot == r.snapshots.Load() && p.version == r.health.Version()
+	return p != nil && p.snapshot == r.snapshots.Load() && p.version == r.health.Version() && !p.stale(r.now)
 }
 
 func (r *resolver) choose(snapshot *topology.Snapshot, q topology.Query) *plan {
