@@ -146,7 +146,15 @@ func (g *Gateway) carry(ctx context.Context, caller *callerStream, id spiffeid.I
 		settled:  make(chan struct{}),
 		aborted:  make(chan struct{}),
 	}
-	_, err := relay.Pipe(ctx, caller, f)
+	var err error
+	if p.Datagrams {
+		err = g.relayDatagrams(ctx, &datagramRelay{
+			near: caller, far: f, answer: true, counts: g.metrics.datagram.of(who, sent),
+			way: func() (*datagramLink, uint64) { return f.datagramWay(g) },
+		})
+	} else {
+		_, err = relay.Pipe(ctx, caller, f)
+	}
 	f.release()
 	if f.code() == streamv1.Code_CODE_UNSPECIFIED {
 		g.metrics.answered(who, streamv1.Code_CODE_UNSPECIFIED, arrived) // the caller didn't wait

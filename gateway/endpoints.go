@@ -44,11 +44,19 @@ type endpoints struct {
 
 func newEndpoints() *endpoints { return &endpoints{states: make(map[endpointKey]*endpointState)} }
 
-// eligible returns the endpoints of e that are ready and serve port.
-func eligible(e *topology.Export, port uint16) []*topology.Endpoint {
+// portsFor returns the ports for datagrams, or else those that are reached over TCP.
+func portsFor(tcp, udp []uint16, datagrams bool) []uint16 {
+	if datagrams {
+		return udp
+	}
+	return tcp
+}
+
+// eligible returns the endpoints of e that are ready and serve port, for datagrams or else over TCP.
+func eligible(e *topology.Export, port uint16, datagrams bool) []*topology.Endpoint {
 	var out []*topology.Endpoint
 	for i := range e.Endpoints {
-		if ep := &e.Endpoints[i]; ep.Ready && slices.Contains(ep.Ports, port) {
+		if ep := &e.Endpoints[i]; ep.Ready && slices.Contains(portsFor(ep.Ports, ep.UDPPorts, datagrams), port) {
 			out = append(out, ep)
 		}
 	}
@@ -57,12 +65,12 @@ func eligible(e *topology.Export, port uint16) []*topology.Endpoint {
 
 // named returns the endpoints at which the one copy with that address is reached: its sidecar, or else whoever stands in for copies without
 // one. None when it is no ready copy.
-func named(e *topology.Export, port uint16, host netip.Addr) []*topology.Endpoint {
+func named(e *topology.Export, port uint16, datagrams bool, host netip.Addr) []*topology.Endpoint {
 	if !slices.Contains(e.Hosts, host) {
 		return nil
 	}
 	var own, standIns []*topology.Endpoint
-	for _, ep := range eligible(e, port) {
+	for _, ep := range eligible(e, port, datagrams) {
 		switch {
 		case ep.StandIn:
 			standIns = append(standIns, ep)

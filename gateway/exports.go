@@ -21,6 +21,7 @@ import (
 
 // incoming is a connection that a gateway of a peer has dialed.
 type incoming struct {
+	conn   *quic.Conn // nil: it came over TCP
 	peer   trust.Peer
 	end    func(quic.ApplicationErrorCode, string)
 	silent atomic.Int64 // streams that were reset because their preamble hadn't come
@@ -103,6 +104,11 @@ func (g *Gateway) serveExport(ctx context.Context, from *incoming, stream lane, 
 	if _, err = stream.Write(preamble.AppendReply(nil, preamble.Reply{Path: []string{v.hop}})); err != nil {
 		far.Abort(err)
 		near.Abort(err)
+	} else if p.Datagrams {
+		err = g.relayDatagrams(ctx, &datagramRelay{
+			near: near, far: far, counts: g.metrics.datagram.of(who, sent),
+			way: func() (*datagramLink, uint64) { return g.datagramWay(from.conn, stream) },
+		})
 	} else {
 		_, err = relay.Pipe(ctx, far, near)
 	}
@@ -129,7 +135,7 @@ func permit(v *view, source topology.ClusterName, p preamble.Preamble) (*topolog
 	switch {
 	case export == nil:
 		return nil, &preamble.Refusal{Code: streamv1.Code_CODE_NOT_EXPORTED, Detail: p.Service.String()}
-	case !slices.Contains(export.Ports, p.Port):
+	case !slices.Contains(portsFor(export.Ports, export.UDPPorts, p.Datagrams), p.Port):
 		return export, &preamble.Refusal{Code: streamv1.Code_CODE_NOT_EXPORTED, Detail: fmt.Sprintf("port %d of %s", p.Port, p.Service)}
 	case !inAudience(export, source):
 		return export, &preamble.Refusal{Code: streamv1.Code_CODE_NOT_ALLOWED, Detail: "cluster " + source.String() + " is not in the audience of " + p.Service.String()}
@@ -139,9 +145,9 @@ func permit(v *view, source topology.ClusterName, p preamble.Preamble) (*topolog
 
 // reach connects to a copy, or to the one that p names; left counts the stream out of it. The error is that ctx ended.
 func (g *Gateway) reach(ctx context.Context, export *topology.Export, p preamble.Preamble) (conn net.Conn, left func(), refusal *preamble.Refusal, err error) {
-	all, what := eligible(export, p.Port), export.Name.String()
+	all, what := eligible(export, p.Port, p.Datagrams), export.Name.String()
 	if p.Host.IsValid() {
-		all, what = named(export, p.Port, p.Host), "copy "+p.Host.String()+" of "+what
+		all, what = named(export, p.Port, p.Datagrams, p.Host), "copy "+p.Host.String()+" of "+what
 	}
 	if len(all) == 0 {
 		return nil, nil, &preamble.Refusal{Code: streamv1.Code_CODE_NO_ENDPOINT, Detail: what}, nil

@@ -13,6 +13,7 @@ import (
 	"github.com/spiffe/go-spiffe/v2/spiffeid"
 	"go.opentelemetry.io/otel/trace"
 
+	"github.com/isthmus-mesh/isthmus/internal/datagram"
 	"github.com/isthmus-mesh/isthmus/internal/drain"
 	"github.com/isthmus-mesh/isthmus/internal/drill"
 	"github.com/isthmus-mesh/isthmus/internal/ready"
@@ -27,6 +28,8 @@ type Gateway struct {
 	metrics   *metrics
 	socket    *socket
 	windows   windows
+	datagrams datagramLinks
+	waiting   *datagram.Budget // of all datagrams that wait
 	endpoints *endpoints
 	carried   carried
 	drain     drain.Drain
@@ -61,6 +64,7 @@ func New(cfg Config) (*Gateway, error) {
 		log:       cfg.Log,
 		tracer:    cfg.Tracer.Tracer("github.com/isthmus-mesh/isthmus/gateway"),
 		endpoints: newEndpoints(),
+		waiting:   datagram.NewBudget(datagramBudget),
 		changed:   make(chan struct{}, 1),
 		leaving:   make(chan struct{}),
 		accepted:  make(map[topology.ClusterName]int),

@@ -31,18 +31,18 @@ func TestNamed(t *testing.T) {
 		"10.2.0.3":  "",
 	} {
 		var got []string
-		for _, ep := range named(e, 80, addr(host)) {
+		for _, ep := range named(e, 80, false, addr(host)) {
 			got = append(got, ep.ID)
 		}
 		if strings.Join(got, " ") != want {
 			t.Errorf("%s: %v, want %s", host, got, want)
 		}
 	}
-	if got := named(e, 81, addr("10.2.0.1")); len(got) > 0 {
+	if got := named(e, 81, false, addr("10.2.0.1")); len(got) > 0 {
 		t.Errorf("on a port that it does not serve: %v", got)
 	}
 	e.Endpoints[0].Ready = false
-	for _, ep := range named(e, 80, addr("10.2.0.1")) {
+	for _, ep := range named(e, 80, false, addr("10.2.0.1")) {
 		if !ep.StandIn {
 			t.Errorf("one that is not ready: %v", ep.ID)
 		}

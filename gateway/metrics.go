@@ -34,6 +34,8 @@ type metrics struct {
 
 	mu       sync.Mutex
 	services map[topology.ServiceName]struct{} // guarded by mu
+
+	datagram datagramMetrics
 }
 
 func newMetrics(r prometheus.Registerer, g *Gateway) (*metrics, error) {
@@ -64,11 +66,12 @@ func newMetrics(r prometheus.Registerer, g *Gateway) (*metrics, error) {
 			Name: "isthmus_gateway_connections_shed_total", Help: "Connections of sidecars that were dropped because there were too many.",
 		}),
 		services: make(map[topology.ServiceName]struct{}),
+		datagram: newDatagramMetrics(),
 	}
 	var errs []error
-	for _, c := range []prometheus.Collector{
+	for _, c := range append(m.datagram.collectors(),
 		m.streams, m.broken, m.carried, m.active, m.answer, m.hedges, m.failed, m.endpoints, m.lost, m.paths, m.shed, &linkCollector{g},
-	} {
+	) {
 		errs = append(errs, r.Register(c))
 	}
 	return m, errors.Join(errs...)

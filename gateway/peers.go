@@ -98,7 +98,7 @@ func (g *Gateway) servePeer(ctx context.Context, conn *quic.Conn) {
 		end(closeProtocol, err.Error())
 	})
 	wg.Go(func() { g.tell(conn.Context(), peer, writer) })
-	from := &incoming{peer: peer, end: end}
+	from := &incoming{conn: conn, peer: peer, end: end}
 	for {
 		stream, err := conn.AcceptStream(conn.Context())
 		if err != nil {

@@ -61,6 +61,7 @@ func (g *Gateway) quicConfig(streams int64) *quic.Config {
 		InitialConnectionReceiveWindow: connectionWindow,
 		MaxConnectionReceiveWindow:     maxConnectionWindow,
 		AllowConnectionWindowIncrease:  g.windows.grow,
+		EnableDatagrams:                true, // quic-go holds 128 that nobody takes, and drops the others
 		MaxIncomingStreams:             streams,
 		MaxIncomingUniStreams:          -1,
 	}
