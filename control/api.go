@@ -27,6 +27,7 @@ func (c *Control) API() http.Handler {
 	mux.HandleFunc("GET /v1/problems", func(w http.ResponseWriter, _ *http.Request) { answer(w, notNil(c.manifests().Problems)) })
 	mux.HandleFunc("GET /v1/introduction", func(w http.ResponseWriter, _ *http.Request) { answer(w, c.Introduction()) })
 	mux.HandleFunc("GET /v1/traffic", c.getTraffic)
+	mux.HandleFunc("GET "+admin.TimelinePath, c.getTimeline)
 	mux.HandleFunc("GET /v1/proxies", func(w http.ResponseWriter, _ *http.Request) { answer(w, c.proxies()) })
 	mux.HandleFunc("DELETE /v1/proxies/{program}/{name}", c.removeProxy)
 	mux.HandleFunc("POST /v1/tokens", c.postToken)

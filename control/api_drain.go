@@ -53,6 +53,7 @@ func (c *Control) putDrain(w http.ResponseWriter, r *http.Request) {
 	}
 	if !already && !ask.DryRun {
 		c.cfg.Log.WarnContext(r.Context(), "drained by an operator", "service", ask.Service, "over", ask.Over, "force", ask.Force)
+		c.noteDrain(admin.EventDrain, ask.Service, fmt.Sprintf("%s is drained, over %s, by an operator", c.cfg.Cluster, ask.Over))
 		c.poke()
 	}
 	out := c.drainsOf(p, next)
@@ -79,11 +80,21 @@ func (c *Control) deleteDrain(w http.ResponseWriter, r *http.Request) {
 	}
 	if !none && !dry {
 		c.cfg.Log.WarnContext(r.Context(), "taken into use again by an operator", "service", service)
+		c.noteDrain(admin.EventUndrain, service, fmt.Sprintf("%s is in use again, by an operator", c.cfg.Cluster))
 		c.poke()
 	}
 	out := c.drainsOf(p, next)
 	out.DryRun, out.Already = dry, none
 	answer(w, out)
+}
+
+// noteDrain puts a drain, or its end, into the timeline: of one service, or of the cluster.
+func (c *Control) noteDrain(kind, service, detail string) {
+	var name topology.ServiceName
+	if service != "" {
+		name, _ = topology.ParseServiceName(service) // it was parsed before
+	}
+	c.timeline.tell(kind, name, detail)
 }
 
 func drainCode(err error) int {

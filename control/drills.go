@@ -31,6 +31,7 @@ type drills struct {
 	now  func() time.Time
 	log  *slog.Logger
 	wake func()
+	note func(service topology.ServiceName, what string) // for the timeline
 
 	mu    sync.Mutex
 	on    map[topology.ServiceName]*heldDrill // guarded by mu
@@ -44,8 +45,8 @@ type heldDrill struct {
 	word topology.Drill // as programs are told
 }
 
-func newDrills(now func() time.Time, log *slog.Logger, wake func()) *drills {
-	return &drills{now: now, log: log, wake: wake, on: make(map[topology.ServiceName]*heldDrill)}
+func newDrills(now func() time.Time, log *slog.Logger, wake func(), note func(topology.ServiceName, string)) *drills {
+	return &drills{now: now, log: log, wake: wake, note: note, on: make(map[topology.ServiceName]*heldDrill)}
 }
 
 // begin begins a drill that was found to make sense.
@@ -66,6 +67,7 @@ func (d *drills) begin(name topology.ServiceName, as admin.Drill, lasts time.Dur
 	h.renew(now)
 	d.on[name] = h
 	d.log.Warn("drill begun: the service looks dead here", "drill", h.ID, "service", h.Service, "how", h.How, "ends", h.Ends)
+	d.note(name, fmt.Sprintf("drill %s begins: %s looks dead to callers (%s), until %s at the latest", h.ID, h.Cluster, h.How, h.Ends.UTC().Format(time.TimeOnly)))
 	d.wake()
 	return h.Drill, nil
 }
@@ -113,6 +115,7 @@ func (d *drills) end(name topology.ServiceName, at time.Time, why string) admin.
 	d.ended = slices.Insert(d.ended, 0, h.Drill)
 	d.ended = d.ended[:min(len(d.ended), keptDrills)]
 	d.log.Info("drill ended", "drill", h.ID, "service", h.Service, "why", why)
+	d.note(name, fmt.Sprintf("drill %s of %s ends: %s", h.ID, h.Cluster, why))
 	d.wake()
 	return h.Drill
 }

@@ -134,6 +134,9 @@ func (l *loop) step(ctx context.Context) (again time.Duration) {
 		links: l.links.snapshot(), addresses: l.addresses, hosts: l.hosts, cidr: c.cfg.ClusterSetCIDR, complete: complete,
 		pods: c.cfg.PodCIDRs, peerPods: c.cfg.PeerPodCIDRs,
 	})
+	if before := c.present.Load(); before != nil {
+		c.timeline.observe(before.world, w)
+	}
 	l.setAddresses(ctx, w.addresses, w.hosts)
 	l.setOwn(ctx, &w.own)
 	l.readmit(objects, fleet.roster)

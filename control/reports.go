@@ -22,6 +22,7 @@ func (c *Control) report(s *configstream.Session, r *configv1.Report) {
 	}
 	c.traffic.report(s, r)
 	c.served.report(s, r, c.serves)
+	c.timeline.report(s, r, s.Holds)
 }
 
 // gone notes that a program's stream has ended.

@@ -17,10 +17,12 @@ import (
 	"github.com/spiffe/go-spiffe/v2/spiffeid"
 	"github.com/spiffe/go-spiffe/v2/svid/x509svid"
 
+	"github.com/isthmus-mesh/isthmus/api/admin"
 	"github.com/isthmus-mesh/isthmus/federation"
 	"github.com/isthmus-mesh/isthmus/internal/atomicfile"
 	"github.com/isthmus-mesh/isthmus/internal/configstream"
 	"github.com/isthmus-mesh/isthmus/internal/telemetry"
+	"github.com/isthmus-mesh/isthmus/topology"
 	"github.com/isthmus-mesh/isthmus/trust"
 	"github.com/isthmus-mesh/isthmus/trust/bundleendpoint"
 )
@@ -35,6 +37,7 @@ const (
 	heardFile        = "peers-heard.json"
 	revocationsFile  = "revocations.json"
 	drainsFile       = "drains.json"
+	timelineFile     = "timeline.json"
 	trustBundleFile  = "trust-bundle.pem"
 	domainsFile      = "federated-domains.json"
 	domainsFolder    = "federated-bundles"
@@ -80,6 +83,7 @@ type Control struct {
 	acks      acknowledgements
 	revoked   *revocations
 	drains    *drains
+	timeline  *timeline
 	taking    sync.Mutex     // one takeRoots at a time
 	told      *trust.Bundles // of all trust domains, as the programs are told of them
 	metrics   *metrics
@@ -140,6 +144,10 @@ func New(cfg Config) (*Control, error) {
 	if err = c.openFederation(); err != nil {
 		return nil, err
 	}
+	c.timeline = newTimeline(cfg.Cluster.String(), cfg.Now)
+	if err = c.timeline.read(c.path(timelineFile)); err != nil {
+		cfg.Log.Error("what happened before is lost", "error", err)
+	}
 	if c.drains, err = openDrains(c.path(drainsFile), cfg.Now); err != nil {
 		return nil, err
 	}
@@ -149,7 +157,7 @@ func New(cfg Config) (*Control, error) {
 	c.fleet.svidLifetime = c.authority.State().SVIDLifetime
 	c.directory = &directory{domain: cfg.Domain, registry: cfg.Registry, fleet: c.fleet, nodes: nodeNames{cfg.NodeProxies, cfg.Attestor != nil}}
 	c.leases = newLeases(c.directory, cfg.Now)
-	c.drills = newDrills(cfg.Now, cfg.Log, c.poke)
+	c.drills = newDrills(cfg.Now, cfg.Log, c.poke, func(s topology.ServiceName, what string) { c.timeline.tell(admin.EventDrill, s, what) })
 	c.traffic, c.served = newTraffic(cfg.Now, c.knowsCluster), newServed(cfg.Now)
 	c.stream = configstream.NewServer(configstream.ServerConfig{
 		Log: cfg.Log, Peer: c.peerID, Admit: c.directory.admit, Lease: c.leases.lease,
@@ -318,7 +326,7 @@ func (c *Control) Run(ctx context.Context) error {
 		renew = func(ctx context.Context) error { <-ctx.Done(); return nil } // the authority follows who we are
 	}
 	parts := []func(context.Context) error{
-		l.follow, c.authority.Run, c.followRoots, renew, c.guard.Run, c.member.Run, c.follower.Run, c.serveGRPC,
+		l.follow, c.authority.Run, c.followRoots, renew, c.guard.Run, c.member.Run, c.follower.Run, c.serveGRPC, c.keepTimeline,
 	}
 	if c.cfg.Socket != nil {
 		parts = append(parts, func(ctx context.Context) error { return telemetry.ServeHTTP(ctx, c.cfg.Socket, c.API()) })

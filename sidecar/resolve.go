@@ -58,6 +58,7 @@ type resolver struct {
 	outliers  *balance.Outliers[topology.Target]
 	sessions  *session.Set
 	tallies   *tallies
+	turns     turns
 	now       func() time.Time
 	asking    sync.WaitGroup // subscriptions that no request waits for
 
@@ -225,6 +226,7 @@ func (r *resolver) choose(snapshot *topology.Snapshot, q topology.Query) *plan {
 		clear(r.plans)
 	}
 	if p.service != nil { // names that do not exist are not worth keeping
+		r.turns.note(&p.Plan, r.now())
 		r.plans[q] = p
 	}
 	if p.err == nil {

@@ -123,8 +123,10 @@ func (t *tallies) report(all bool) []*configv1.Traffic {
 
 // Account returns what control is to know of what the sidecar carries, as configstream.Client.Account wants it; nil: there is nothing new.
 func (s *Sidecar) Account(all bool) *configv1.Report {
-	r := &configv1.Report{Traffic: s.outbound.tallies.report(all), Served: s.inbound.services.report(all)}
-	if len(r.GetTraffic())+len(r.GetServed()) == 0 && !all {
+	r := &configv1.Report{
+		Traffic: s.outbound.tallies.report(all), Served: s.inbound.services.report(all), Turns: s.outbound.resolver.turns.report(all, s.config.Now()),
+	}
+	if len(r.GetTraffic())+len(r.GetServed())+len(r.GetTurns()) == 0 && !all {
 		return nil
 	}
 	return r

@@ -14,6 +14,7 @@
 //	POST /v1/tokens                 TokenRequest → Token
 //	GET  /v1/trust                  Trust
 //	GET  /v1/trust/bundles/{trust domain}          BundleDocument
+//	GET  /v1/timeline?service=S&since=D             Timeline
 //	GET  /v1/drains                 Drains
 //	PUT  /v1/drains                 DrainRequest → Drains
 //	DELETE /v1/drains?service=S[&dry_run=true] → Drains; without a service: the cluster's own
