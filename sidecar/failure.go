@@ -28,6 +28,7 @@ const (
 	CodeBudget      Code = "IST2012" // failed, and the retry budget is used up
 	CodeUnsupported Code = "IST2013" // CONNECT in a form that isn't served
 	CodeTooLarge    Code = "IST2014" // too many headers
+	CodeDeadline    Code = "IST2015" // the caller's deadline is over, or too near
 	CodeNotServed   Code = "IST2101" // the called workload does not serve this
 	CodeAppDown     Code = "IST2102" // the called application does not take connections
 	CodeAppBroke    Code = "IST2103" // the called application broke off
@@ -36,6 +37,7 @@ const (
 	CodeNoUser      Code = "IST2106" // an end user's token is missing, or no good
 	CodeTooMany     Code = "IST2107" // above a quota
 	CodeDrill       Code = "IST2108" // a failover drill makes the called workload look dead
+	CodeAppLate     Code = "IST2109" // the called application did not answer before the caller's deadline
 )
 
 var errEnding = errors.New("this sidecar is ending")
@@ -82,12 +84,12 @@ func fail(status int, code Code, format string, args ...any) *Failure {
 }
 
 // write answers r with f: as plain text, or, when r is a gRPC call, as the status UNAVAILABLE, PERMISSION_DENIED,
-// UNAUTHENTICATED or RESOURCE_EXHAUSTED with the text.
+// UNAUTHENTICATED, RESOURCE_EXHAUSTED or DEADLINE_EXCEEDED with the text.
 func (f *Failure) write(w http.ResponseWriter, r *http.Request) {
 	h := w.Header()
 	maps.Copy(h, f.Header)
 	h.Set(headerError, string(f.Code))
-	if strings.HasPrefix(r.Header.Get("Content-Type"), "application/grpc") {
+	if isGRPC(r) {
 		status := "14"
 		switch f.Status {
 		case http.StatusForbidden:
@@ -96,6 +98,8 @@ func (f *Failure) write(w http.ResponseWriter, r *http.Request) {
 			status = "16"
 		case http.StatusTooManyRequests:
 			status = "8"
+		case http.StatusGatewayTimeout:
+			status = "4"
 		}
 		h.Set("Content-Type", "application/grpc")
 		h.Set("Grpc-Status", status)

@@ -124,7 +124,7 @@ func (f *forwarding) attempt(c choice) (*http.Response, outcome) {
 		return nil, outcome{err: errors.New("the request's body is gone")}
 	}
 	req := new(*f.request)
-	req.Body = body
+	req.Body, req.Header = body, tellLeft(ctx, req.Header)
 	req.Cancel = f.race.off //nolint:staticcheck // SA1019: a context would cost five times as much, for each request; this is HTTP/2, which minds it at no cost
 	began := f.now()
 	resp, err := inner.RoundTrip(req, func(lost *session.LostError) { f.blame(c, inner, lost) })
@@ -132,6 +132,7 @@ func (f *forwarding) attempt(c choice) (*http.Response, outcome) {
 		_ = body.Close()
 		f.release(inner)
 		if ctx.Err() != nil {
+			f.ranOut(c, began)
 			return nil, outcome{err: ctx.Err()}
 		}
 		if f.race.calledOff() {
@@ -228,6 +229,8 @@ func (f *forwarding) giveUp(out outcome) *Failure {
 		failure.Text = "no application of " + name + " took the request, and its body is too long to be kept for another try (64 KiB): "
 	case len(f.tried) >= maxAttempts:
 		failure.Text = "no copy of " + name + " answered: "
+	case f.hopeless(f.next().candidate.Target):
+		return tooLate(f.call.query, f.words())
 	case !f.outbound.budget(f.call.query.Service).Withdraw(f.now(), cost):
 		f.outbound.metrics.overBudget.WithLabelValues(f.call.query.Service.String()).Inc()
 		failure.Code = CodeBudget

@@ -145,7 +145,7 @@ func (f *forwarding) Late(since time.Time, certain bool) {
 		return
 	}
 	c, ok := f.beside(r.first)
-	if !ok || !f.affordable(certain) {
+	if !ok || f.hopeless(c.candidate.Target) || !f.affordable(certain) {
 		return
 	}
 	done, ok := o.work.Add()

@@ -153,12 +153,17 @@ func (o *Outbound) serve(w http.ResponseWriter, r *http.Request, where destinati
 	defer done()
 	q, failure := where(r)
 	ctx, c := o.begin(r, q)
+	ctx, cancel := within(ctx, timeoutOf(r.Header))
+	defer cancel()
 	r = r.WithContext(ctx)
 	whole := false
 	defer func() {
 		if !whole && c.failure == nil { // a panic is on its way: what was promised to the application won't come
 			c.status = 0
-			if ctx.Err() != nil {
+			switch {
+			case expired(ctx):
+				c.failure = tooLate(q, "")
+			case ctx.Err() != nil:
 				c.status = statusClientClosed
 			}
 		}
@@ -276,7 +281,9 @@ func (o *Outbound) modifyResponse(resp *http.Response) error {
 // answerError answers when no response came, or one that can't be passed on.
 func (o *Outbound) answerError(w http.ResponseWriter, r *http.Request, err error) {
 	c := callOf(r.Context())
-	if r.Context().Err() != nil {
+	if expired(r.Context()) {
+		err = tooLate(c.query, "")
+	} else if r.Context().Err() != nil {
 		panic(http.ErrAbortHandler)
 	}
 	failure, ok := errors.AsType[*Failure](err)

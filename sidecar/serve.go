@@ -56,7 +56,9 @@ func (in *Inbound) serve(w http.ResponseWriter, r *http.Request) {
 	g := in.keeper.present()
 	v := &visit{arrival: a, started: in.now(), guards: g, to: g.portOf(a)}
 	ctx, v.span = in.tracer.Start(ctx, r.Method+" "+a.service.String(), trace.WithSpanKind(trace.SpanKindServer))
-	r = r.WithContext(context.WithValue(ctx, visitKey{}, v))
+	ctx, cancel := within(context.WithValue(ctx, visitKey{}, v), millisecondsOf(r.Header.Get(headerTimeout)))
+	defer cancel()
+	r = r.WithContext(ctx)
 	whole := false
 	defer func() {
 		if !whole {
@@ -138,6 +140,7 @@ func (in *Inbound) rewrite(p *httputil.ProxyRequest) {
 		p.Out.Header.Set("Expect", expect)
 	}
 	p.Out.Header.Set(headerCaller, v.peer.ID.String())
+	tellApp(p.Out.Context(), p.Out.Header)
 	in.propagator.Inject(p.Out.Context(), propagation.HeaderCarrier(p.Out.Header))
 	p.Out.URL.Scheme, p.Out.URL.Host = "http", v.service.String() // apps puts the address in
 	p.Out.Host = p.In.Host
@@ -160,10 +163,12 @@ func (in *Inbound) modifyResponse(resp *http.Response) error {
 
 // answerError answers when the application did not.
 func (in *Inbound) answerError(w http.ResponseWriter, r *http.Request, err error) {
-	if r.Context().Err() != nil {
+	v := visitOf(r.Context())
+	if expired(r.Context()) {
+		err = &Failure{Status: http.StatusGatewayTimeout, Code: CodeAppLate, Text: "the application behind " + v.service.String() + " did not answer before the caller's deadline", Err: errDeadline}
+	} else if r.Context().Err() != nil {
 		panic(http.ErrAbortHandler)
 	}
-	v := visitOf(r.Context())
 	failure, ok := errors.AsType[*Failure](err)
 	if !ok {
 		failure = &Failure{Status: http.StatusBadGateway, Code: CodeAppBroke, Text: "the application behind " + v.service.String() + " broke off", Err: err}

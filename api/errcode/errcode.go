@@ -99,6 +99,11 @@ var entries = []Entry{
 		"Look at cookies and forwarded headers.",
 	},
 	{
+		"IST2015", "The caller's deadline is over, or too near",
+		"The application said how long it waits for the answer (grpc-timeout, x-envoy-upstream-rq-timeout-ms), and there was none by then; or a try had failed and too little was left for another.",
+		"The answer says what was tried. See how long answers take: isthmus_request_duration_seconds.",
+	},
+	{
 		"IST2101", "The called workload does not serve this",
 		"The call reached the sidecar of a workload that serves no such service or port: what its caller knew was old.",
 		"It passes by itself. If it stays: compare isthmus get services there with isthmus get endpoints here.",
@@ -137,5 +142,10 @@ var entries = []Entry{
 		"IST2108", "A failover drill is on",
 		"Somebody rehearses a failover (isthmus drill): the called workload's cluster looks dead for this service, so nothing was executed there, and the caller's sidecar goes elsewhere.",
 		"Nothing, if another cluster answers: that is what is rehearsed. See isthmus drill list; isthmus drill stop ends it.",
+	},
+	{
+		"IST2109", "The application did not answer before the caller's deadline",
+		"The caller had said how long it waits. The called sidecar gave up at that time and cancelled the request at its application, which may have carried it out.",
+		"Find out why the application takes so long, or let the caller wait longer.",
 	},
 }

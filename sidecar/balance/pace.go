@@ -74,6 +74,17 @@ func (p *Pace[K]) Heard(now time.Time, k K, took time.Duration) {
 	c.mean += (took - c.mean) / 8
 }
 
+// Mean is how long an answer of k takes; 0: none has come.
+func (p *Pace[K]) Mean(k K) time.Duration {
+	c := p.of(k)
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.mean
+}
+
+// Unheard reports whether nothing came from k since then.
+func (p *Pace[K]) Unheard(k K, since time.Time) bool { return p.of(k).heard.Load() < since.UnixNano() }
+
 // Patience is how long an answer of k may take before it is overdue.
 func (p *Pace[K]) Patience(k K) time.Duration {
 	c := p.of(k)
