@@ -85,7 +85,7 @@ func h2Near(ctx context.Context, dir, address, far string) error {
 	}
 	protocols := new(http.Protocols)
 	protocols.SetHTTP2(true)
-	client := &http.Client{Transport: &http.Transport{TLSClientConfig: config, Protocols: protocols, HTTP2: &http.HTTP2Config{
+	client := &http.Client{Transport: &http.Transport{TLSClientConfig: config, Protocols: protocols, IdleConnTimeout: cutFor / 2, HTTP2: &http.HTTP2Config{
 		MaxReceiveBufferPerStream: 4 << 20, MaxReceiveBufferPerConnection: 16 << 20,
 	}}}
 	return accept(ctx, address, func(c net.Conn) {

@@ -7,7 +7,8 @@
 //	isthmus  our gateways, QUIC with mutual TLS between them
 //
 // What the client does, by turns: requests (128 bytes for 1 KiB) on 64 connections that are kept; a new connection for each request, 32 at a time; and
-// one download, as fast as it goes. Figures are of this machine and this run: compare within a line.
+// one download, as fast as it goes. Figures are of this machine and this run: compare within a line. "-markdown docs/benchmarks.md" puts them into that
+// page, between its two marks.
 package main
 
 import (
@@ -18,6 +19,7 @@ import (
 	"fmt"
 	"os"
 	"os/signal"
+	"path/filepath"
 	"strconv"
 	"strings"
 	"syscall"
@@ -48,6 +50,7 @@ type options struct {
 	each     time.Duration
 	binaries string
 	report   string
+	markdown string
 }
 
 func parse(args []string) (o options, err error) {
@@ -56,9 +59,10 @@ func parse(args []string) (o options, err error) {
 	losses := flags.String("loss", "0,0.1,1,3", "losses, in percent, each way")
 	ways := flags.String("ways", "direct,haproxy,h2,isthmus", "what is measured")
 	loads := flags.String("loads", "kept,new,bulk", "what the client does")
-	flags.DurationVar(&o.each, "each", 4*time.Second, "how long each measurement takes")
+	flags.DurationVar(&o.each, "each", 2600*time.Millisecond, "how long each measurement takes")
 	flags.StringVar(&o.binaries, "binaries", "bin", "folder of the programs")
 	flags.StringVar(&o.report, "report", "", "file for the figures, as JSON")
+	flags.StringVar(&o.markdown, "markdown", "", "page that the figures are put into, or made of")
 	if err = flags.Parse(args); err != nil {
 		return o, err
 	}
@@ -75,6 +79,9 @@ func parse(args []string) (o options, err error) {
 			return o, fmt.Errorf("-loss %q: %w", s, err)
 		}
 		o.losses = append(o.losses, percent/100)
+	}
+	if o.binaries, err = filepath.Abs(o.binaries); err != nil {
+		return o, err
 	}
 	o.ways, o.loads = strings.Split(*ways, ","), strings.Split(*loads, ",")
 	return o, nil
@@ -103,6 +110,9 @@ func run(ctx context.Context, args []string) error {
 			e = os.WriteFile(o.report, append(b, '\n'), 0o644)
 		}
 		err = errors.Join(err, e)
+	}
+	if o.markdown != "" && err == nil {
+		err = putInto(o.markdown, summary(figures, o.each))
 	}
 	return err
 }

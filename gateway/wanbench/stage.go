@@ -22,9 +22,10 @@ import (
 
 // way is one way from the client to the server.
 type way struct {
-	name string
-	pids []int // of what carries it, beside the kernel
-	path path
+	name      string
+	pids      []int // of what carries it, beside the kernel
+	path      path
+	mayUseUDP bool
 }
 
 // stage is two clusters with a WAN between, the ways across, and a server at the end of each.
@@ -249,17 +250,62 @@ func cpu(pids []int) (sum time.Duration) {
 	return sum
 }
 
-// memory is how much of the machine's memory processes hold, in bytes.
-func memory(pids []int) (sum int64) {
+// memory is how much of the machine's memory processes hold, in bytes: all of it, and what is of no file.
+func memory(pids []int) (resident, own int64) {
 	for _, pid := range pids {
-		b, err := os.ReadFile(fmt.Sprintf("/proc/%d/statm", pid))
+		b, err := os.ReadFile(fmt.Sprintf("/proc/%d/status", pid))
 		if err != nil {
 			continue
 		}
-		if f := strings.Fields(string(b)); len(f) > 1 {
-			pages, _ := strconv.ParseInt(f[1], 10, 64)
-			sum += pages * int64(os.Getpagesize())
+		for line := range strings.Lines(string(b)) {
+			f := strings.Fields(line)
+			if len(f) < 2 {
+				continue
+			}
+			kb, _ := strconv.ParseInt(f[1], 10, 64)
+			switch f[0] {
+			case "VmRSS:":
+				resident += kb << 10
+			case "RssAnon:":
+				own += kb << 10
+			}
 		}
 	}
-	return sum
+	return resident, own
+}
+
+// datagrams is how many UDP packets have come to and gone from the hosts of processes.
+func datagrams(pids []int) (sum int64) {
+	for _, pid := range pids {
+		b, err := os.ReadFile(fmt.Sprintf("/proc/%d/net/snmp", pid))
+		if err != nil {
+			continue
+		}
+		for line := range strings.Lines(string(b)) {
+			f := strings.Fields(line)
+			if len(f) > 4 && f[0] == "Udp:" && f[1] != "InDatagrams" {
+				in, _ := strconv.ParseInt(f[1], 10, 64)
+				out, _ := strconv.ParseInt(f[4], 10, 64)
+				sum += in + out
+			}
+		}
+	}
+	return sum / 2 // each way has two ends
+}
+
+// datagramsAtRest is how many a second there are when nobody asks for anything.
+func (s *stage) datagramsAtRest() float64 {
+	var pids []int
+	for _, w := range s.ways {
+		if w.mayUseUDP {
+			pids = append(pids, w.pids...)
+		}
+	}
+	if len(pids) == 0 {
+		return 0
+	}
+	const look = 300 * time.Millisecond
+	before := datagrams(pids)
+	time.Sleep(look)
+	return float64(datagrams(pids)-before) / look.Seconds()
 }

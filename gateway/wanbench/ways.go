@@ -27,7 +27,7 @@ type path struct {
 
 // isthmus is dialled as sidecars do: TLS to a gateway of the own cluster, by turns, and a preamble with the first bytes.
 func (s *stage) isthmus() way {
-	w := way{path: path{
+	w := way{mayUseUDP: true, path: path{
 		State: filepath.Join(s.pg.Dir(), "eu", "web-sidecar", "state"), Roots: filepath.Join(s.pg.Dir(), "eu", "control", "state", "trust-bundle.pem"),
 	}}
 	for _, name := range []string{"gateway-0", "gateway-1"} {
