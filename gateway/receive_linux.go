@@ -22,7 +22,7 @@ const (
 	maxBurst = 1 << 16
 	// burstsAtOnce is how many buffers are taken from the kernel with one call. Where nothing is joined, only the first bytes of a buffer are ever
 	// touched.
-	burstsAtOnce = 8
+	burstsAtOnce = 4
 	// controlSize is room for what comes with a buffer: the size of its packets, ECN and the local address.
 	controlSize = 128
 )
