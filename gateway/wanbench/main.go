@@ -51,9 +51,12 @@ type options struct {
 	binaries string
 	report   string
 	markdown string
+
+	congestion string
 }
 
-func parse(args []string) (o options, err error) {
+func parse(args []string) (options, error) {
+	var o options
 	flags := flag.NewFlagSet("wanbench", flag.ContinueOnError)
 	rtts := flags.String("rtt", "0,20,80", "round trips, in ms")
 	losses := flags.String("loss", "0,0.1,1,3", "losses, in percent, each way")
@@ -62,8 +65,9 @@ func parse(args []string) (o options, err error) {
 	flags.DurationVar(&o.each, "each", 2600*time.Millisecond, "how long each measurement takes")
 	flags.StringVar(&o.binaries, "binaries", "bin", "folder of the programs")
 	flags.StringVar(&o.report, "report", "", "file for the figures, as JSON")
+	flags.StringVar(&o.congestion, "congestion", "", "TCP's congestion control on every host, such as cubic; the default is the kernel's")
 	flags.StringVar(&o.markdown, "markdown", "", "page that the figures are put into, or made of")
-	if err = flags.Parse(args); err != nil {
+	if err := flags.Parse(args); err != nil {
 		return o, err
 	}
 	for s := range strings.SplitSeq(*rtts, ",") {
@@ -80,11 +84,10 @@ func parse(args []string) (o options, err error) {
 		}
 		o.losses = append(o.losses, percent/100)
 	}
-	if o.binaries, err = filepath.Abs(o.binaries); err != nil {
-		return o, err
-	}
 	o.ways, o.loads = strings.Split(*ways, ","), strings.Split(*loads, ",")
-	return o, nil
+	binaries, err := filepath.Abs(o.binaries)
+	o.binaries = binaries
+	return o, err
 }
 
 func run(ctx context.Context, args []string) error {
@@ -112,7 +115,7 @@ func run(ctx context.Context, args []string) error {
 		err = errors.Join(err, e)
 	}
 	if o.markdown != "" && err == nil {
-		err = putInto(o.markdown, summary(figures, o.each))
+		err = putInto(o.markdown, summary(figures, o))
 	}
 	return err
 }

@@ -69,6 +69,9 @@ func newStage(ctx context.Context, o options) (s *stage, err error) {
 	if s.status, err = s.pg.Status(ctx); err != nil {
 		return s, err
 	}
+	if err = s.congest(ctx); err != nil {
+		return s, err
+	}
 	// The workload's sidecar makes room for the server: to the gateways it is one, and what they carry are bytes.
 	if _, err = s.pg.Stop(ctx, time.Second, "us/checkout"); err != nil {
 		return s, err
@@ -107,6 +110,25 @@ func newStage(ctx context.Context, o options) (s *stage, err error) {
 		s.ways = append(s.ways, w)
 	}
 	return s, s.answering(ctx)
+}
+
+// congest sets TCP's congestion control for the connections that are made from now on.
+func (s *stage) congest(ctx context.Context) error {
+	if s.congestion == "" {
+		return nil
+	}
+	for _, cluster := range s.status.Clusters {
+		for _, p := range cluster.Processes {
+			path, args, err := netns.Command(s.pg.NamespaceOf(cluster.Name, p.Name), "sysctl", []string{"-q", "-w", "net.ipv4.tcp_congestion_control=" + s.congestion})
+			if err != nil {
+				return err
+			}
+			if out, err := exec.CommandContext(ctx, path, args...).CombinedOutput(); err != nil {
+				return fmt.Errorf("-congestion %s: %w: %s", s.congestion, err, out)
+			}
+		}
+	}
+	return nil
 }
 
 // answering waits until every way leads to the server.

@@ -11,10 +11,10 @@ import (
 )
 
 // summary is what a page says of figures, as Markdown.
-func summary(all []figure, each time.Duration) string {
+func summary(all []figure, o options) string {
 	var b strings.Builder
 	fmt.Fprintf(&b, "Of %d processors, Linux %s; TCP's congestion control is %s. Each cell is one measurement of %s.\n",
-		runtime.NumCPU(), kernel("/proc/sys/kernel/osrelease"), strings.ToUpper(kernel("/proc/sys/net/ipv4/tcp_congestion_control")), each)
+		runtime.NumCPU(), kernel("/proc/sys/kernel/osrelease"), strings.ToUpper(cmp.Or(o.congestion, kernel("/proc/sys/net/ipv4/tcp_congestion_control"))), o.each)
 	var ways []string
 	for _, f := range all {
 		if !slices.Contains(ways, f.Way) {
@@ -110,7 +110,7 @@ func costs(b *strings.Builder, all []figure, ways []string) {
 }
 
 func kernel(file string) string {
-	b, err := os.ReadFile(file) //nolint:gosec // G304: one of two
+	b, err := os.ReadFile(file)
 	if err != nil {
 		return "unknown"
 	}
@@ -125,7 +125,7 @@ const (
 
 // putInto puts text between the marks of a page, which is made if there is none.
 func putInto(page, text string) error {
-	b, err := os.ReadFile(page) //nolint:gosec // G304: the caller's own
+	b, err := os.ReadFile(page)
 	if err != nil && !os.IsNotExist(err) {
 		return err
 	}
@@ -136,7 +136,7 @@ func putInto(page, text string) error {
 		}
 		whole = text
 	}
-	return os.WriteFile(page, []byte(whole), 0o644) //nolint:gosec // G306: a page of the documentation
+	return os.WriteFile(page, []byte(whole), 0o644)
 }
 
 func between(page, text string) (string, bool) {

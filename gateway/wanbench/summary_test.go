@@ -12,7 +12,7 @@ func TestSummary(t *testing.T) {
 		{Load: loadKept, Way: "isthmus", RTT: 20 * time.Millisecond, Loss: 0.01, Rate: 2400, P50: 22 * time.Millisecond, P99: 48 * time.Millisecond, P999: 60 * time.Millisecond, CPU: 2e5, Memory: 90e6, Own: 30e6, By: "QUIC", Failed: 2},
 		{Load: loadBulk, Way: "isthmus", RTT: 20 * time.Millisecond, Rate: 42.5e6, CPU: 9, By: "TCP"},
 	}
-	got := summary(all, time.Second)
+	got := summary(all, options{each: time.Second})
 	for _, want := range []string{
 		"| RTT | loss | haproxy | isthmus | carried by |\n|---|---|---|---|---|\n| 20ms | 1 % | 2000; 21 / 250 / 300 | 2400; 22 / 48 / 60 (2 failed) | QUIC |\n",
 		"| 20ms | 0 % | | 42.5 | TCP |\n",
