@@ -9,6 +9,7 @@ import (
 	"github.com/spiffe/go-spiffe/v2/spiffeid"
 
 	"github.com/isthmus-mesh/isthmus/sidecar/conn"
+	"github.com/isthmus-mesh/isthmus/sidecar/limit"
 )
 
 const (
@@ -42,6 +43,16 @@ type door struct {
 type guest struct {
 	sessions int          // guarded by the door's mu
 	requests atomic.Int64 // to the application
+	shares   sync.Map     // *limit.Caller by *limit.Limiter: as many as ports are served
+}
+
+// share returns the caller's part of what a limiter lets in.
+func (g *guest) share(l *limit.Limiter) *limit.Caller {
+	if c, ok := g.shares.Load(l); ok {
+		return c.(*limit.Caller) // nothing else is put in
+	}
+	c, _ := g.shares.LoadOrStore(l, new(limit.Caller))
+	return c.(*limit.Caller)
 }
 
 // ask counts a request of a caller in; ok is false when there are too many. Call answered in either case.

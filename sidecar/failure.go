@@ -38,6 +38,7 @@ const (
 	CodeTooMany     Code = "IST2107" // above a quota
 	CodeDrill       Code = "IST2108" // a failover drill makes the called workload look dead
 	CodeAppLate     Code = "IST2109" // the called application did not answer before the caller's deadline
+	CodeBusy        Code = "IST2110" // the called application has more to do than it can
 )
 
 var errEnding = errors.New("this sidecar is ending")

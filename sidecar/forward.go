@@ -190,6 +190,10 @@ func (f *forwarding) judge(c choice, inner *session.Requests, resp *http.Respons
 		words, _ := io.ReadAll(io.LimitReader(resp.Body, maxWords)) // fewer words are fine
 		_ = resp.Body.Close()
 		err := errors.New(strings.TrimSpace(string(words)))
+		if resp.Header.Get(headerError) == string(CodeBusy) { // it is well, and honest
+			f.answered()
+			return nil, outcome{err: err, unsent: true}
+		}
 		c.pool.Condemn(inner) // a new session may get another copy
 		f.blame(c, inner, &session.LostError{Err: err})
 		return nil, outcome{err: err, unsent: made == outcomeUnsent}

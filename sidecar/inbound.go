@@ -26,6 +26,7 @@ import (
 	"github.com/isthmus-mesh/isthmus/internal/preamble"
 	"github.com/isthmus-mesh/isthmus/sidecar/conn"
 	"github.com/isthmus-mesh/isthmus/sidecar/datagram"
+	"github.com/isthmus-mesh/isthmus/sidecar/limit"
 	"github.com/isthmus-mesh/isthmus/sidecar/session"
 	"github.com/isthmus-mesh/isthmus/topology"
 	"github.com/isthmus-mesh/isthmus/trust"
@@ -208,6 +209,8 @@ type arrival struct {
 	caller    *guest
 	served    *served
 	from      *busy // of served: what comes from the caller's cluster
+	limiter   *limit.Limiter
+	share     *limit.Caller // of limiter: what the caller has
 	// admitted: it could call its service at some time. From then on it is closed when it no longer may.
 	admitted atomic.Bool
 }
@@ -347,6 +350,9 @@ func (in *Inbound) handshake(ctx context.Context, raw net.Conn) (*tls.Conn, *arr
 	if err == nil {
 		if a.caller, leave = in.door.enter(a.peer.ID); a.caller == nil {
 			err = errFull
+		} else {
+			a.limiter = a.served.limiter(a.port)
+			a.share = a.caller.share(a.limiter)
 		}
 	}
 	if err != nil {

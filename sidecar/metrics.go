@@ -30,6 +30,8 @@ type metrics struct {
 	connections *prometheus.GaugeVec
 	bytes       *prometheus.CounterVec
 	passed      prometheus.Counter
+	shed        *prometheus.CounterVec
+	limit       *prometheus.GaugeVec
 	decisions   *prometheus.CounterVec
 	quotas      *prometheus.CounterVec
 	tokens      *prometheus.CounterVec
@@ -69,6 +71,8 @@ func newMetrics(registry prometheus.Registerer) (*metrics, error) {
 		passed: prometheus.NewCounter(prometheus.CounterOpts{
 			Name: "isthmus_passed_connections_total", Help: "Captured connections that were passed on as they are, because no service of the mesh has their address.",
 		}),
+		shed:  counter("isthmus_shed_requests_total", "Requests that were refused because the own application has more to do than it can.", "destination_service", "destination_port"),
+		limit: gauge("isthmus_concurrency_limit", "Requests that the own application is given at a time. 0: there is no limit now.", "destination_service", "destination_port"),
 		decisions: counter("isthmus_sidecar_policy_decisions_total", "Requests and opaque connections that access policies spoke of. decision: allow, deny, audit-deny (policies in audit mode would have refused it).",
 			"policy", "rule", "decision"),
 		quotas: counter("isthmus_sidecar_quota_decisions_total", "Requests and opaque connections that quotas were for. decision: allow, deny, audit-deny (a quota in audit mode would have refused it).",
@@ -78,7 +82,7 @@ func newMetrics(registry prometheus.Registerer) (*metrics, error) {
 		callers: make(map[string]struct{}),
 		rules:   make(map[[2]string]struct{}),
 	}
-	for _, c := range append(m.udp.collectors(), m.requests, m.duration, m.retries, m.hedges, m.overBudget, m.ejections, m.sessions, m.dials, m.connections, m.bytes, m.passed, m.decisions, m.quotas, m.tokens) {
+	for _, c := range append(m.udp.collectors(), m.requests, m.duration, m.retries, m.hedges, m.overBudget, m.ejections, m.sessions, m.dials, m.connections, m.bytes, m.passed, m.shed, m.limit, m.decisions, m.quotas, m.tokens) {
 		if err := registry.Register(c); err != nil {
 			return nil, err
 		}

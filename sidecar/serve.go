@@ -28,6 +28,7 @@ type visit struct {
 	decision access.Decision // of the policies; the zero one: they were not asked
 	quotas   http.Header     // what quotas tell the caller
 	started  time.Time
+	limited  bool // the limiter has let it in, and was not told of its answer
 	span     trace.Span
 	status   int // 0: none was written, or it broke off
 	failure  *Failure
@@ -69,7 +70,8 @@ func (in *Inbound) serve(w http.ResponseWriter, r *http.Request) {
 	defer in.door.answered(a.caller)
 	if !in.door.ask(a.caller) {
 		v.failure = fail(http.StatusServiceUnavailable, CodeOverloaded, "the sidecar of %s carries as many requests as it may: %d, half of them from one caller", a.service, maxRequests)
-	} else {
+	} else if v.failure = in.room(v); v.failure == nil {
+		defer v.leave(in.now(), 0)
 		v.failure = in.check(r, v)
 	}
 	if v.failure != nil {
@@ -120,7 +122,7 @@ func (in *Inbound) refuse(w http.ResponseWriter, r *http.Request, v *visit) {
 	v.status = v.failure.Status
 	closeAfterConnect(w, r)
 	switch v.failure.Code {
-	case CodeNotServed, CodeAppDown, CodeOverloaded, CodeDrill:
+	case CodeNotServed, CodeAppDown, CodeOverloaded, CodeDrill, CodeBusy:
 		w.Header().Set(headerOutcome, outcomeUnsent)
 		v.failure.writePlain(w)
 	case CodeAppBroke:
@@ -150,6 +152,7 @@ func (in *Inbound) rewrite(p *httputil.ProxyRequest) {
 func (in *Inbound) modifyResponse(resp *http.Response) error {
 	v := visitOf(resp.Request.Context())
 	v.status = resp.StatusCode
+	in.evidence(v, resp)
 	stripOwn(resp.Header)
 	for name, values := range v.quotas {
 		if _, own := resp.Header[name]; !own { // the application may have limits of its own

@@ -8,6 +8,7 @@ import (
 
 	configv1 "github.com/isthmus-mesh/isthmus/api/config/v1"
 	"github.com/isthmus-mesh/isthmus/internal/configstream"
+	"github.com/isthmus-mesh/isthmus/sidecar/limit"
 	"github.com/isthmus-mesh/isthmus/topology"
 )
 
@@ -16,8 +17,17 @@ type served struct {
 	service topology.ServiceName
 	busy
 
+	shed atomic.Uint64 // refused because there were too many
+
+	told struct { // what control was told beside busy's; owned by services.report
+		shed  uint64
+		limit uint32
+	}
+
 	mu sync.Mutex
-	by map[topology.ClusterName]*busy // guarded by mu; by calling cluster, as many as the configuration has, and the zero one for who is of none
+	// limiters are those of its ports.
+	limiters map[uint16]*limit.Limiter      // guarded by mu
+	by       map[topology.ClusterName]*busy // guarded by mu; by calling cluster, as many as the configuration has, and the zero one for who is of none
 }
 
 // busy counts requests and opaque connections.
@@ -43,6 +53,34 @@ func (s *served) begin(from *busy) {
 func (s *served) end(from *busy) {
 	s.active.Add(-1)
 	from.active.Add(-1)
+}
+
+// limiter returns that of a port.
+func (s *served) limiter(port uint16) *limit.Limiter {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	l := s.limiters[port]
+	if l == nil {
+		if s.limiters == nil {
+			s.limiters = make(map[uint16]*limit.Limiter)
+		}
+		l = new(limit.Limiter)
+		s.limiters[port] = l
+	}
+	return l
+}
+
+// limit returns how many requests are taken at a time, by the port that takes the fewest; 0: all.
+func (s *served) limit() uint32 {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	least := 0
+	for _, l := range s.limiters {
+		if n := l.Limit(); n > 0 && (least == 0 || n < least) {
+			least = n
+		}
+	}
+	return count32(int64(least))
 }
 
 // from returns what comes from one cluster.
@@ -114,15 +152,17 @@ func (s *services) report(all bool) []*configv1.Served {
 			v.forgetTold()
 		}
 		active, requests, known := v.now()
-		if known || len(out) >= configstream.MaxServed {
+		shed, limit := v.shed.Load(), v.limit()
+		if known && shed == v.told.shed && limit == v.told.limit || len(out) >= configstream.MaxServed {
 			continue
 		}
-		m := &configv1.Served{Service: v.service.String(), Active: count32(active), Requests: requests}
+		m := &configv1.Served{Service: v.service.String(), Active: count32(active), Requests: requests, Shed: shed, Limit: limit}
 		if m.Callers = v.reportCallers(configstream.MaxServedCallers - callers); m.Callers == nil && callers > 0 {
 			continue // no room for them: it comes next time, as a whole
 		}
 		callers += len(m.GetCallers())
-		v.told.active, v.told.requests = active, requests
+		v.busy.told.active, v.busy.told.requests = active, requests
+		v.told.shed, v.told.limit = shed, limit
 		out = append(out, m)
 	}
 	return out
@@ -130,7 +170,8 @@ func (s *services) report(all bool) []*configv1.Served {
 
 // forgetTold has all of it told again.
 func (s *served) forgetTold() {
-	s.told.active, s.told.requests = 0, 0
+	s.busy.told.active, s.busy.told.requests = 0, 0
+	s.told.shed, s.told.limit = 0, 0
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	for _, w := range s.by {

@@ -148,4 +148,9 @@ var entries = []Entry{
 		"The caller had said how long it waits. The called sidecar gave up at that time and cancelled the request at its application, which may have carried it out.",
 		"Find out why the application takes so long, or let the caller wait longer.",
 	},
+	{
+		"IST2110", "The called application has more to do than it can",
+		"Answers of the called application have become late because of how many it was asked for at a time, so its sidecar gives it no more than it can answer in time. The application saw nothing of this request; the caller's sidecar tries another copy, or cluster, by itself.",
+		"Run more copies. isthmus_concurrency_limit and isthmus_shed_requests_total of the called sidecar tell how many it takes at a time, and how many were refused.",
+	},
 }
