@@ -22,7 +22,7 @@ func newPlaygroundWAN(p *playground) *cobra.Command {
 and cut off. With arguments it changes that first, from the next packet on; eu-us is both ways, eu>us (in quotes, for the shell) one.
 
 A LINK is made of parts, separated by commas, in any order: 80ms (delay), 80ms~5ms (and up to 5 ms more), 1% (loss), dup=1%, reorder=2%,
-20mbit (rate), queue=64k (what waits for its turn, in bytes), down (nothing passes, nobody is told); or perfect.`,
+20mbit (rate), queue=64k (what waits for its turn, in bytes), noudp (UDP does not pass), down (nothing passes, nobody is told); or perfect.`,
 		Example: example("isthmus playground wan eu-us=80ms,1%", `isthmus playground wan "eu>us=down"`, "isthmus playground wan eu-us=perfect"),
 		Args:    cobra.ArbitraryArgs,
 		RunE: func(c *cobra.Command, args []string) error {

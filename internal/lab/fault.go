@@ -59,25 +59,27 @@ func (p *Playground) Stop(ctx context.Context, grace time.Duration, targets ...s
 
 // Pause holds what the targets name in the midst of what it does (SIGSTOP), as a machine that swaps or a process that is traced is held: its
 // sockets stay, and nobody answers. Resume lets it go on; so does ending it.
-func (p *Playground) Pause(ctx context.Context, targets ...string) ([]string, error) {
+func (p *Playground) Pause(targets ...string) ([]string, error) {
 	if len(targets) == 0 {
 		return nil, fmt.Errorf("pause what? %w", ErrNoTarget)
 	}
-	return p.tell(ctx, syscall.SIGSTOP, targets)
+	return p.tell(syscall.SIGSTOP, targets)
 }
 
 // Resume lets what the targets name go on, or everything, and returns which processes run.
-func (p *Playground) Resume(ctx context.Context, targets ...string) ([]string, error) {
-	return p.tell(ctx, syscall.SIGCONT, targets)
+func (p *Playground) Resume(targets ...string) ([]string, error) {
+	return p.tell(syscall.SIGCONT, targets)
 }
 
-// tell sends a signal that ends nothing.
-func (p *Playground) tell(ctx context.Context, what os.Signal, targets []string) (told []string, err error) {
-	unlock, units, err := p.take(ctx, targets)
+// tell sends a signal that ends nothing. It takes no lock: who holds it may be waiting for one who is paused.
+func (p *Playground) tell(what os.Signal, targets []string) (told []string, err error) {
+	if p.state, err = loadState(p.dir); err != nil {
+		return nil, err
+	}
+	units, err := p.state.resolve(targets)
 	if err != nil {
 		return nil, err
 	}
-	defer unlock()
 	for _, u := range units {
 		if r := p.state.Running[u.id()]; r.alive() {
 			told = append(told, u.id())

@@ -17,6 +17,7 @@ type Link struct {
 	Rate                     int64 // bits a second; 0: as fast as it goes
 	Queue                    int   // bytes that wait for their turn at Rate; what comes on top is lost. 0: 100 ms at Rate, 64 KiB at least
 	Down                     bool  // nothing passes, and nobody is told
+	NoUDP                    bool  // the same for UDP alone, as behind some firewalls
 }
 
 // ParseLink reads what a person writes: the parts in any order, separated by commas.
@@ -25,6 +26,7 @@ type Link struct {
 //	80ms~5ms        and Jitter       dup=1%         Duplicate
 //	20mbit          Rate             reorder=2%     Reorder
 //	queue=64k       Queue, in bytes  down           Down
+//	noudp           NoUDP
 //
 // "perfect" is the zero Link.
 func ParseLink(s string) (Link, error) {
@@ -54,6 +56,9 @@ func (l *Link) set(part string) (what string, err error) {
 	case part == "down":
 		l.Down = true
 		return "down", nil
+	case part == "noudp":
+		l.NoUDP = true
+		return "noudp", nil
 	case named:
 		switch name {
 		case "dup":
@@ -92,7 +97,7 @@ const (
 func pause(s string) (time.Duration, error) {
 	d, err := time.ParseDuration(s)
 	if err != nil || d < 0 || d > maxDelay {
-		return 0, fmt.Errorf("want a delay of up to %s such as 80ms, a loss such as 1%%, a rate such as 20mbit, dup=, reorder=, queue=, or down", maxDelay)
+		return 0, fmt.Errorf("want a delay of up to %s such as 80ms, a loss such as 1%%, a rate such as 20mbit, dup=, reorder=, queue=, noudp, or down", maxDelay)
 	}
 	return d, nil
 }
@@ -148,6 +153,9 @@ func (l Link) String() string {
 	}
 	if l.Queue > 0 {
 		parts = append(parts, "queue="+scaled(int64(l.Queue), []unit{{1 << 20, "m"}, {1 << 10, "k"}, {1, ""}}))
+	}
+	if l.NoUDP {
+		parts = append(parts, "noudp")
 	}
 	if l.Down {
 		parts = append(parts, "down")

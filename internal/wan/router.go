@@ -175,6 +175,19 @@ func destination(p []byte) (netip.Addr, bool) {
 	}
 }
 
+// isUDP reads what an IP packet carries; of IPv6, where nothing stands between.
+func isUDP(p []byte) bool {
+	const udp = 17
+	switch {
+	case len(p) >= ipv4Header && p[0]>>4 == 4:
+		return p[9] == udp
+	case len(p) >= ipv6Header && p[0]>>4 == 6:
+		return p[6] == udp
+	default:
+		return false
+	}
+}
+
 // age takes one hop off a packet, as a router has to, so that none goes round for ever; false when it has none left.
 func age(p []byte) bool {
 	if p[0]>>4 == 6 {
@@ -229,7 +242,7 @@ func (d *lane) take(packet []byte) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	l := d.link
-	if l.Down {
+	if l.Down || l.NoUDP && isUDP(packet) {
 		d.stats.Cut++
 		return
 	}

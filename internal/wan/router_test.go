@@ -247,6 +247,26 @@ func TestPartition(t *testing.T) {
 	})
 }
 
+// TestNoUDP: of two packets, the one of UDP is cut off.
+func TestNoUDP(t *testing.T) {
+	inBubble(t, func(t *testing.T, l lab) {
+		t.Helper()
+		l.link(t, "a", "b", "noudp")
+		for number, protocol := range []byte{6, 17} {
+			p := ipv4("10.1.0.1", "10.2.0.1", uint32(number), 0)
+			p[9] = protocol
+			l.a.out <- p
+		}
+		time.Sleep(time.Second)
+		if got := came(l.b); len(got) != 1 || number(got[0].packet) != 0 {
+			t.Errorf("%d packets came", len(got))
+		}
+		if s := l.Stats("a", "b"); s.Cut != 1 || s.Passed != 1 {
+			t.Errorf("%+v", s)
+		}
+	})
+}
+
 func TestRefuses(t *testing.T) {
 	p := netip.MustParsePrefix
 	for name, sites := range map[string][]Site{
@@ -274,6 +294,7 @@ func TestParseLink(t *testing.T) {
 		"80ms~5ms, 1%":   {Delay: 80 * time.Millisecond, Jitter: 5 * time.Millisecond, Loss: 0.01},
 		"20mbit,0.1%":    {Rate: 20_000_000, Loss: 0.001},
 		"queue=64k,down": {Queue: 64 << 10, Down: true},
+		"noudp":          {NoUDP: true},
 		"dup=100%,0s":    {Duplicate: 1},
 		"reorder=2%":     {Reorder: 0.02},
 		"perfect":        {},

@@ -363,7 +363,7 @@ func (r *run) inflict(ctx context.Context, at scene, faults []fault) error {
 				}
 			}
 			if f.during != nil {
-				if err := f.during(lasting, r.hands[i]); err != nil && lasting.Err() == nil {
+				if err := f.during(lasting, r.hands[i]); err != nil && lasting.Err() == nil { // what is cut short is no error
 					return err
 				}
 			}
@@ -400,6 +400,14 @@ func (r *run) heal(ctx context.Context, faults []fault) error {
 	}
 	ctx, cancel := context.WithTimeout(ctx, settle)
 	defer cancel()
+	for _, f := range faults {
+		if f.restore == nil {
+			continue
+		}
+		if err := f.restore(ctx, r.pg); err != nil {
+			return err
+		}
+	}
 	return r.pg.Settle(ctx)
 }
 

@@ -24,6 +24,8 @@ type fault struct {
 	during func(context.Context, *lab.Playground) error
 	// undo takes back what starting dead programs again does not.
 	undo func(context.Context, *lab.Playground) error
+	// restore is undo by a program that may be dead: it is done when all run again.
+	restore func(context.Context, *lab.Playground) error
 }
 
 // worse is a direction of the WAN, made so.
@@ -90,16 +92,22 @@ func programKinds() []kind {
 	pauses := func(name string, target func(scene) string) kind {
 		return kind{name: name, draw: func(s scene) fault {
 			at := target(s)
+			resume := func(_ context.Context, pg *lab.Playground) error {
+				_, err := pg.Resume(at)
+				return err
+			}
 			return fault{
 				what: name + ": " + at,
-				inject: func(ctx context.Context, pg *lab.Playground) error {
-					_, err := pg.Pause(ctx, at)
+				inject: func(_ context.Context, pg *lab.Playground) error {
+					_, err := pg.Pause(at)
 					return err
 				},
-				undo: func(ctx context.Context, pg *lab.Playground) error {
-					_, err := pg.Resume(ctx, at)
-					return err
+				// In time, and not when all is over: the other fault may wait for one that is paused.
+				during: func(ctx context.Context, pg *lab.Playground) error {
+					<-ctx.Done()
+					return resume(ctx, pg)
 				},
+				undo: resume,
 			}
 		}}
 	}

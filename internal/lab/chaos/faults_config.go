@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"net/http"
 	"os"
 	"path/filepath"
 	"time"
@@ -68,11 +69,65 @@ func configKinds() []kind {
 				},
 			}
 		}},
+		{name: "drain", draw: func(s scene) fault {
+			// As an operator does: one service, or the whole cluster; slowly, or at once.
+			r := admin.DrainRequest{Service: s.pick("", service), Over: time.Duration(s.luck.IntN(2)) * time.Second}
+			what := map[string]string{"": "all", service: service}[r.Service]
+			return fault{
+				what: fmt.Sprintf("drain: %s of %s, over %s", what, s.victim, r.Over),
+				inject: func(ctx context.Context, pg *lab.Playground) error {
+					return mayFail(ctx, func(ctx context.Context) error {
+						_, err := admin.NewClient(pg.SocketOf(s.victim)).Drain(ctx, r)
+						return err
+					})
+				},
+				restore: func(ctx context.Context, pg *lab.Playground) error {
+					_, err := admin.NewClient(pg.SocketOf(s.victim)).Undrain(ctx, r.Service, false)
+					return unless(err, http.StatusNotFound)
+				},
+			}
+		}},
+		{name: "drill", draw: func(s scene) fault {
+			r := admin.DrillRequest{Service: service, For: s.lasts + time.Second, How: s.pick(admin.DrillRefuse, admin.DrillSilent)}
+			var began admin.Drill
+			return fault{
+				what: fmt.Sprintf("drill: %s of %s (%s)", service, s.victim, r.How),
+				inject: func(ctx context.Context, pg *lab.Playground) error {
+					return mayFail(ctx, func(ctx context.Context) (err error) {
+						began, err = admin.NewClient(pg.SocketOf(s.victim)).BeginDrill(ctx, r)
+						return err
+					})
+				},
+				restore: func(ctx context.Context, pg *lab.Playground) error {
+					if began.ID == "" {
+						return nil
+					}
+					_, err := admin.NewClient(pg.SocketOf(s.victim)).EndDrill(ctx, began.ID)
+					return unless(err, http.StatusNotFound)
+				},
+			}
+		}},
 		{name: "rotate trust", draw: func(s scene) fault {
 			of := s.pick(s.victim, home, s.other)
 			return fault{what: "rotate trust: of " + of, during: func(ctx context.Context, pg *lab.Playground) error { return rotate(ctx, pg, of) }}
 		}},
 	}
+}
+
+// mayFail asks a control that another fault may keep from answering.
+func mayFail(ctx context.Context, ask func(context.Context) error) error {
+	patient, cancel := context.WithTimeout(ctx, time.Second)
+	defer cancel()
+	_ = ask(patient)
+	return ctx.Err()
+}
+
+// unless passes an error of a control on, but one with that status.
+func unless(err error, status int) error {
+	if e, ok := errors.AsType[*admin.Error](err); ok && e.Status == status {
+		return nil
+	}
+	return err
 }
 
 const manifestMode = 0o644

@@ -34,6 +34,7 @@ func wanKinds() []kind {
 		between("reorder", "10%", false, func(l *wan.Link) { l.Reorder = 0.1 }),
 		between("duplicate", "5%", false, func(l *wan.Link) { l.Duplicate = 0.05 }),
 		between("slow link", "2mbit", false, func(l *wan.Link) { l.Rate = 2e6 }),
+		between("no UDP", "noudp", false, func(l *wan.Link) { l.NoUDP = true }),
 		{name: "isolation", wan: true, draw: func(s scene) fault {
 			f := fault{what: "isolation: " + s.victim}
 			for _, peer := range []string{home, s.other} {
