@@ -10,6 +10,7 @@ import (
 	"net"
 	"net/http"
 	"net/http/httptest"
+	"net/url"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -21,6 +22,7 @@ import (
 
 	"github.com/rogpeppe/go-internal/testscript"
 	"github.com/spiffe/go-spiffe/v2/workloadapi"
+	"golang.org/x/net/websocket"
 
 	"github.com/isthmus-mesh/isthmus/internal/lab"
 	"github.com/isthmus-mesh/isthmus/internal/lab/promise"
@@ -46,6 +48,7 @@ type mesh struct {
 	killed   []killing
 	rows     *promise.Table
 	judged   map[string]bool // of loads
+	aside    []string        // IDs of requests that are not the ledger's
 }
 
 func newMesh(binaries, dir string) *mesh {
@@ -424,24 +427,36 @@ func (m *mesh) hold(_ *testscript.TestScript, args []string) error {
 	if len(args) != 3 {
 		return errUsage
 	}
-	c, err := m.tunnel(args[1], strings.TrimPrefix(args[2], "tcp://"))
+	u, err := url.Parse(args[2])
 	if err != nil {
 		return err
+	}
+	c, err := m.tunnel(args[1], withPort(u))
+	if err != nil {
+		return err
+	}
+	if u.Scheme == "ws" {
+		if c, err = m.webSocket(c, u); err != nil {
+			return err
+		}
 	}
 	m.held[args[0]] = c
 	return echoes(c)
 }
 
 func (m *mesh) holds(ts *testscript.TestScript, args []string) error {
-	if len(args) != 2 || !slices.Contains([]string{"open", "closed"}, args[1]) {
+	if len(args) != 2 || !slices.Contains([]string{"open", "closed", "end"}, args[1]) {
 		return errUsage
 	}
 	c, ok := m.held[args[0]]
 	if !ok {
 		return fmt.Errorf("no connection %q", args[0])
 	}
-	if args[1] == "open" {
+	switch args[1] {
+	case "open":
 		return echoes(c)
+	case "end":
+		return c.Close()
 	}
 	begun := time.Now()
 	_ = c.SetReadDeadline(begun.Add(patience))
@@ -451,6 +466,18 @@ func (m *mesh) holds(ts *testscript.TestScript, args []string) error {
 	}
 	ts.Logf("closed after %s: %v", time.Since(begun).Round(time.Millisecond), err)
 	return nil
+}
+
+// webSocket makes a WebSocket of a connection. Its request is not one of those that the ledger is to judge.
+func (m *mesh) webSocket(c net.Conn, u *url.URL) (net.Conn, error) {
+	cfg, err := websocket.NewConfig(u.String(), "http://localhost/")
+	if err != nil {
+		return nil, err
+	}
+	id := fmt.Sprintf("%032x", len(m.aside)+1)
+	m.aside = append(m.aside, id)
+	cfg.Header.Set("Traceparent", "00-"+id+"-"+id[16:]+"-00")
+	return websocket.NewClient(cfg, c)
 }
 
 // echoes sends a little over the connection and waits until it comes back.

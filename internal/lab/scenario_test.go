@@ -30,8 +30,8 @@ import (
 //	manifest edit CLUSTER NAME RE NEW   what the regular expression matches, replaced
 //	call [-H HEADER] [-d BODY] FROM URL one call as a workload; prints "STATUS CLUSTER WORKLOAD PROTOCOL", then the body.
 //	                                    Schemes: http, h2c, grpc, ws, tcp. A call that fails prints "error: …"; it is for the script to judge
-//	hold NAME FROM tcp://HOST:PORT      a connection that stays open
-//	holds NAME open|closed              echoes still, or waits until it is closed
+//	hold NAME FROM tcp://HOST:PORT      a connection that stays open; or a WebSocket, ws://HOST/ws
+//	holds NAME open|closed|end          echoes still; waits until it is closed; closes it
 //	server CLUSTER NAME                 an HTTP server that knows nothing of the mesh; sets $NAME_address and $NAME_port
 //	traffic start NAME FROM URL [BODY]  steady GETs, or POSTs of that body: 4 callers, 100 a second
 //	traffic pass NAME N [CLUSTER]       waits until N more were answered, by that cluster

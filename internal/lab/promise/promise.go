@@ -42,6 +42,8 @@ var ErrUnknown = errors.New("no such measure")
 //	moved<=500ms     from the event to the first answer by another cluster than before
 //	steady<=300ms    from the event until of the next 100 requests 99 take no longer than before, or than in the end
 //	extra<=90ms      the slowest of those requests, above the median before the event
+//	ramp:10s<=5%     how far the share of the cluster that comes back is from a ramp of that length, looked at each fifth of it, wherever the ramp
+//	                 begins; of requests that may be repeated
 //	switches<=1      how often the cluster changed that answers most, looked at each half second
 func Measure(words string, r Run) (Figure, error) {
 	name, target, op, err := cut(words)
@@ -55,6 +57,9 @@ func Measure(words string, r Run) (Figure, error) {
 			return Figure{}, fmt.Errorf("%q: want a number: %w", words, e)
 		}
 		return r.count(name, op, n), nil
+	}
+	if length, ok := strings.CutPrefix(name, "ramp:"); ok {
+		return r.ramp(length, target)
 	}
 	most, err := time.ParseDuration(target)
 	if err != nil {

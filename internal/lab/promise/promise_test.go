@@ -44,6 +44,14 @@ func TestMeasure(t *testing.T) {
 			a.Cluster = []string{"us", "ap"}[i/100%2]
 		}
 	})
+	rising := story(func(i int, a *traffic.Answer) {
+		a.Took = 10 * time.Millisecond
+		a.Cluster = "us"
+		// From 1 s after the event, over 2 s, more and more go to ap, evenly spread.
+		if share := (float64(i) - 600) / 200; share >= 1 || share > 0 && float64(i*37%100)/100 < share {
+			a.Cluster = "ap"
+		}
+	})
 	for _, c := range []struct {
 		words    string
 		run      Run
@@ -61,6 +69,9 @@ func TestMeasure(t *testing.T) {
 		{"steady<=300ms", story(nil), "p99 steady in 180ms", true}, // from there on, one of a hundred is slow
 		{"extra<=90ms", story(nil), "delay 240ms", false},
 		{"p99.9<=400ms", story(nil), "p99.9 280ms", true},
+		{"ramp:2s<=5%", rising, "share within 2.5% of a ramp that began after 1s", true},
+		{"ramp:2s<=5%", story(nil), "share within 90.0% of a ramp that began after 0s", false},
+		{"ramp:2s<=5%", Run{}, "no ramp was seen", false},
 		{"switches<=1", story(nil), "1 switches", true},
 		{"switches<=1", flapping, "5 switches", false},
 	} {
