@@ -60,7 +60,7 @@ with traffic is opened, in namespace shop with sidecars and in namespace outside
 					there.Close()
 				}
 			}
-			spec, err := lab.Sample(clusters)
+			spec, err := lab.Shop(clusters)
 			if err != nil {
 				return usage{err}
 			}
@@ -108,11 +108,13 @@ Try:
   eval "$(isthmus playground env eu/web%[1]s)"
       This shell calls as eu/web from now on, and the verbs below speak of this playground.
   curl -i http://checkout.shop.svc.clusterset.local/
-      Another cluster answers; Served-By-Cluster says which.
+      Served-By-Cluster says who answers: the copy in eu.
   isthmus explain eu/web checkout.shop
       Why it goes there, and where it would go next.
-  isthmus playground break us
-      Kills the cluster us. Curl again. "heal us" brings it back.
+  isthmus drill failover shop/checkout --cluster eu --for 20s
+      What if eu had none? Rehearses it, and says what callers saw.
+  isthmus playground break eu/checkout
+      Kills it. Curl again: us answers. Break us, too, and ap does. "heal" brings them back.
   isthmus status
       Clusters, peers, links, and what is wrong with the manifests.
   isthmus playground down%[1]s

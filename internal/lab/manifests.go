@@ -101,9 +101,11 @@ func (p *Playground) sampleManifests(c Cluster) error {
 		}
 	}
 	for of, tiers := range p.state.Spec.exporters() {
-		if exports[of] {
-			continue // whoever has it at home stays there
+		calls := slices.ContainsFunc(c.Workloads, func(w Workload) bool { return service{w.Namespace, w.App} != of })
+		if exports[of] && !calls {
+			continue // nobody calls it from here
 		}
+		tiers = slices.DeleteFunc(tiers, func(name string) bool { return name == c.Name }) // that is home
 		err := p.render(c, of.Name+"-failover.yaml", failoverManifest, struct {
 			Namespace, App string
 			Tiers          []string

@@ -107,7 +107,7 @@ echo '== last'
 	}
 	rest := string(out)
 	for _, promise := range []string{
-		"The playground is up", "Served-By-Cluster: us", "checkout.shop", "killed us/control", "Served-By-Cluster: ap", "FINDINGS",
+		"The playground is up", "Served-By-Cluster: eu", "checkout.shop", "killed us/control", "Served-By-Cluster: ap", "FINDINGS",
 		"started us/control", "hello from my own", "checkout", "ServiceExport|exported|EXPORTED|CONDITIONS", "is down",
 	} {
 		found := regexp.MustCompile(promise).FindStringIndex(rest)

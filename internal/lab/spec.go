@@ -56,6 +56,16 @@ func Sample(clusters int) (Spec, error) {
 	return spec, nil
 }
 
+// Shop is Sample, and the caller's own cluster has a copy, too: calls stay at home as long as they can. It is what a playground has that is kept.
+func Shop(clusters int) (Spec, error) {
+	spec, err := Sample(clusters)
+	if err == nil {
+		home := &spec.Clusters[0]
+		home.Workloads = append(home.Workloads, Workload{Namespace: "shop", Name: "checkout-0", App: "checkout", Exported: true})
+	}
+	return spec, err
+}
+
 func (s Spec) check() error {
 	if n := len(s.Clusters); n == 0 || n > MaxClusters {
 		return fmt.Errorf("a playground has 1 to %d clusters, not %d", MaxClusters, n)
