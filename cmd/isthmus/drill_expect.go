@@ -4,11 +4,10 @@ import (
 	"context"
 	"fmt"
 	"io"
-	"maps"
 	"path"
 	"slices"
-	"strings"
 	"sync"
+	"time"
 
 	"github.com/isthmus-mesh/isthmus/api/admin"
 	"github.com/isthmus-mesh/isthmus/cmd/isthmus/internal/output"
@@ -111,23 +110,21 @@ func (f *failover) preview(w io.Writer, would admin.Drill, callers []rehearsal.C
 	return err
 }
 
-// sharesText is "us 80%, ap 20%".
-func sharesText(shares map[string]float64) string {
-	names := slices.SortedFunc(maps.Keys(shares), func(a, b string) int {
-		if shares[a] != shares[b] {
-			if shares[a] > shares[b] {
-				return -1
-			}
-			return 1
-		}
-		return strings.Compare(a, b)
-	})
-	var parts []string
-	for _, n := range names {
-		parts = append(parts, n+" "+percent(shares[n]))
-	}
-	return strings.Join(parts, ", ")
-}
+// maxDecisions is how many decisions the page shows: a drill has a few.
+const maxDecisions = 200
 
-// decisions asks what callers decided meanwhile.
-func (f *failover) decisions(context.Context, *rehearsal.Facts) []rehearsal.Decided { return nil }
+// decisions asks what callers decided meanwhile, and why. What can't be asked for is not there.
+func (f *failover) decisions(ctx context.Context, facts *rehearsal.Facts) (out []rehearsal.Decided) {
+	ctx, cancel := context.WithTimeout(ctx, f.timeout)
+	defer cancel()
+	events, _ := f.timeline(ctx, f.service, time.Since(facts.Began)+f.baseline) // who does not answer was said before
+	for i := range events {
+		e := &events[i]
+		d := rehearsal.Decided{At: e.At.Sub(facts.Began).Seconds(), Who: e.Cluster + " control", After: e.Kind, Why: e.Detail}
+		if e.Kind == admin.EventTurn {
+			d.Who, d.Before, d.After, d.Why = e.Cluster+"/"+callersOf(e), sharesText(e.Before), sharesText(e.After), evidenceText(e.Evidence)
+		}
+		out = append(out, d)
+	}
+	return out[:min(len(out), maxDecisions)]
+}
