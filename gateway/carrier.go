@@ -33,6 +33,7 @@ type carrier interface {
 	wait()
 	state() tls.ConnectionState // of the connection with the control stream
 	remote() net.Addr
+	counts() counts
 }
 
 // lane is one stream of a carrier, in either direction. Its two halves end by themselves: cleanly (the other side reads EOF)
@@ -102,3 +103,8 @@ func (c *quicCarrier) wait() {
 
 func (c *quicCarrier) state() tls.ConnectionState { return c.ConnectionState().TLS }
 func (c *quicCarrier) remote() net.Addr           { return c.RemoteAddr() }
+
+func (c *quicCarrier) counts() counts {
+	s := c.ConnectionStats()
+	return counts{sent: s.BytesSent, received: s.BytesReceived, packets: s.PacketsSent, lost: s.PacketsLost}
+}

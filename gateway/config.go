@@ -52,8 +52,8 @@ type Config struct {
 	ConnectionsPerPeer int           // QUIC connections to a peer cluster; at least one to each of its gateways. Default 4
 	MaxStreams         int           // carried at a time, both ways together; more are refused. Default 16384
 	ProbeInterval      time.Duration // between two probes of a connection. Default 100 ms
-	// DeadAfter is how long nothing is heard before a connection is given up; more where the round trip is long
-	// (three of them and two probes), and while this process itself was held up. Default 500 ms
+	// DeadAfter is how long nothing is heard before a connection is given up, at least; more where the round trip is long (three of them and
+	// two probes) or silences were long before, and while this process itself was held up. Default 400 ms
 	DeadAfter      time.Duration
 	DrainGrace     time.Duration // for streams to end when Run's context has ended. Default 10 s
 	OpenTimeout    time.Duration // from a stream's preamble to its answer. Default 10 s
@@ -65,7 +65,7 @@ const (
 	defaultConnections    = 4
 	defaultMaxStreams     = 16384
 	defaultProbeInterval  = 100 * time.Millisecond
-	defaultDeadAfter      = 500 * time.Millisecond
+	defaultDeadAfter      = 400 * time.Millisecond
 	defaultDrainGrace     = 10 * time.Second
 	defaultOpenTimeout    = 10 * time.Second
 	defaultReportInterval = 5 * time.Second

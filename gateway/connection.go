@@ -22,6 +22,8 @@ type connection struct {
 	pulse   *pulse
 	bulk    *bulk     // what its streams move
 	empty   emptiness // what the far gateway says of its services
+	meter   meter
+	since   time.Time
 
 	active   atomic.Int64 // streams
 	released atomic.Int64 // when the last one ended, Unix nanoseconds
@@ -84,13 +86,20 @@ func (c *connection) run(ctx context.Context, l life) error {
 	defer renew.Stop()
 	end := time.NewTimer(l.endIn)
 	defer end.Stop()
+	verdict := time.NewTimer(c.pulse.deadAfter) // a tick would find it up to an interval late
+	defer verdict.Stop()
+	ticked := true
 	var leaveBy time.Time // once retired
 	for {
 		now := time.Now()
 		if !leaveBy.IsZero() && (l.other() || now.After(leaveBy)) {
 			c.draining.Store(true)
 		}
-		seq := c.pulse.tick(now, l.idle())
+		seq := uint64(0)
+		if ticked {
+			seq = c.pulse.tick(now, l.idle())
+		}
+		ticked = false
 		if c.pulse.dead(now) {
 			return c.close(closeDead, errDead)
 		}
@@ -101,8 +110,11 @@ func (c *connection) run(ctx context.Context, l life) error {
 			writer.send(probe(seq)) // when there is no room, the silence will tell
 		}
 
+		verdict.Reset(c.pulse.next(now))
 		select {
 		case <-ticker.C:
+			ticked = true
+		case <-verdict.C:
 		case <-renew.C:
 			c.aged.Store(true)
 			l.renew()

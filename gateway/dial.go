@@ -133,7 +133,7 @@ func (l *link) connect(ctx context.Context, s slot, domain spiffeid.TrustDomain,
 		return false, err
 	}
 	c := &connection{
-		conn: conn, gateway: s.gateway, bulk: newBulk(),
+		conn: conn, gateway: s.gateway, since: time.Now(), bulk: newBulk(),
 		pulse: newPulse(g.cfg.ProbeInterval, g.cfg.DeadAfter, time.Now()),
 	}
 	if q, ok := conn.(*quicCarrier); ok {

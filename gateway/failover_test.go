@@ -118,7 +118,7 @@ func TestBlackHole(t *testing.T) {
 	inBubble(t, func(w *world) {
 		t := w.t
 		eu, us := twoClusters(w, 2)
-		time.Sleep(time.Second)
+		time.Sleep(3 * time.Second) // for the links to be known
 		w.blackhole(us...)
 		start := time.Now()
 		if _, _, err := eu.ask("us", "checkout.shop", "x"); !isCode(err, streamv1.Code_CODE_LINK_DOWN) {

@@ -348,7 +348,10 @@ func (f *flight) claim(a *attempt, reply preamble.Reply) error {
 	if f.stopped || f.won != nil || f.refusal != nil {
 		return errLate
 	}
-	f.won = &linkStream{lane: a.stream, received: f.received, sent: f.sent, in: flow{of: a.c.bulk}, out: flow{of: a.c.bulk}, closed: f.fin}
+	f.won = &linkStream{
+		lane: a.stream, received: f.received, sent: f.sent, in: flow{of: a.c.bulk}, out: flow{of: a.c.bulk}, closed: f.fin,
+		hauls: f.link.hauls.of(f.service),
+	}
 	f.carrier, f.path = a.c, reply.Path
 	f.forget(a)
 	f.settle()

@@ -276,7 +276,7 @@ func TestReport(t *testing.T) {
 			t.Errorf("reported %q, want %q", got, want)
 		}
 		w.blackhole(us[1])
-		time.Sleep(time.Second)
+		time.Sleep(2 * time.Second)
 		if got, want := last(), "us up gateway-0 up gateway-1 down"; got != want {
 			t.Errorf("reported %q, want %q", got, want)
 		}
@@ -291,7 +291,7 @@ func TestReport(t *testing.T) {
 			t.Errorf("reported %q, want %q", got, want)
 		}
 		if err := testutil.GatherAndCompare(eu.registry, bytes.NewBufferString(`
-# HELP isthmus_link_connections QUIC connections to a peer gateway.
+# HELP isthmus_link_connections Connections to a peer gateway: over QUIC, and one over TCP for what goes there.
 # TYPE isthmus_link_connections gauge
 isthmus_link_connections{cluster="us",gateway="gateway-0"} 2
 isthmus_link_connections{cluster="us",gateway="gateway-1"} 2

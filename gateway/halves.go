@@ -21,6 +21,8 @@ type linkStream struct {
 	lane
 	received, sent prometheus.Counter
 	in, out        flow
+	inRun, outRun  run
+	hauls          *atomic.Int64 // when the service has moved bulk; nil: nobody asks
 
 	mu      sync.Mutex
 	closed  bool // guarded by mu: the sending half was ended or reset
@@ -31,6 +33,9 @@ func (s *linkStream) Read(p []byte) (int, error) {
 	n, err := s.lane.Read(p)
 	s.received.Add(float64(n))
 	s.in.add(n)
+	if s.inRun.add(n, &s.outRun) {
+		s.haul()
+	}
 	if errors.Is(err, io.EOF) {
 		s.drained.Store(true)
 	}
@@ -41,7 +46,16 @@ func (s *linkStream) Write(p []byte) (int, error) {
 	n, err := s.lane.Write(p)
 	s.sent.Add(float64(n))
 	s.out.add(n)
+	if s.outRun.add(n, &s.inRun) {
+		s.haul()
+	}
 	return n, err
+}
+
+func (s *linkStream) haul() {
+	if s.hauls != nil {
+		s.hauls.Store(time.Now().UnixNano())
+	}
 }
 
 // CloseWrite sends the end of what was written. Like Write, it must not be called while a Write is under way.

@@ -25,6 +25,12 @@ type link struct {
 	log     *slog.Logger
 	wanted  *live.Value[*topology.Cluster] // as the snapshot has it
 	hedges  budget
+	choice  choice
+	hauls   hauls
+
+	stated    atomic.Value // topology.LinkState: as it was last reported
+	busy      time.Time    // of watch: when it carried a stream last
+	suspected atomic.Int64 // when all connections were suspect, Unix nanoseconds
 
 	mu     sync.Mutex // serialises changes of conns; guards detail
 	conns  atomic.Pointer[[]*connection]
@@ -105,6 +111,7 @@ func spread(gateways []topology.Gateway, want int, seed string) []slot {
 func (l *link) run(ctx context.Context) {
 	var wg sync.WaitGroup
 	defer wg.Wait()
+	wg.Go(func() { l.watch(ctx) })
 	retire := make(map[slot]chan struct{})
 	for {
 		changed := l.wanted.Changed()
@@ -192,14 +199,17 @@ func (l *link) hasOther(c *connection) bool {
 }
 
 // pick chooses a connection for a stream: of a gateway that wasn't tried rather than of one that was, unsuspected rather than
-// suspect, young rather than aged, and of those the one with the fewest streams, where bulk counts as many. Without one it says why there is none.
+// suspect, of another transport than those that were tried, of the transport that is the link's choice, young rather than aged, and of
+// those the one with the fewest streams, where bulk counts as many. Without one it says why there is none.
 func (l *link) pick(service topology.ServiceName, tried []*connection) (*connection, *preamble.Refusal) {
 	var (
 		best     *connection
-		bestRank [5]int64
+		bestRank [6]int64
 		alive    bool
 		empty    bool
 		now      = time.Now()
+
+		transport = l.choice.of(l.hauls.lately(service, now))
 	)
 	for _, c := range l.live() {
 		if !c.usable() {
@@ -213,18 +223,19 @@ func (l *link) pick(service topology.ServiceName, tried []*connection) (*connect
 			empty = true
 			continue
 		}
-		rank := [5]int64{4: c.active.Load() + c.bulk.weight(now)}
+		rank := [6]int64{5: c.active.Load() + c.bulk.weight(now)}
 		if slices.ContainsFunc(tried, func(t *connection) bool { return t.gateway.ID == c.gateway.ID }) {
 			rank[0] = 1
 		}
 		if c.pulse.suspect(now) {
 			rank[1] = 1
 		}
-		if c.conn.transport() != transportQUIC {
-			rank[2] = 1
+		rank[2] = novelty(c, tried)
+		if c.conn.transport() != transport {
+			rank[3] = 1
 		}
 		if c.aged.Load() {
-			rank[3] = 1
+			rank[4] = 1
 		}
 		order := slices.Compare(rank[:], bestRank[:])
 		// Among equals, either: the first would otherwise take all the streams of a quiet link.
@@ -242,6 +253,23 @@ func (l *link) pick(service topology.ServiceName, tried []*connection) (*connect
 	default:
 		return nil, &preamble.Refusal{Code: streamv1.Code_CODE_LINK_DOWN, Detail: l.why()}
 	}
+}
+
+// novelty is how often c's transport was tried. One that has no way ready counts as tried: it would be late.
+func novelty(c *connection, tried []*connection) int64 {
+	if len(tried) == 0 {
+		return 0
+	}
+	n := int64(0)
+	for _, t := range tried {
+		if t.conn.transport() == c.conn.transport() {
+			n++
+		}
+	}
+	if t, ok := c.conn.(*tcpCarrier); ok && !t.isReady() {
+		n = max(n, 1)
+	}
+	return n
 }
 
 // why says in words why the link is down.

@@ -17,6 +17,7 @@ type memnet struct {
 	mu        sync.Mutex
 	listeners map[string]*memListener // guarded by mu, by address
 	ports     uint16                  // guarded by mu
+	latency   time.Duration           // one way, of what dialFar dials
 }
 
 const memBuffer = 64 << 10
@@ -31,7 +32,9 @@ func (n *memnet) listen(address string) *memListener {
 	return l
 }
 
-func (n *memnet) dial(address string) (*memConn, error) {
+func (n *memnet) dial(address string) (*memConn, error) { return n.dialFor(address, 0) }
+
+func (n *memnet) dialFor(address string, latency time.Duration) (*memConn, error) {
 	n.mu.Lock()
 	l := n.listeners[address]
 	n.ports++
@@ -41,6 +44,7 @@ func (n *memnet) dial(address string) (*memConn, error) {
 		return nil, fmt.Errorf("dial %s: %w", address, syscall.ECONNREFUSED)
 	}
 	up, down := newMemHalf(), newMemHalf()
+	up.latency, down.latency = latency, latency
 	client := &memConn{in: down, out: up, local: from, remote: l.addr}
 	server := &memConn{in: up, out: down, local: l.addr, remote: from}
 	select {
@@ -49,6 +53,15 @@ func (n *memnet) dial(address string) (*memConn, error) {
 	case <-l.closed:
 		return nil, fmt.Errorf("dial %s: %w", address, syscall.ECONNREFUSED)
 	}
+}
+
+// dialFar is dial across a network on which bytes travel for latency.
+func (n *memnet) dialFar(address string) (*memConn, error) {
+	c, err := n.dialFor(address, n.latency)
+	if err == nil {
+		time.Sleep(2 * n.latency) // SYN, and its answer
+	}
+	return c, err
 }
 
 func (n *memnet) dialAddrPort(a netip.AddrPort) (net.Conn, error) {
@@ -102,6 +115,39 @@ type memHalf struct {
 	reset    error // somebody has sent RST
 	noReader bool  // the reader has closed
 	total    int64 // bytes ever written
+
+	latency time.Duration
+	flying  []memFlight // on the way
+	inAir   int         // bytes of them
+}
+
+// memFlight is what was written and hasn't arrived.
+type memFlight struct {
+	at    time.Time
+	bytes []byte
+	eof   bool
+}
+
+// send puts p, or the end, on its way. mu is held.
+func (h *memHalf) send(p []byte, eof bool) {
+	if h.latency == 0 {
+		h.buf = append(h.buf, p...)
+		h.eof = h.eof || eof
+		return
+	}
+	h.flying = append(h.flying, memFlight{time.Now().Add(h.latency), append([]byte(nil), p...), eof})
+	h.inAir += len(p)
+	time.AfterFunc(h.latency, func() {
+		h.update(func() {
+			for len(h.flying) > 0 && !h.flying[0].at.After(time.Now()) {
+				f := h.flying[0]
+				h.flying = h.flying[1:]
+				h.inAir -= len(f.bytes)
+				h.buf = append(h.buf, f.bytes...)
+				h.eof = h.eof || f.eof
+			}
+		})
+	})
 }
 
 func newMemHalf() *memHalf {
@@ -193,8 +239,8 @@ func (c *memConn) Write(p []byte) (n int, err error) {
 		case c.writeBy.passed():
 			return n, os.ErrDeadlineExceeded
 		}
-		room := min(memBuffer-len(h.buf), len(p))
-		h.buf = append(h.buf, p[:room]...)
+		room := min(memBuffer-len(h.buf)-h.inAir, len(p))
+		h.send(p[:room], false)
 		h.total += int64(room)
 		n += room
 		p = p[room:]
@@ -207,7 +253,7 @@ func (c *memConn) Write(p []byte) (n int, err error) {
 }
 
 func (c *memConn) CloseWrite() error {
-	c.out.update(func() { c.out.eof = true })
+	c.out.update(func() { c.out.send(nil, true) })
 	return nil
 }
 
@@ -235,7 +281,7 @@ func (c *memConn) Close() error {
 		}
 	})
 	c.out.update(func() {
-		c.out.eof = true
+		c.out.send(nil, true)
 		if rst {
 			c.out.reset = syscall.ECONNRESET
 		}

@@ -153,7 +153,7 @@ var (
 	linkUpDesc = prometheus.NewDesc("isthmus_link_up", "Whether streams can be opened to the cluster.", []string{"cluster"}, nil)
 	linkRTT    = prometheus.NewDesc("isthmus_link_rtt_seconds", "Smoothed round trip to a peer gateway, by probes.",
 		[]string{"cluster", "gateway"}, nil)
-	linkConnections = prometheus.NewDesc("isthmus_link_connections", "QUIC connections to a peer gateway.", []string{"cluster", "gateway"}, nil)
+	linkConnections = prometheus.NewDesc("isthmus_link_connections", "Connections to a peer gateway: over QUIC, and one over TCP for what goes there.", []string{"cluster", "gateway"}, nil)
 )
 
 // Describe implements prometheus.Collector.
@@ -167,7 +167,7 @@ func (c *linkCollector) Describe(ch chan<- *prometheus.Desc) {
 func (c *linkCollector) Collect(ch chan<- prometheus.Metric) {
 	for _, l := range c.g.linkReports() {
 		up := 0.0
-		if l.GetState() == string(topology.LinkUp) {
+		if l.GetState() != string(topology.LinkDown) {
 			up = 1
 		}
 		ch <- prometheus.MustNewConstMetric(linkUpDesc, prometheus.GaugeValue, up, l.GetCluster())

@@ -65,9 +65,18 @@ func TestPulse(t *testing.T) {
 	start := time.Unix(0, 0)
 	at := func(d time.Duration) time.Time { return start.Add(d) }
 
+	// one that has been heard for a while
+	heard := func(interval, deadAfter time.Duration, now time.Time) *pulse {
+		p := newPulse(interval, deadAfter, now)
+		for range fewSilences {
+			p.past.add(interval)
+		}
+		return p
+	}
+
 	t.Run("dies of silence", func(t *testing.T) {
-		p := newPulse(interval, deadAfter, start)
-		for d := interval; d <= deadAfter; d += interval {
+		p := heard(interval, deadAfter, start)
+		for d := interval; d < deadAfter; d += interval {
 			p.tick(at(d), false)
 			if p.dead(at(d)) {
 				t.Fatalf("dead after %s", d)
@@ -82,7 +91,7 @@ func TestPulse(t *testing.T) {
 		}
 	})
 	t.Run("our own delay isn't its silence", func(t *testing.T) {
-		p := newPulse(interval, deadAfter, start)
+		p := heard(interval, deadAfter, start)
 		p.tick(at(interval), false)
 		p.tick(at(10*time.Second), false) // this process was stopped
 		if p.dead(at(10 * time.Second)) {
@@ -96,7 +105,7 @@ func TestPulse(t *testing.T) {
 		}
 	})
 	t.Run("an idle link is asked less often, and then as any other", func(t *testing.T) {
-		p := newPulse(interval, deadAfter, start)
+		p := heard(interval, deadAfter, start)
 		asked := 0
 		for n := range 50 {
 			if seq := p.tick(at(time.Duration(n)*interval), true); seq > 0 {
@@ -120,7 +129,7 @@ func TestPulse(t *testing.T) {
 		}
 	})
 	t.Run("a word ends all suspicion", func(t *testing.T) {
-		p := newPulse(interval, deadAfter, start)
+		p := heard(interval, deadAfter, start)
 		p.tick(at(400*time.Millisecond), false)
 		p.hear(at(400 * time.Millisecond))
 		if p.suspect(at(450*time.Millisecond)) || p.dead(at(800*time.Millisecond)) {
@@ -128,7 +137,7 @@ func TestPulse(t *testing.T) {
 		}
 	})
 	t.Run("measures the round trip", func(t *testing.T) {
-		p := newPulse(interval, deadAfter, start)
+		p := heard(interval, deadAfter, start)
 		for i := range 50 {
 			sent := time.Duration(i) * interval
 			seq := p.tick(at(sent), false)
@@ -144,7 +153,7 @@ func TestPulse(t *testing.T) {
 		}
 	})
 	t.Run("a long link is given more time", func(t *testing.T) {
-		p := newPulse(interval, deadAfter, start)
+		p := heard(interval, deadAfter, start)
 		seq := p.tick(start, false)
 		p.reply(seq, at(400*time.Millisecond))
 		p.hear(at(400 * time.Millisecond))

@@ -5,8 +5,8 @@ import (
 	"time"
 )
 
-// pulse judges by what a control stream brings whether its connection lives. It holds no timer: whoever owns the connection
-// asks. Safe for concurrent use.
+// pulse judges by what a control stream brings whether its connection lives: by the suspicion that silence raises (accrual), with a floor
+// below which nobody is dead. It holds no timer: whoever owns the connection asks. Safe for concurrent use.
 type pulse struct {
 	interval, deadAfter time.Duration
 
@@ -18,6 +18,7 @@ type pulse struct {
 	seq    uint64             // guarded by mu: of the last probe
 	rest   int                // guarded by mu: ticks since then
 	sent   [maxProbes]probing // guarded by mu: by seq
+	past   accrual            // guarded by mu: silences that ended
 	srtt   time.Duration      // guarded by mu: smoothed round trip (RFC 6298); 0 = none measured
 	rttvar time.Duration      // guarded by mu
 }
@@ -30,8 +31,15 @@ type probing struct {
 const (
 	// maxProbes is how many unanswered probes are remembered; the reply to an older one measures nothing.
 	maxProbes = 64
-	// jitter is what a probe may be late on top of what the link's own variation explains, at least.
-	minJitter = 25 * time.Millisecond
+	// suspectPhi and deadPhi are the suspicions at which others are preferred, and at which a connection is given up: one silence in a
+	// hundred, and one in a hundred million, lasts as long.
+	suspectPhi = 2
+	deadPhi    = 8
+	// deadTrips is how many round trips a connection is given in any case, and two probes more: what is lost on the way takes as many to be sent
+	// again.
+	deadTrips = 3
+	// maxSilence is dead, whatever there was before.
+	maxSilence = idleTimeout
 	// idleEvery is how many intervals lie between two probes on a link without streams: nothing waits on it.
 	idleEvery = 5
 	// minPatience is what a far gateway is given to reach an endpoint, on top of the round trip.
@@ -47,9 +55,7 @@ func newPulse(interval, deadAfter time.Duration, now time.Time) *pulse {
 func (p *pulse) tick(now time.Time, idle bool) uint64 {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	if late := now.Sub(p.ticked) - p.interval; late > p.interval/2 {
-		p.held += late
-	}
+	p.held += p.late(now)
 	p.ticked = now
 	p.rest++
 	if idle && p.asked.IsZero() && p.rest < idleEvery {
@@ -68,6 +74,9 @@ func (p *pulse) tick(now time.Time, idle bool) uint64 {
 func (p *pulse) hear(now time.Time) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
+	if !p.asked.IsZero() {
+		p.past.add(p.silence(now))
+	}
 	p.heard, p.asked, p.held = now, time.Time{}, 0
 }
 
@@ -99,23 +108,49 @@ func (p *pulse) silence(now time.Time) time.Duration {
 	if p.heard.After(since) {
 		since = p.heard
 	}
-	return now.Sub(since) - p.held
+	return now.Sub(since) - p.held - p.late(now)
 }
 
-// dead reports whether the connection is to be given up. Replies come once an interval at least however long they travel,
-// once we ask; what is lost
-// on the way takes round trips to be sent again, so a long link is given at least three of them.
+// late is by how much the next tick is overdue. mu is held.
+func (p *pulse) late(now time.Time) time.Duration {
+	if late := now.Sub(p.ticked) - p.interval; late > p.interval/2 {
+		return late
+	}
+	return 0
+}
+
+// floor is the silence that nobody is dead below. mu is held.
+func (p *pulse) floor() time.Duration {
+	floor := max(p.deadAfter, deadTrips*p.srtt+2*p.interval)
+	if p.past.n < fewSilences {
+		floor *= 2 // the link isn't known yet
+	}
+	return min(floor, maxSilence)
+}
+
+// phi is the suspicion that a silence raises. mu is held.
+func (p *pulse) phi(silence time.Duration) float64 { return p.past.phi(silence, p.interval) }
+
+// dead reports whether the connection is to be given up. Replies come once an interval at least however long they travel, once we ask.
 func (p *pulse) dead(now time.Time) bool {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	return p.silence(now) > max(p.deadAfter, 3*p.srtt+2*p.interval)
+	silence := p.silence(now)
+	return silence >= maxSilence || silence >= p.floor() && p.phi(silence) >= deadPhi
+}
+
+// next returns how long to wait before dead can be another than it is.
+func (p *pulse) next(now time.Time) time.Duration {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return max(p.floor()-p.silence(now), p.interval/4)
 }
 
 // suspect reports whether the next word is overdue: others are to be preferred.
 func (p *pulse) suspect(now time.Time) bool {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	return p.silence(now) > p.interval+4*p.rttvar+max(p.interval/2, minJitter)
+	return p.phi(p.silence(now)) >= suspectPhi
 }
 
 // patience is how long an answer may take before another way is tried beside.
@@ -130,4 +165,11 @@ func (p *pulse) rtt() time.Duration {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	return p.srtt
+}
+
+// jitter returns the smoothed deviation of the round trip.
+func (p *pulse) jitter() time.Duration {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return p.rttvar
 }

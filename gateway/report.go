@@ -56,7 +56,9 @@ func (g *Gateway) linkReports() []*configv1.LinkReport {
 }
 
 func (l *link) report() *configv1.LinkReport {
-	r := &configv1.LinkReport{Cluster: l.cluster.String(), State: string(topology.LinkDown)}
+	now := time.Now()
+	r := &configv1.LinkReport{Cluster: l.cluster.String(), State: string(l.state(now))}
+	r.Transport, r.Why = l.choice.explain()
 	gateways := make(map[string]*configv1.PeerGatewayReport)
 	for _, gw := range l.wanted.Load().Gateways {
 		gateways[gw.ID] = &configv1.PeerGatewayReport{Id: gw.ID, State: string(topology.LinkDown)}
@@ -66,10 +68,8 @@ func (l *link) report() *configv1.LinkReport {
 			continue
 		}
 		rtt := uint64(c.pulse.rtt().Microseconds()) //nolint:gosec // G115: a round trip isn't negative
-		if c.usable() {
-			r.State = string(topology.LinkUp)
-		}
 		r.Connections++
+		r.Carriers = append(r.Carriers, c.report(now))
 		r.RttMicros = shorter(r.GetRttMicros(), rtt)
 		if p := gateways[c.gateway.ID]; p != nil {
 			p.State = string(topology.LinkUp)
@@ -77,6 +77,9 @@ func (l *link) report() *configv1.LinkReport {
 			p.RttMicros = shorter(p.GetRttMicros(), rtt)
 		}
 	}
+	slices.SortFunc(r.Carriers, func(a, b *configv1.CarrierReport) int {
+		return cmp.Or(cmp.Compare(a.GetGateway(), b.GetGateway()), cmp.Compare(a.GetTransport(), b.GetTransport()), cmp.Compare(b.GetAgeMillis(), a.GetAgeMillis()))
+	})
 	if r.GetState() == string(topology.LinkDown) {
 		r.Detail = l.why()
 	}
@@ -86,6 +89,30 @@ func (l *link) report() *configv1.LinkReport {
 	slices.SortFunc(r.Gateways, func(a, b *configv1.PeerGatewayReport) int { return cmp.Compare(a.GetId(), b.GetId()) })
 	return r
 }
+
+// report says how one connection is.
+func (c *connection) report(now time.Time) *configv1.CarrierReport {
+	moved := c.conn.counts()
+	r := &configv1.CarrierReport{
+		Gateway: c.gateway.ID, Transport: c.conn.transport(), State: string(topology.LinkUp),
+		RttMicros:    uint64(c.pulse.rtt().Microseconds()),    //nolint:gosec // G115: a round trip isn't negative
+		JitterMicros: uint64(c.pulse.jitter().Microseconds()), //nolint:gosec // G115: likewise
+		Loss:         loss(c.meter.lately()),
+		Streams:      uint32(max(c.active.Load(), 0)),         //nolint:gosec // G115: at most Config.MaxStreams
+		AgeMillis:    uint64(now.Sub(c.since).Milliseconds()), //nolint:gosec // G115: it was made before
+		Sent:         moved.sent, Received: moved.received, Remote: c.conn.remote().String(),
+	}
+	switch {
+	case !c.usable():
+		r.State = carrierDraining
+	case c.pulse.suspect(now):
+		r.State = string(topology.LinkSuspect)
+	}
+	return r
+}
+
+// carrierDraining is the state of a connection that takes no new streams.
+const carrierDraining = "draining"
 
 // shorter returns the shorter of two round trips, of which 0 is none.
 func shorter(a, b uint64) uint64 {

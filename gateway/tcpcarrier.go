@@ -50,7 +50,10 @@ type tcpCarrier struct {
 	few      chan struct{} // capacity 1: a ready connection was taken
 	sent     atomic.Uint64
 	received atomic.Uint64
-	floor    atomic.Int32 // how many are ready at least
+	packets  atomic.Uint64 // of streams that have ended
+	again    atomic.Uint64 // of them, those that were sent again
+	floor    atomic.Int32  // how many are ready at least
+	retired  atomic.Bool   // none needs to be
 
 	mu       sync.Mutex
 	streams  map[*tcpStream]struct{} // guarded by mu
@@ -93,6 +96,7 @@ func (l *link) dialTCP(ctx, dialing context.Context, gw topology.Gateway, policy
 	c.wg.Add(1)                                                        // close's
 	c.cs, c.peer = conn.ConnectionState(), raw.RemoteAddr()
 	c.ctl = newTCPStream(c.ctx, &c.wg, func() {})
+	c.ctl.sent, c.ctl.received = &c.sent, &c.received
 	c.ctl.attach(conn, raw, nil)
 	c.wg.Go(c.keepWarm)
 	return c, nil
@@ -129,7 +133,7 @@ func (c *tcpCarrier) open() (lane, error) {
 		defer c.mu.Unlock()
 		delete(c.streams, s)
 	})
-	s.sent, s.received = &c.sent, &c.received
+	s.sent, s.received, s.parting = &c.sent, &c.received, c.count
 	w, ready, err := c.admit(s)
 	switch {
 	case err != nil:
@@ -177,6 +181,28 @@ func (c *tcpCarrier) take() (warmConn, bool) {
 		w.drop()
 	}
 	return warmConn{}, false
+}
+
+// isReady reports whether a stream would find a connection ready.
+func (c *tcpCarrier) isReady() bool {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return len(c.warm) > 0
+}
+
+// count takes in what the kernel says of a stream's connection that ends.
+func (c *tcpCarrier) count(raw net.Conn) {
+	sent, again := segments(raw)
+	c.packets.Add(sent)
+	c.again.Add(again)
+}
+
+func (c *tcpCarrier) counts() counts {
+	n := counts{sent: c.sent.Load(), received: c.received.Load(), packets: c.packets.Load(), lost: c.again.Load()}
+	sent, again := segments(c.ctl.raw)
+	n.packets += sent
+	n.lost += again
+	return n
 }
 
 func (w warmConn) drop() {
@@ -277,7 +303,7 @@ func (c *tcpCarrier) look(now time.Time, tick bool) int {
 			c.rest--
 		}
 	}
-	if c.rest > 0 {
+	if c.rest > 0 || c.retired.Load() {
 		return 0
 	}
 	more := max(0, min(warmWanted(c.rate, c.dialTime, int(c.floor.Load()))-len(c.warm)-c.warming, maxDials))

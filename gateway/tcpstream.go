@@ -36,18 +36,19 @@ type tcpStream struct {
 	received *atomic.Uint64
 
 	mu        sync.Mutex
-	changed   sync.Cond // of the fields below
-	conn      *tls.Conn // guarded by mu until ready; nil until then
-	raw       net.Conn  // likewise
-	queue     []byte    // guarded by mu: to be sent by flush
-	flushing  bool      // guarded by mu: flush runs
-	writeErr  error     // guarded by mu: why nothing more can be sent
-	writeOver bool      // guarded by mu: the sending half has ended cleanly, or will when the queue is sent
-	readOver  bool      // guarded by mu: EOF was read, or the reading half was cancelled
-	polite    bool      // guarded by mu: cancelled, and what still comes is read away for a while
-	gone      bool      // guarded by mu: the connection was closed
-	release   func()    // guarded by mu: of the guard that watches the connection
-	peeked    []byte    // of the reader: to be read again
+	changed   sync.Cond      // of the fields below
+	conn      *tls.Conn      // guarded by mu until ready; nil until then
+	raw       net.Conn       // likewise
+	queue     []byte         // guarded by mu: to be sent by flush
+	flushing  bool           // guarded by mu: flush runs
+	writeErr  error          // guarded by mu: why nothing more can be sent
+	writeOver bool           // guarded by mu: the sending half has ended cleanly, or will when the queue is sent
+	readOver  bool           // guarded by mu: EOF was read, or the reading half was cancelled
+	polite    bool           // guarded by mu: cancelled, and what still comes is read away for a while
+	gone      bool           // guarded by mu: the connection was closed
+	parting   func(net.Conn) // of the connection, before it is closed; may be nil
+	release   func()         // guarded by mu: of the guard that watches the connection
+	peeked    []byte         // of the reader: to be read again
 }
 
 func newTCPStream(ctx context.Context, wg *sync.WaitGroup, over func()) *tcpStream {
@@ -225,9 +226,7 @@ func (s *tcpStream) settle() {
 		return
 	}
 	if !s.polite {
-		s.gone = true
-		_ = s.raw.Close()
-		s.ended(io.EOF)
+		s.shut(io.EOF)
 		return
 	}
 	// Closing while there is something to read would send RST, which may overtake what was sent.
@@ -238,11 +237,24 @@ func (s *tcpStream) settle() {
 		s.mu.Lock()
 		defer s.mu.Unlock()
 		if !s.gone {
-			s.gone = true
-			_ = s.raw.Close()
-			s.ended(errStreamCancelled)
+			s.shut(errStreamCancelled)
 		}
 	})
+}
+
+// shut closes the connection. mu is held.
+func (s *tcpStream) shut(why error) {
+	s.gone = true
+	s.part()
+	_ = s.raw.Close()
+	s.ended(why)
+}
+
+// part has a last look at the connection. mu is held.
+func (s *tcpStream) part() {
+	if s.parting != nil {
+		s.parting(s.raw)
+	}
 }
 
 // ended says that the connection has. mu is held.
@@ -291,9 +303,7 @@ func (s *tcpStream) finish(why error) {
 		s.changed.Wait()
 	}
 	if !s.gone {
-		s.gone = true
-		_ = s.raw.Close()
-		s.ended(why)
+		s.shut(why)
 	}
 }
 
@@ -311,6 +321,7 @@ func (s *tcpStream) cut(why error) {
 	}
 	s.gone, s.queue = true, nil
 	if s.raw != nil {
+		s.part()
 		cut(s.raw)
 	}
 	s.ended(why)

@@ -243,10 +243,11 @@ func (c *testCluster) gateway(id string, options ...option) *testGateway {
 		Metrics: gw.registry,
 	}
 	if w.linkTCP {
+		w.tcp.latency = oneWay
 		gw.tcp = cfg.Link.LocalAddr().String()
 		cfg.LinkTCP = w.tcp.listen(gw.tcp)
 		cfg.DialTCP = func(_ context.Context, hostPort string) (net.Conn, error) {
-			c, err := w.tcp.dial(hostPort)
+			c, err := w.tcp.dialFar(hostPort)
 			if err != nil {
 				return nil, err
 			}

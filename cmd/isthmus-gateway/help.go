@@ -37,7 +37,7 @@ that environment variable.
   connectionsPerPeer: 4             QUIC connections to each peer cluster, spread over its gateways; at
                                     least one to each. 1 to 32, default 4.
   probeInterval: 100ms              How often each connection is probed. At least 10ms, default 100ms.
-  deadAfter: 500ms                  Silence after which a connection is given up. Default 500ms.
+  deadAfter: 400ms                  Silence after which a connection may be given up. Default 400ms.
   drainGrace: 10s                   How long streams may take to end after SIGTERM. Default 10s.
   log:
     level: info                     debug, info, warn or error. Default info.
