@@ -25,6 +25,7 @@ func (c *Control) API() http.Handler {
 	mux.HandleFunc("GET /v1/imports", c.list(func(p *present) any { return p.imports() }))
 	mux.HandleFunc("GET /v1/policies", c.list(func(p *present) any { return p.policies() }))
 	mux.HandleFunc("GET /v1/problems", func(w http.ResponseWriter, _ *http.Request) { answer(w, notNil(c.manifests().Problems)) })
+	mux.HandleFunc("GET "+admin.LinksPath, c.list(func(p *present) any { return p.linkDetails() }))
 	mux.HandleFunc("GET /v1/introduction", func(w http.ResponseWriter, _ *http.Request) { answer(w, c.Introduction()) })
 	mux.HandleFunc("GET /v1/traffic", c.getTraffic)
 	mux.HandleFunc("GET "+admin.TimelinePath, c.getTimeline)

@@ -5,6 +5,7 @@ import (
 	"slices"
 	"time"
 
+	"github.com/isthmus-mesh/isthmus/api/admin"
 	configv1 "github.com/isthmus-mesh/isthmus/api/config/v1"
 	"github.com/isthmus-mesh/isthmus/topology"
 )
@@ -31,6 +32,9 @@ type linkReport struct {
 	connections int
 	rtt         time.Duration
 	detail      string
+	transport   string
+	why         string
+	carriers    []admin.Carrier
 	at          time.Time
 	connected   bool // the gateway's config stream is open: its word is of now
 }
@@ -45,13 +49,14 @@ func readReport(gateway string, r *configv1.Report, now time.Time) []linkReport 
 			continue
 		}
 		state := topology.LinkState(l.GetState())
-		if state != topology.LinkUp && state != topology.LinkDown {
+		if state != topology.LinkUp && state != topology.LinkSuspect && state != topology.LinkDown {
 			continue
 		}
 		rtt := time.Duration(min(l.GetRttMicros(), uint64(maxRTT/time.Microsecond))) * time.Microsecond
 		out = append(out, linkReport{
 			gateway: gateway, cluster: cluster, state: state, connections: int(l.GetConnections()),
-			rtt: rtt, detail: clip(l.GetDetail(), 256), at: now,
+			rtt: rtt, detail: clip(l.GetDetail(), 256), transport: clip(l.GetTransport(), 16), why: clip(l.GetWhy(), 256),
+			carriers: readCarriers(l.GetCarriers()), at: now,
 		})
 	}
 	return out
@@ -81,7 +86,7 @@ func (t *linkTracker) update(reports []linkReport, now time.Time) (again time.Du
 		if state == topology.LinkUnknown {
 			continue // no gateway speaks: silence of the control link is no word on the data path
 		}
-		if word.state == topology.LinkDown && state == topology.LinkUp {
+		if word.state == topology.LinkDown && state != topology.LinkDown {
 			since, pending := t.since[cluster]
 			if !pending {
 				since = now
@@ -112,14 +117,39 @@ func sumUp(reports []linkReport) (topology.LinkState, time.Duration) {
 		if !r.connected {
 			continue
 		}
-		if state != topology.LinkUp {
+		if better(r.state) > better(state) {
 			state = r.state
 		}
-		if r.state == topology.LinkUp && r.rtt > 0 && (rtt == 0 || r.rtt < rtt) {
+		if r.state != topology.LinkDown && r.rtt > 0 && (rtt == 0 || r.rtt < rtt) {
 			rtt = r.rtt
 		}
 	}
 	return state, rtt
+}
+
+// better orders the states.
+func better(s topology.LinkState) int {
+	return slices.Index([]topology.LinkState{topology.LinkUnknown, topology.LinkDown, topology.LinkSuspect, topology.LinkUp}, s)
+}
+
+// maxCarriers bounds the connections of one link that are shown.
+const maxCarriers = 128
+
+// readCarriers turns a gateway's words on its connections into those of the admin API.
+func readCarriers(in []*configv1.CarrierReport) []admin.Carrier {
+	const most = 1 << 40 // microseconds and milliseconds that a Duration has room for
+	out := make([]admin.Carrier, 0, min(len(in), maxCarriers))
+	for _, c := range in[:min(len(in), maxCarriers)] {
+		out = append(out, admin.Carrier{
+			Gateway: clip(c.GetGateway(), 64), Transport: clip(c.GetTransport(), 16), State: clip(c.GetState(), 16),
+			RTT:    time.Duration(min(c.GetRttMicros(), most)) * time.Microsecond,
+			Jitter: time.Duration(min(c.GetJitterMicros(), most)) * time.Microsecond,
+			Age:    time.Duration(min(c.GetAgeMillis(), most)) * time.Millisecond,
+			Loss:   min(max(c.GetLoss(), 0), 1), Streams: int(c.GetStreams()), Sent: c.GetSent(), Received: c.GetReceived(),
+			Remote: clip(c.GetRemote(), 128),
+		})
+	}
+	return out
 }
 
 // calmRTT returns last unless next differs enough to matter.

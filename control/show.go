@@ -152,16 +152,26 @@ func texts[T fmt.Stringer](in []T) []string {
 
 func (p *present) links() []admin.Link {
 	out := []admin.Link{}
+	for _, l := range p.linkDetails() {
+		out = append(out, l.Link)
+	}
+	return out
+}
+
+func (p *present) linkDetails() []admin.LinkDetail {
+	out := []admin.LinkDetail{}
 	for _, l := range p.fleet.reports {
 		a := admin.Link{
 			Gateway: l.gateway, Cluster: l.cluster.String(), State: string(l.state), Connections: l.connections,
-			RTT: l.rtt, Detail: l.detail, Reported: l.at,
+			RTT: l.rtt, Detail: l.detail, Reported: l.at, Transport: l.transport, Why: l.why,
 		}
+		carriers := notNil(l.carriers)
 		if !l.connected { // what it said last says nothing of now
 			a.Detail = fmt.Sprintf("the gateway is not connected; it said %s at %s", a.State, l.at.UTC().Format(time.TimeOnly))
-			a.State, a.Connections, a.RTT = "unknown", 0, 0
+			a.State, a.Connections, a.RTT, a.Transport, a.Why = "unknown", 0, 0, "", ""
+			carriers = []admin.Carrier{}
 		}
-		out = append(out, a)
+		out = append(out, admin.LinkDetail{Link: a, Carriers: carriers})
 	}
 	return out
 }

@@ -94,7 +94,10 @@ func (g *Gateway) servePeer(ctx context.Context, conn *quic.Conn) {
 	var wg sync.WaitGroup
 	defer wg.Wait()
 	wg.Go(func() {
-		err := answerProbes(control, writer)
+		err := answerProbes(&vigil{lane: control}, writer)
+		if errors.Is(err, errDeaf) {
+			end(closeDead, err.Error())
+		}
 		end(closeProtocol, err.Error())
 	})
 	wg.Go(func() { g.tell(conn.Context(), peer, writer) })

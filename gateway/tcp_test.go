@@ -212,3 +212,33 @@ func TestLinksOnTheStreamsListener(t *testing.T) {
 		}
 	})
 }
+
+// Where what the dialer sends doesn't get through, the side that was dialed notices too, and lets go of what it carries.
+func TestTheDialedSideNoticesAPartition(t *testing.T) {
+	inBubble(t, func(w *world) {
+		t := w.t
+		ended := make(chan error, 1)
+		eu, us := twoClusters(w, 1)
+		us[0].c.export("wait.shop", nil, func(c net.Conn) {
+			_, err := io.ReadAll(c)
+			ended <- err
+			cut(c)
+		})
+		w.publish()
+		time.Sleep(3 * time.Second)
+		open := eu.open("us", "wait.shop", "x")
+		if _, err := preamble.ReadReply(open); err != nil {
+			t.Fatal(err)
+		}
+		time.Sleep(5 * time.Second) // of probes as on a link that carries something
+		lost := eu.ip
+		w.router.dropIf(func(p simnet.Packet) bool { return p.From.(*net.UDPAddr).IP.Equal(lost) })
+		start := time.Now()
+		if err := <-ended; err == nil {
+			t.Error("the copy reads an end")
+		}
+		if took := time.Since(start); took > deafAfter+time.Second {
+			t.Errorf("noticed after %s", took)
+		}
+	})
+}

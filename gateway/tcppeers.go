@@ -177,15 +177,7 @@ func (g *Gateway) serveControl(s *tcpStream, peer trust.Peer, cluster topology.C
 	defer leave()
 	writer := &controlWriter{stream: s}
 	wg.Go(func() { g.tell(s.Context(), peer, writer) })
-	_ = answerProbes(impatient{s}, writer)
-}
-
-// impatient reads from a stream whose peer has something to say all the time.
-type impatient struct{ *tcpStream }
-
-func (r impatient) Read(p []byte) (int, error) {
-	_ = r.SetReadDeadline(time.Now().Add(idleTimeout))
-	return r.tcpStream.Read(p)
+	_ = answerProbes(&vigil{lane: s}, writer)
 }
 
 // serveTCPStream waits until a connection becomes a stream, and serves that.

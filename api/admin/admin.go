@@ -10,6 +10,7 @@
 //	DELETE /v1/proxies/{gateway|node}/{name}       takes it out of the roster: it gets no further identity
 //	GET  /v1/drills                 []Drill
 //	POST /v1/drills                 DrillRequest → Drill; PUT and DELETE /v1/drills/{id} renew and end it
+//	GET  /v1/links                  []LinkDetail
 //	GET  /v1/traffic?service=S&since=D              Traffic
 //	POST /v1/tokens                 TokenRequest → Token
 //	GET  /v1/trust                  Trust
@@ -92,7 +93,9 @@ type Peer struct {
 type Link struct {
 	Gateway     string        `json:"gateway"` // the local one
 	Cluster     string        `json:"cluster"`
-	State       string        `json:"state"` // up, down; unknown: the gateway is not connected
+	State       string        `json:"state"`               // up, suspect, down; unknown: the gateway is not connected
+	Transport   string        `json:"transport,omitempty"` // that new streams take: quic, tcp
+	Why         string        `json:"why,omitempty"`       // why that one
 	Connections int           `json:"connections"`
 	RTT         time.Duration `json:"rtt_ns"`
 	Detail      string        `json:"detail,omitempty"`

@@ -74,7 +74,7 @@ var healthy = admin.Status{
 	RootExpires: time.Date(2027, 1, 2, 0, 0, 0, 0, time.UTC), Services: 1, Imports: 1,
 	Manifests: admin.ManifestState{Source: "/m", Objects: 4},
 	Peers:     []admin.Peer{{Cluster: "us", TrustDomain: "us.test", State: "Fresh", Bus: "connected", Gateways: 2, Services: 1}},
-	Links:     []admin.Link{{Gateway: "gateway-0", Cluster: "us", State: "up", Connections: 4, RTT: 1500 * time.Microsecond}},
+	Links:     []admin.Link{{Gateway: "gateway-0", Cluster: "us", State: "up", Transport: "quic", Connections: 4, RTT: 1500 * time.Microsecond}},
 	Proxies:   []admin.Proxy{{Program: "gateway", Name: "gateway-0", Connected: true}},
 }
 
@@ -90,8 +90,8 @@ eu        yes     1/1     1/1     1/1       1          0         1         4 obj
 CLUSTER   PEER   STATE   SERVICES   GATEWAYS   BUS         LAST WORD   REASON
 eu        us     Fresh   1          2          connected   never       -
 
-CLUSTER   GATEWAY     LINK TO   STATE   CONNECTIONS   RTT     DETAIL
-eu        gateway-0   us        up      4             1.5ms   -
+CLUSTER   GATEWAY     LINK TO   STATE   TRANSPORT   CONNECTIONS   RTT     DETAIL
+eu        gateway-0   us        up      quic        4             1.5ms   -
 `
 	if d := cmp.Diff(want, out); d != "" {
 		t.Errorf("output (-want +got):\n%s", d)

@@ -12,6 +12,7 @@ import (
 
 	"github.com/spf13/cobra"
 
+	"github.com/isthmus-mesh/isthmus/api/admin"
 	"github.com/isthmus-mesh/isthmus/cmd/isthmus/internal/output"
 	"github.com/isthmus-mesh/isthmus/internal/lab"
 )
@@ -95,7 +96,7 @@ func printPlayground(w io.Writer, format output.Format, st lab.Status) error {
 			processes.Row(c.Name, p.Name, state, pid, list(ports), string(p.Program), p.Log)
 		}
 		for _, l := range c.Links {
-			links.Row(c.Name, l.Gateway, l.Cluster, l.State, strconv.Itoa(l.Connections), rtt(l.State, l.RTT), l.Detail)
+			links.Row(c.Name, l.Gateway, l.Cluster, l.State, strconv.Itoa(l.Connections), rtt(&admin.Link{State: l.State, RTT: l.RTT}), l.Detail)
 		}
 		for _, m := range c.Problems {
 			problems = append(problems, c.Name+": "+m)

@@ -74,7 +74,7 @@ Exit codes: 0 ok, 1 a finding, 2 usage, 3 unreachable, 4 time-out.`,
 	flags.DurationVar(&g.timeout, "timeout", 10*time.Second, "how long to wait for answers")
 	root.AddCommand(
 		newInstall(g), newUpgrade(g), newUninstall(g),
-		newStatus(g), newCheck(g), newGet(g), newExplain(g), newDrain(g), newUndrain(g), newDrill(g), newTimeline(g),
+		newStatus(g), newCheck(g), newGet(g), newLinks(g), newExplain(g), newDrain(g), newUndrain(g), newDrill(g), newTimeline(g),
 		newTrust(g), newPolicy(g), newPeer(g), newIntroduction(g), newJoinToken(g), newInject(g),
 		newPlayground(g), newVersion(),
 		newAdminPipe(), newProbe(),

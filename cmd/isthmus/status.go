@@ -225,7 +225,7 @@ func printStatus(w io.Writer, format output.Format, all []clusterStatus) error {
 		Wide:    []string{"REGION", "TRUST DOMAIN", "UP", "ROOT EXPIRES", "VERSION", "CONTROL"},
 	}
 	links := output.Table{
-		Columns: []string{"CLUSTER", "GATEWAY", "LINK TO", "STATE", "CONNECTIONS", "RTT", "DETAIL"},
+		Columns: []string{"CLUSTER", "GATEWAY", "LINK TO", "STATE", "TRANSPORT", "CONNECTIONS", "RTT", "DETAIL"},
 		Empty:   "no links",
 	}
 	peers := output.Table{
@@ -246,7 +246,7 @@ func printStatus(w io.Writer, format output.Format, all []clusterStatus) error {
 		}
 		s := cs.Status
 		clusters.Row(s.Cluster, yesNo(s.Ready), share(s.Peers, func(p admin.Peer) bool { return p.State == "Fresh" }),
-			share(s.Links, func(l admin.Link) bool { return l.State == "up" }),
+			share(s.Links, func(l admin.Link) bool { return l.Carries() }),
 			share(s.Proxies, func(p admin.Proxy) bool { return p.Connected }),
 			strconv.Itoa(s.Services), strconv.Itoa(s.Exports), strconv.Itoa(s.Imports), manifests(s.Manifests),
 			s.Region, s.TrustDomain, ago(s.Started), s.RootExpires.Format(time.DateOnly), s.Version, cs.where)
@@ -255,7 +255,7 @@ func printStatus(w io.Writer, format output.Format, all []clusterStatus) error {
 				p.TrustDomain, p.Region, strconv.FormatUint(p.Epoch, 10), strconv.FormatUint(p.Seq, 10))
 		}
 		for _, l := range s.Links {
-			links.Row(s.Cluster, l.Gateway, l.Cluster, l.State, strconv.Itoa(l.Connections), rtt(l.State, l.RTT), l.Detail)
+			links.Row(s.Cluster, l.Gateway, l.Cluster, l.State, l.Transport, strconv.Itoa(l.Connections), rtt(&l), l.Detail)
 		}
 		for _, f := range cs.Findings {
 			found = append(found, s.Cluster+": "+f)
@@ -309,11 +309,11 @@ func share[T any](all []T, good func(T) bool) string {
 }
 
 // rtt is the round-trip time of a link that is up; of another there is none.
-func rtt(state string, d time.Duration) string {
-	if state != "up" || d == 0 {
+func rtt(l *admin.Link) string {
+	if !l.Carries() || l.RTT == 0 {
 		return ""
 	}
-	return d.Round(time.Microsecond).String()
+	return l.RTT.Round(time.Microsecond).String()
 }
 
 func manifests(m admin.ManifestState) string {

@@ -26,7 +26,7 @@ func outside(services []corev1.Service, namespace string) control.Outside {
 	for i := range services {
 		s := &services[i]
 		what := s.Labels[AdvertisesLabel]
-		if s.Namespace != namespace || what == "" || s.Spec.Type != corev1.ServiceTypeLoadBalancer || len(s.Spec.Ports) != 1 {
+		if s.Namespace != namespace || what == "" || s.Spec.Type != corev1.ServiceTypeLoadBalancer || !onePort(s.Spec.Ports) {
 			continue
 		}
 		for _, at := range s.Status.LoadBalancer.Ingress {
@@ -52,4 +52,14 @@ func outside(services []corev1.Service, namespace string) control.Outside {
 		}
 	}
 	return out
+}
+
+// onePort reports whether there is one port number, be it of several protocols.
+func onePort(ports []corev1.ServicePort) bool {
+	for i := range ports {
+		if ports[i].Port != ports[0].Port {
+			return false
+		}
+	}
+	return len(ports) > 0
 }

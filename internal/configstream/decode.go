@@ -260,7 +260,7 @@ func decodeCluster(b *configv1.Cluster) (*topology.Cluster, error) {
 		return nil, err
 	}
 	switch c.Link {
-	case topology.LinkUnknown, topology.LinkUp, topology.LinkDown:
+	case topology.LinkUnknown, topology.LinkUp, topology.LinkSuspect, topology.LinkDown:
 	default:
 		return nil, fmt.Errorf("link %q", clip(b.GetLink()))
 	}

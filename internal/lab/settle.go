@@ -133,7 +133,7 @@ func (p *Playground) imported(c Cluster, said map[string]word) error {
 
 func linkUp(links []admin.Link, gateway, cluster string) bool {
 	return slices.ContainsFunc(links, func(l admin.Link) bool {
-		return l.Gateway == gateway && l.Cluster == cluster && l.State == "up"
+		return l.Gateway == gateway && l.Cluster == cluster && l.Carries()
 	})
 }
 

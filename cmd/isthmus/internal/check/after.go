@@ -410,13 +410,13 @@ var afterPeers = one{
 var afterLinks = one{
 	Check{
 		"IST7112", "Links", "every gateway has a link to every peer",
-		"The detail says why. Gateways reach each other over UDP at what gateway.advertise says: firewalls, security groups, node addresses.",
+		"The detail says why. Gateways reach each other over UDP, or over TCP, at what gateway.advertise says: firewalls, security groups, node addresses.",
 	}, after, false, said(func(s *Control) verdict {
 		var found []string
 		revoked := map[string]string{}
 		up := 0
 		for _, l := range s.Status.Links {
-			if l.State == "up" {
+			if l.Carries() {
 				up++
 				continue
 			}

@@ -79,7 +79,7 @@ var inOne = []one{
 	},
 	{
 		Check{
-			"IST7005", "Node ports", "30422/TCP, 30743/UDP and 30744/UDP are free, and in the API server's range",
+			"IST7005", "Node ports", "30422/TCP, 30743 and 30744, both UDP and TCP, are free, and in the API server's range",
 			"Choose others: bus.service.nodePort and gateway.service.nodePortBase; or Services of type LoadBalancer.",
 		}, before, true, judgeNodePorts,
 	},
@@ -205,7 +205,7 @@ func judgeNodePorts(c *Cluster) verdict {
 		}
 		for _, p := range s.Spec.Ports {
 			bus := p.NodePort == busNodePort && p.Protocol != corev1.ProtocolUDP
-			gateway := p.NodePort >= gatewayPorts && p.NodePort < gatewayPorts+gatewayCount && p.Protocol == corev1.ProtocolUDP
+			gateway := p.NodePort >= gatewayPorts && p.NodePort < gatewayPorts+gatewayCount && p.Protocol != corev1.ProtocolSCTP
 			if bus || gateway {
 				found = append(found, sprintf("%d/%s is that of Service %s/%s", p.NodePort, cmp.Or(p.Protocol, corev1.ProtocolTCP), s.Namespace, s.Name))
 			}

@@ -151,7 +151,7 @@ func reach(from, to *Cluster) Reached {
 	status, self := &from.Control.Value.Status, to.Control.Value.Introduction
 	i := slices.IndexFunc(status.Peers, func(p admin.Peer) bool { return p.Cluster == self.Cluster })
 	for _, l := range status.Links {
-		if l.Cluster == self.Cluster && l.State == "up" {
+		if l.Cluster == self.Cluster && l.Carries() {
 			if r.Links++; r.RTT == 0 || l.RTT > 0 && l.RTT < r.RTT {
 				r.RTT = l.RTT
 			}

@@ -276,7 +276,10 @@ func TestFaultsAreFound(t *testing.T) {
 	for want, breaks := range map[string]func(c *check.Cluster){
 		"IST7002 failed you may not create secrets in isthmus-system": func(c *check.Cluster) { c.Kube.Denied.Value = []string{"create secrets in isthmus-system"} },
 		"IST7005 failed 30422/TCP is that of Service shop/web": func(c *check.Cluster) {
-			c.Kube.Services.Value = []corev1.Service{{ObjectMeta: meta("shop", "web"), Spec: corev1.ServiceSpec{Ports: []corev1.ServicePort{{NodePort: 30422}, {NodePort: 30743}}}}}
+			c.Kube.Services.Value = []corev1.Service{{ObjectMeta: meta("shop", "web"), Spec: corev1.ServiceSpec{Ports: []corev1.ServicePort{{NodePort: 30422}, {NodePort: 30750}}}}}
+		},
+		"IST7005 failed 30743/TCP is that of Service shop/db": func(c *check.Cluster) {
+			c.Kube.Services.Value = []corev1.Service{{ObjectMeta: meta("shop", "db"), Spec: corev1.ServiceSpec{Ports: []corev1.ServicePort{{NodePort: 30743}}}}}
 		},
 		"IST7005 failed not in the valid range":                                             func(c *check.Cluster) { c.Kube.NodePort.Value = "not in the valid range" },
 		"IST7006 failed its ConfigMap has no Corefile":                                      func(c *check.Cluster) { c.Kube.Corefile.Value = "" },
