@@ -197,14 +197,14 @@ func (f *forwarding) besides(first topology.Target) selection {
 	return s
 }
 
-// beside returns the copy for a second try: one that was not tried, is not ejected, and is not known to be silent itself.
+// beside returns the copy for a second try: one that was not tried, is not ejected nor drained, and is not known to be silent itself.
 func (f *forwarding) beside(first choice) (c choice, ok bool) {
 	s := f.besides(first.candidate.Target)
 	ejected, _ := f.health.Evidence()
 	for range maxAttempts {
 		c = s.next()
 		t := c.candidate.Target
-		if s.times(t) > 0 || ejected[t] != "" {
+		if s.times(t) > 0 || ejected[t] != "" || c.candidate.Reason.Cause == topology.Drained { // its owner wants no more than must be
 			return choice{}, false
 		}
 		if !f.outbound.pace.Suspect(t) {
