@@ -89,21 +89,25 @@ func configKinds() []kind {
 		}},
 		{name: "drill", draw: func(s scene) fault {
 			r := admin.DrillRequest{Service: service, For: s.lasts + time.Second, How: s.pick(admin.DrillRefuse, admin.DrillSilent)}
-			var began admin.Drill
 			return fault{
 				what: fmt.Sprintf("drill: %s of %s (%s)", service, s.victim, r.How),
 				inject: func(ctx context.Context, pg *lab.Playground) error {
-					return mayFail(ctx, func(ctx context.Context) (err error) {
-						began, err = admin.NewClient(pg.SocketOf(s.victim)).BeginDrill(ctx, r)
+					return mayFail(ctx, func(ctx context.Context) error {
+						_, err := admin.NewClient(pg.SocketOf(s.victim)).BeginDrill(ctx, r)
 						return err
 					})
 				},
 				restore: func(ctx context.Context, pg *lab.Playground) error {
-					if began.ID == "" {
-						return nil
+					// All that there are: a control that was paused may have begun one when nobody waited for it any more.
+					client := admin.NewClient(pg.SocketOf(s.victim))
+					drills, err := client.Drills(ctx)
+					for _, d := range drills {
+						if d.Ended.IsZero() {
+							_, e := client.EndDrill(ctx, d.ID)
+							err = errors.Join(err, unless(e, http.StatusNotFound))
+						}
 					}
-					_, err := admin.NewClient(pg.SocketOf(s.victim)).EndDrill(ctx, began.ID)
-					return unless(err, http.StatusNotFound)
+					return err
 				},
 			}
 		}},
