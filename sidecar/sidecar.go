@@ -22,6 +22,7 @@ import (
 	"net/http"
 	"net/netip"
 	"strconv"
+	"strings"
 	"sync"
 	"time"
 
@@ -246,9 +247,10 @@ func (s *Sidecar) Checks(c *ready.Checks) {
 const checkServing = "sidecar"
 
 // ParseQuery reads what a person asks Explain for: a DNS name of a service, or name.namespace for a clusterset name; and a
-// port, 80 when it is empty.
+// port, 80 when it is empty; "53/udp" is the one for datagrams.
 func ParseQuery(name, port string) (topology.Query, error) {
 	number := uint64(80)
+	port, datagrams := strings.CutSuffix(port, "/udp")
 	if port != "" {
 		var err error
 		if number, err = strconv.ParseUint(port, 10, 16); err != nil || number == 0 {
@@ -256,11 +258,11 @@ func ParseQuery(name, port string) (topology.Query, error) {
 		}
 	}
 	if service, err := topology.ParseServiceName(name); err == nil {
-		return topology.Query{Service: service, Port: uint16(number)}, nil
+		return topology.Query{Service: service, Port: uint16(number), Datagrams: datagrams}, nil
 	}
 	service, scope, err := host.Name(name)
 	if err != nil {
 		return topology.Query{}, err
 	}
-	return topology.Query{Service: service, Port: uint16(number), Scope: scope}, nil
+	return topology.Query{Service: service, Port: uint16(number), Scope: scope, Datagrams: datagrams}, nil
 }

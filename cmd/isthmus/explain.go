@@ -32,6 +32,7 @@ const maxExplanation = 16 << 20
 func newExplain(g *global) *cobra.Command {
 	format := output.TableFormat
 	var port uint16
+	var udp bool
 	var asIf []string
 	c := &cobra.Command{
 		Use:   "explain {CLUSTER/WORKLOAD SERVICE.NAMESPACE | ISTnnnn}",
@@ -46,7 +47,7 @@ SERVICE.NAMESPACE means the name of the clusterset, SERVICE.NAMESPACE.svc.cluste
 With an error code, as errors of Isthmus carry them, it says what the code means and what to do.
 
 It exits with 1 when there is nowhere to go.`,
-		Example: example("isthmus explain eu/web checkout.shop", "isthmus explain eu/web checkout.shop --as-if us=down", "isthmus explain eu/web checkout.shop --port 9090", "isthmus explain IST2005"),
+		Example: example("isthmus explain eu/web checkout.shop", "isthmus explain eu/web checkout.shop --as-if us=down", "isthmus explain eu/web checkout.shop --port 9090", "isthmus explain eu/web dns.shop --port 53 --udp", "isthmus explain IST2005"),
 		Args: func(_ *cobra.Command, args []string) error {
 			if len(args) < 1 || len(args) > 2 {
 				return errors.New("explain what? CLUSTER/WORKLOAD SERVICE.NAMESPACE, for example eu/web checkout.shop, or an error code")
@@ -68,7 +69,7 @@ It exits with 1 when there is nowhere to go.`,
 			if err != nil {
 				return err
 			}
-			x, raw, err := askSidecar(ctx, sidecar, args[1], port, down)
+			x, raw, err := askSidecar(ctx, sidecar, args[1], portText(port, udp), down)
 			if err != nil {
 				return fmt.Errorf("the sidecar of %s (its calls are decided there, so nobody else can tell): %w", args[0], err)
 			}
@@ -90,6 +91,7 @@ It exits with 1 when there is nowhere to go.`,
 		},
 	}
 	c.Flags().Uint16Var(&port, "port", 0, "the service's port `number` (default: its first, or 80)")
+	c.Flags().BoolVar(&udp, "udp", false, "ask of the port of that number for datagrams")
 	c.Flags().StringArrayVar(&asIf, "as-if", nil, "suppose that a place is down: `CLUSTER=down` or CLUSTER/COPY=down; may be given several times")
 	c.Flags().VarP(&format, "output", "o", "output `format`: "+strings.Join(output.Formats, ", "))
 	return c
@@ -261,11 +263,26 @@ func saysError(b []byte) string {
 }
 
 // askSidecar returns the explanation and, for programs, all that the sidecar said.
-func askSidecar(ctx context.Context, ask asker, to string, port uint16, down []string) (topology.Explanation, any, error) {
+// portText is how a sidecar is asked for a port; empty: for the usual one.
+func portText(port uint16, udp bool) string {
+	text := ""
+	if port != 0 {
+		text = strconv.Itoa(int(port))
+	}
+	if udp {
+		text += sidecarUDP
+	}
+	return text
+}
+
+// sidecarUDP follows the number of a port for datagrams.
+const sidecarUDP = "/udp"
+
+func askSidecar(ctx context.Context, ask asker, to, port string, down []string) (topology.Explanation, any, error) {
 	var x topology.Explanation
 	query := url.Values{"to": {to}}
-	if port != 0 {
-		query.Set("port", strconv.Itoa(int(port)))
+	if port != "" {
+		query.Set("port", port)
 	}
 	if len(down) > 0 {
 		query["down"] = down

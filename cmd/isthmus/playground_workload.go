@@ -28,6 +28,10 @@ func newPlaygroundWorkload() *cobra.Command {
 				_ = cfg.HTTP.Close()
 				return fmt.Errorf("workload: %w", err)
 			}
+			if cfg.UDP, err = listen.ListenPacket(c.Context(), "udp", tcpAddress); err != nil {
+				_, _ = cfg.HTTP.Close(), cfg.TCP.Close()
+				return fmt.Errorf("workload: %w", err)
+			}
 			cfg.Log = slog.New(slog.NewTextHandler(c.ErrOrStderr(), nil))
 			if cfg.Requests { // for programs to read
 				cfg.Log = slog.New(slog.NewJSONHandler(c.ErrOrStderr(), nil))
@@ -41,6 +45,6 @@ func newPlaygroundWorkload() *cobra.Command {
 	flags.StringVar(&cfg.Workload, "workload", "", "which workload it says it is")
 	flags.StringVar(&httpAddress, "http", "127.0.0.1:0", "where it speaks HTTP")
 	flags.BoolVar(&cfg.Requests, "requests", false, "log each request, as JSON")
-	flags.StringVar(&tcpAddress, "tcp", "127.0.0.1:0", "where it echoes bytes")
+	flags.StringVar(&tcpAddress, "tcp", "127.0.0.1:0", "where it echoes bytes, and over UDP datagrams")
 	return c
 }

@@ -61,7 +61,7 @@ func (m *mesh) output(args []string) (string, error) {
 		return "", err
 	}
 	do, ok := map[string]func(context.Context, request) (string, error){
-		"http": m.callHTTP, "h2c": m.callH2C, "grpc": m.callGRPC, "ws": m.callWebSocket, "tcp": m.callTCP,
+		"http": m.callHTTP, "h2c": m.callH2C, "grpc": m.callGRPC, "ws": m.callWebSocket, "tcp": m.callTCP, "udp": m.callUDP,
 	}[u.Scheme]
 	if !ok {
 		return "", fmt.Errorf("no scheme %q", u.Scheme)
@@ -183,6 +183,33 @@ func (m *mesh) callTCP(_ context.Context, r request) (string, error) {
 		return "", err
 	}
 	return "- - - tcp\n" + string(heard) + "\n", nil
+}
+
+// callUDP sends a datagram, again and again until it is answered: any may be lost. The listener knows to which service.
+func (m *mesh) callUDP(ctx context.Context, r request) (string, error) {
+	address, err := m.pg.DatagramsOf(r.from)
+	if err != nil {
+		return "", err
+	}
+	c, err := net.Dial("udp", address)
+	if err != nil {
+		return "", err
+	}
+	defer func() { _ = c.Close() }()
+	heard := make([]byte, 1<<16)
+	for ctx.Err() == nil {
+		if _, err := io.WriteString(c, r.body); err != nil {
+			return "", err
+		}
+		_ = c.SetReadDeadline(time.Now().Add(500 * time.Millisecond))
+		n, err := c.Read(heard)
+		if err != nil {
+			continue
+		}
+		who := strings.SplitN(string(heard[:n]), " ", 3)
+		return fmt.Sprintf("- %s %s udp\n%s\n", who[0], who[1], who[2]), nil
+	}
+	return "", ctx.Err()
 }
 
 // tunnel opens a connection to host:port by CONNECT, as a workload does for what is not HTTP.

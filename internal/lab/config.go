@@ -43,7 +43,11 @@ advertise:
 `),
 	Sidecar: configTemplate(`# The sidecar of a workload of cluster {{.Cluster.Name}}.
 workload: {{.Workload.Namespace}}/{{.Workload.Name}}
-` + sidecarConfig),
+` + sidecarConfig + `{{- with .Datagrams}}
+listeners: # the application's datagrams to the service
+- {service: {{.}}, port: {{$.TCPPort}}, protocol: udp, listen: {{$.At "udp"}}}
+{{- end}}
+`),
 	Node: configTemplate(`# The node proxy of cluster {{.Cluster.Name}}: it stands in for workloads that have no sidecar.
 node: {{.Name}}
 ` + sidecarConfig),
@@ -95,8 +99,12 @@ type configView struct {
 	Token       string
 	TrustBundle string
 	WorkloadAPI string // of a sidecar; empty: not served
+	Datagrams   string // the service that a sidecar takes datagrams for; empty: for none
 	Captured    int    // port of a sidecar to which the kernel brings calls by address; 0: it does not
 }
+
+// TCPPort is the port of the sample's Service on which it echoes bytes, and datagrams.
+func (configView) TCPPort() int { return 7000 }
 
 // At returns the address of one of the program's own ports.
 func (v configView) At(purpose string) string { return v.p.state.address(v.u, purpose) }
@@ -118,12 +126,16 @@ func (p *Playground) config(u unit) ([]byte, error) {
 			captured = capturedPort
 		}
 	}
+	datagrams := ""
+	if u.program == Sidecar {
+		datagrams = p.state.Spec.exported()
+	}
 	var b bytes.Buffer
 	err := t.Execute(&b, configView{
 		p: p, u: u, Cluster: c, Name: u.name, Workload: u.workload,
 		Control:   p.state.address(unit{cluster: c.Name, name: "control"}, "grpc"),
 		Manifests: p.ManifestsOf(c.Name), Socket: p.SocketOf(c.Name), State: p.stateDir(u),
-		Token: p.tokenFile(u), TrustBundle: p.trustBundle(c.Name), WorkloadAPI: workloadAPI, Captured: captured,
+		Token: p.tokenFile(u), TrustBundle: p.trustBundle(c.Name), WorkloadAPI: workloadAPI, Captured: captured, Datagrams: datagrams,
 	})
 	if err != nil {
 		return nil, fmt.Errorf("%s: configuration: %w", u.id(), err)

@@ -40,6 +40,7 @@ spec:
   - {name: http, port: 80, targetPort: http, appProtocol: http}
   - {name: grpc, port: 9090, targetPort: http, appProtocol: grpc}
   - {name: tcp, port: 7000, targetPort: tcp, appProtocol: tcp}
+  - {name: udp, port: 7000, targetPort: tcp, protocol: UDP}
 {{- end}}
 `))
 

@@ -31,7 +31,7 @@ import (
 //	manifest get CLUSTER NAME FILE      a copy of it
 //	manifest edit CLUSTER NAME RE NEW   what the regular expression matches, replaced
 //	call [-H HEADER] [-d BODY] FROM URL one call as a workload; prints "STATUS CLUSTER WORKLOAD PROTOCOL", then the body.
-//	                                    Schemes: http, h2c, grpc, ws, tcp. A call that fails prints "error: …"; it is for the script to judge
+//	                                    Schemes: http, h2c, grpc, ws, tcp, udp. A call that fails prints "error: …"; it is for the script to judge
 //	hold NAME FROM tcp://HOST:PORT      a connection that stays open; or a WebSocket, ws://HOST/ws
 //	holds NAME open|closed|end          echoes still; waits until it is closed; closes it
 //	server CLUSTER NAME                 an HTTP server that knows nothing of the mesh; sets $NAME_address and $NAME_port

@@ -134,11 +134,25 @@ func (p Program) ports() []string {
 		return []string{"grpc", "bus", "admin"}
 	case Gateway:
 		return []string{"streams", "quic", "admin"}
-	case Node, Sidecar:
+	case Node:
 		return []string{"inbound", "proxy", "dns", "admin"}
+	case Sidecar:
+		return []string{"inbound", "proxy", "dns", "admin", "udp"}
 	case App:
 		return []string{"http", "tcp"}
 	default:
 		return nil
 	}
+}
+
+// exported returns the first service that a cluster exports, "name.namespace"; empty when none does.
+func (s Spec) exported() string {
+	for _, c := range s.Clusters {
+		for _, w := range c.Workloads {
+			if w.Exported {
+				return w.App + "." + w.Namespace
+			}
+		}
+	}
+	return ""
 }

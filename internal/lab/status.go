@@ -164,6 +164,11 @@ func (p *Playground) ProxyOf(workload string) (string, error) {
 	return p.sidecarAddress(workload, "proxy")
 }
 
+// DatagramsOf returns the address where a workload's sidecar takes datagrams for the sample's service, port 7000.
+func (p *Playground) DatagramsOf(workload string) (string, error) {
+	return p.sidecarAddress(workload, "udp")
+}
+
 // DNSOf returns the address where a workload's sidecar resolves names of the clusterset.
 func (p *Playground) DNSOf(workload string) (string, error) { return p.sidecarAddress(workload, "dns") }
 

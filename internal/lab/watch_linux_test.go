@@ -120,7 +120,7 @@ func (m *mesh) judge(ts *testscript.TestScript) error {
 	own := map[uint16]string{}
 	for _, c := range st.Clusters {
 		for _, p := range c.Processes {
-			for _, purpose := range []string{"proxy", "http", "tcp"} {
+			for _, purpose := range []string{"proxy", "http", "tcp", "udp"} {
 				if n, ok := p.Ports[purpose]; ok {
 					own[uint16(n)] = c.Name + "/" + p.Name + " " + purpose
 				}

@@ -1,6 +1,7 @@
 // Package sample is the application that a playground's workloads run: it answers anything, and says who answered.
 //
-// One port speaks HTTP/1.1 and HTTP/2 without TLS, with gRPC health on it; another echoes bytes. Every answer carries
+// One port speaks HTTP/1.1 and HTTP/2 without TLS, with gRPC health on it; another echoes bytes, and on UDP datagrams, each behind
+// "CLUSTER WORKLOAD " of who answers. Every answer over HTTP carries
 // Served-By-Cluster and Served-By-Workload. Paths with a meaning:
 //
 //	/echo          the request's body
@@ -52,7 +53,9 @@ type Config struct {
 	Workload string
 	HTTP     net.Listener // HTTP/1.1, h2c, gRPC; closed by Run
 	TCP      net.Listener // echo; closed by Run
-	Log      *slog.Logger // default: discarded
+	// UDP echoes datagrams; closed by Run. Nil: none does.
+	UDP net.PacketConn
+	Log *slog.Logger // default: discarded
 	// Requests has each request logged before it is answered, with the trace that it is in.
 	Requests bool
 }
@@ -81,6 +84,9 @@ func Run(ctx context.Context, cfg Config) error {
 	g, ctx := errgroup.WithContext(ctx)
 	g.Go(func() error { return serveHTTP(ctx, cfg) })
 	g.Go(func() error { return serveEcho(ctx, cfg.TCP) })
+	if cfg.UDP != nil {
+		g.Go(func() error { return serveDatagrams(ctx, cfg) })
+	}
 	if err := g.Wait(); err != nil {
 		return fmt.Errorf("sample: %w", err)
 	}
@@ -221,5 +227,29 @@ func serveEcho(ctx context.Context, l net.Listener) error {
 			_, _ = io.Copy(c, c) // a broken connection is its caller's affair
 			return nil
 		})
+	}
+}
+
+// maxDatagram is what a datagram of UDP may carry.
+const maxDatagram = 65507
+
+// serveDatagrams sends back what it gets, datagram by datagram, behind who it is.
+func serveDatagrams(ctx context.Context, cfg Config) error {
+	stop := context.AfterFunc(ctx, func() { _ = cfg.UDP.Close() })
+	defer stop()
+	who := []byte(cfg.Cluster + " " + cfg.Workload + " ")
+	buffer := make([]byte, len(who)+maxDatagram)
+	copy(buffer, who)
+	for {
+		n, from, err := cfg.UDP.ReadFrom(buffer[len(who):])
+		switch {
+		case ctx.Err() != nil:
+			return nil
+		case errors.Is(err, net.ErrClosed):
+			return err
+		case err != nil: // what the network said of an answer
+			continue
+		}
+		_, _ = cfg.UDP.WriteTo(buffer[:min(len(who)+n, maxDatagram)], from) // lost, as any may be
 	}
 }
