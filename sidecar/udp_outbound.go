@@ -246,11 +246,12 @@ func (u *udpListener) find(f *udpFlow) (*plan, *udpSession, error) {
 	return nil, nil, errors.New("no copy of " + host.String(u.query) + " took the session: " + choices.words())
 }
 
-// trusts reports whether a flow may stay at a session: whether its copies are among those that requests would go to, and not as a last resort.
+// trusts reports whether a flow may stay at a session: whether its copies are among those that requests would go to, and neither drained nor a
+// last resort.
 func (p *plan) trusts(s *udpSession) bool {
 	for i := range p.Tiers {
 		t := &p.Tiers[i]
-		if t.LastResort {
+		if t.LastResort || t.Drained {
 			continue
 		}
 		for j := range t.Candidates {
