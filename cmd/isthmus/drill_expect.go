@@ -54,7 +54,7 @@ func (f *failover) expectedOf(ctx context.Context, c target) rehearsal.Caller {
 			caller.Problem = err.Error()
 			continue
 		}
-		x, _, err := askSidecar(ctx, ask, f.service.String(), 0, []string{f.cluster})
+		x, _, err := askSidecar(ctx, ask, f.service.String(), "", []string{f.cluster})
 		if err != nil {
 			caller.Problem = err.Error()
 			continue
