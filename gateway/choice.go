@@ -79,6 +79,9 @@ func (c *choice) judge(now time.Time, quic, tcp sight) bool {
 		c.other = now
 	}
 	if now.Sub(c.other) < wait {
+		if to == transportQUIC {
+			c.why = fmt.Sprintf("QUIC is well again, and taken once it has been so for %s", wait)
+		}
 		return false
 	}
 	if to == transportTCP {
