@@ -30,6 +30,9 @@ type pace struct {
 const (
 	// leastPatience is for copies that answer at once: below it, a busy machine looks like a silent one.
 	leastPatience = 30 * time.Millisecond
+	// leastSilence is how long a copy has to be silent, at least, for that to count against it. Requests go elsewhere long before (they are tried
+	// beside it), but a machine that has no time for a moment isn't gone, and to leave it moves all its load.
+	leastSilence = 150 * time.Millisecond
 	// firstPatience is for a copy that has not answered yet.
 	firstPatience = 250 * time.Millisecond
 	// mostPatience bounds what a copy that is slow now and then may get.
@@ -108,12 +111,12 @@ func (c *pace) quiet() time.Duration {
 	return min(max(c.mean, leastPatience), mostPatience)
 }
 
-// Silent reports whether nothing came from k since then, and that for longer than its answers take.
+// Silent reports whether nothing came from k since then, and that for longer than its answers take and for long enough to count against it.
 func (p *Pace[K]) Silent(now time.Time, k K, since time.Time) bool {
 	c := p.of(k)
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	return c.heard.Load() <= since.UnixNano() && now.Sub(since) >= c.patience()
+	return c.heard.Load() <= since.UnixNano() && now.Sub(since) >= max(c.patience(), leastSilence)
 }
 
 // Keep forgets the copies that keep refuses: those that are gone.

@@ -39,7 +39,7 @@ func TestSilent(t *testing.T) {
 	if p.Silent(start.Add(time.Hour), "a", start) {
 		t.Error("it was heard")
 	}
-	if since := start.Add(time.Second); p.Silent(since.Add(leastPatience-1), "a", since) || !p.Silent(since.Add(leastPatience), "a", since) {
+	if since := start.Add(time.Second); p.Silent(since.Add(leastSilence-1), "a", since) || !p.Silent(since.Add(leastSilence), "a", since) {
 		t.Error("heard after a second")
 	}
 	p.Keep(func(k string) bool { return k != "a" })
