@@ -36,6 +36,7 @@ func (p *present) policies() admin.Policies {
 		out.Policies = append(out.Policies, a)
 	}
 	out.Workloads = append(out.Workloads, p.policed()...)
+	out.Failover = p.failoverPolicies()
 	return out
 }
 

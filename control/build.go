@@ -60,8 +60,10 @@ type world struct {
 	exports      []ExportStatus      // without Condition.Since
 	imports      []ImportStatus      // likewise
 	policing     *policing
-	policyStatus []PolicyStatus // likewise
-	problems     []Problem      // of objects that don't fit together
+	policyStatus []PolicyStatus   // likewise
+	reigns       []reign          // of the FailoverPolicies, in their order
+	failover     []FailoverStatus // likewise
+	problems     []Problem        // of objects that don't fit together
 }
 
 // build computes a world. It is pure: the same inputs give the same world, whatever came before.
@@ -99,6 +101,7 @@ func build(in inputs) *world {
 	w.pods = w.peerPods()
 	w.importStatus(merged.Imports, exports)
 	w.assemble(valid, exports)
+	w.failover = w.failoverStatus()
 	w.problems = SortProblems(w.problems)
 	return w
 }

@@ -238,6 +238,14 @@ func describeWorld(t *testing.T, b control.Built) string {
 			fmt.Fprintf(&out, "policy %s of %d %s=%s/%s %q\n", p.Object(), p.Copies, c.Type, c.Status, c.Reason, c.Message)
 		}
 	}
+	for _, p := range b.Failover {
+		for _, c := range p.Conditions {
+			fmt.Fprintf(&out, "failover %s %s=%s/%s %q\n", p.Object(), c.Type, c.Status, c.Reason, c.Message)
+		}
+		for _, r := range p.Rows {
+			fmt.Fprintf(&out, "failover %s: %s in %s: %d/%d %s %q %q\n", p.Object(), r.Service, r.Cluster, r.Ready, r.Total, r.State, r.Tier, r.Why)
+		}
+	}
 	for _, p := range b.Problems {
 		fmt.Fprintf(&out, "problem %s\n", p)
 	}

@@ -211,6 +211,13 @@ func stampStatus(next, last *Status, now time.Time) {
 	for i := range next.Policies {
 		stampConditions(next.Policies[i].Conditions, policies[next.Policies[i].Object()], now)
 	}
+	failover := make(map[string][]Condition, len(last.Failover))
+	for i := range last.Failover {
+		failover[last.Failover[i].Object()] = last.Failover[i].Conditions
+	}
+	for i := range next.Failover {
+		stampConditions(next.Failover[i].Conditions, failover[next.Failover[i].Object()], now)
+	}
 	for _, p := range next.Peers {
 		stampConditions(p.Conditions, peers[p.Peer.Name], now)
 	}

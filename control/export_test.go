@@ -51,6 +51,7 @@ type Built struct {
 	Imports   []ImportStatus
 	Silent    []topology.ClusterName
 	Policies  []PolicyStatus
+	Failover  []FailoverStatus
 	Problems  []Problem
 	Addresses map[topology.ServiceName]netip.Addr
 	Hosts     int // copies of headless services that something stands for
@@ -93,7 +94,7 @@ func Build(s Scene) (Built, error) {
 		return Built{}, err
 	}
 	w := build(in)
-	return Built{w.resources, w.own, w.exports, w.imports, w.silent, w.policyStatus, w.problems, w.addresses, len(w.hosts)}, nil
+	return Built{w.resources, w.own, w.exports, w.imports, w.silent, w.policyStatus, w.failover, w.problems, w.addresses, len(w.hosts)}, nil
 }
 
 func sortedKeys(m map[string]netip.AddrPort) []string { return slices.Sorted(maps.Keys(m)) }

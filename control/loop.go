@@ -311,7 +311,7 @@ func (l *loop) setResources(resources []*configv1.Resource) {
 // setStatus writes back what became of the exports, if it is news.
 func (l *loop) setStatus(ctx context.Context, w *world, now time.Time) {
 	next := &Status{
-		Exports: w.exports, Imports: w.imports, Peers: w.peerConditions(), Domains: w.domainConditions(), Policies: w.policyStatus, Silent: w.silent,
+		Exports: w.exports, Imports: w.imports, Peers: w.peerConditions(), Domains: w.domainConditions(), Policies: w.policyStatus, Failover: w.failover, Silent: w.silent,
 		Problems: SortProblems(slices.Concat(w.in.objects.Problems, w.problems)),
 	}
 	l.problems.Report(ctx, w.problems) // the registry tells of its own

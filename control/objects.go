@@ -168,14 +168,16 @@ type FederatedTrustDomain struct {
 type FailoverPolicy struct {
 	Meta
 
-	Targets []PolicyTarget
-	Policy  topology.Policy
+	Generation int64 // as of a ServiceExport
+	Targets    []PolicyTarget
+	Policy     topology.Policy
 }
 
-// PolicyTarget is a service that a policy is for, named as ServiceImport or as Service; both mean the same calls.
+// PolicyTarget is a service that a policy is for, named as ServiceImport or as Service; both mean the same calls. Or it is the policy's own
+// Namespace: all services in it that no policy names.
 type PolicyTarget struct {
 	Kind    string
-	Service topology.ServiceName
+	Service topology.ServiceName // zero: the namespace
 }
 
 // AccessPolicy says who may call the workloads that it selects (isthmus.dev/v1alpha1).

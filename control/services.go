@@ -2,7 +2,6 @@ package control
 
 import (
 	"cmp"
-	"fmt"
 	"iter"
 	"maps"
 	"slices"
@@ -155,33 +154,6 @@ func remotes(i *ImportStatus, offers []offer) []topology.Remote {
 		slices.Sort(r.UDPPorts)
 		if len(r.Servers) > 0 && len(r.Ports)+len(r.UDPPorts) > 0 { // else nobody could answer
 			out = append(out, r)
-		}
-	}
-	return out
-}
-
-// policies returns the policy of each service. Of several that name one service the first by name is in force.
-func (w *world) policies(names map[topology.ServiceName]struct{}) map[topology.ServiceName]*topology.Policy {
-	out := make(map[topology.ServiceName]*topology.Policy)
-	problem := func(p *FailoverPolicy, format string, args ...any) {
-		w.problems = append(w.problems, Problem{Source: p.Source, Object: p.Object(), Reason: fmt.Sprintf(format, args...)})
-	}
-	for i := range w.in.objects.Policies {
-		p := &w.in.objects.Policies[i]
-		inert := true
-		for _, t := range p.Targets {
-			if _, there := names[t.Service]; !there {
-				continue
-			}
-			if other := out[t.Service]; other != nil && other != &p.Policy {
-				problem(p, "%s %s: FailoverPolicy %s is for it too and is in force; this one is not", t.Kind, t.Service.Name(), other.Name)
-				continue
-			}
-			out[t.Service] = &p.Policy
-			inert = false
-		}
-		if inert {
-			problem(p, "inert: none of its targets is a Service here or an import that this policy decides")
 		}
 	}
 	return out

@@ -10,11 +10,12 @@ import (
 
 // Status is what a Registry writes back: what became of what was declared, and what others offer. Immutable.
 type Status struct {
-	Exports  []ExportStatus // ordered by service
-	Imports  []ImportStatus // ordered by service
-	Peers    []PeerStatus   // ordered by name
-	Domains  []DomainStatus // ordered by name
-	Policies []PolicyStatus // AccessPolicies, then QuotaPolicies; each ordered by namespace and name
+	Exports  []ExportStatus   // ordered by service
+	Imports  []ImportStatus   // ordered by service
+	Peers    []PeerStatus     // ordered by name
+	Domains  []DomainStatus   // ordered by name
+	Policies []PolicyStatus   // AccessPolicies, then QuotaPolicies; each ordered by namespace and name
+	Failover []FailoverStatus // ordered by namespace and name
 	Problems []Problem
 	// Silent are the peers that have not spoken since the start, ordered. That an import which one of them offered is not among
 	// Imports says nothing yet: nothing is deleted until its owner has spoken.

@@ -7,13 +7,14 @@ import (
 	"time"
 )
 
-// Policies is which access policies and quotas a cluster has, and for what: GET /v1/policies.
+// Policies is which policies a cluster has, and for what: GET /v1/policies.
 type Policies struct {
 	Cluster     string            `json:"cluster"`
 	TrustDomain string            `json:"trust_domain"`
 	Clusters    map[string]string `json:"clusters"` // trust domains, by the names of clusters that policies may use
 	Policies    []Policy          `json:"policies"` // AccessPolicies, then QuotaPolicies; each by namespace and name
 	Workloads   []PolicedWorkload `json:"workloads"`
+	Failover    []FailoverPolicy  `json:"failover"` // by namespace and name
 }
 
 // Policy is an AccessPolicy or a QuotaPolicy that is in force.

@@ -81,6 +81,7 @@ var kinds = []kind{
 	}, func(from string, i admin.Import) []string {
 		return []string{from, i.Namespace, i.Name, i.Type, list(i.IPs), list(i.Ports), list(i.Clusters)}
 	})},
+	{"policies", []string{"policy", "failoverpolicies", "failoverpolicy", "fop"}, getter(allPolicies, policyTable, policyRow)},
 	{"proxies", []string{"proxy"}, getter((*admin.Client).Proxies, output.Table{
 		Columns: []string{"CLUSTER", "PROGRAM", "NAME", "CONNECTED", "SINCE", "ADMIN", "USES"},
 		Wide:    []string{"SPIFFE ID", "VERSION"},

@@ -15,7 +15,7 @@ import (
 // statusFolder is where status is written, below the folder. The dot keeps it from being read.
 const statusFolder = ".status"
 
-// PutStatus writes what has changed to <dir>/.status: exports.yaml, imports.yaml and problems.yaml.
+// PutStatus writes what has changed to <dir>/.status: exports.yaml, imports.yaml, failoverpolicies.yaml and problems.yaml.
 func (f *Folder) PutStatus(_ context.Context, s *control.Status) error {
 	exports, err := manifest.Exports(s.Exports)
 	if err != nil {
@@ -29,8 +29,12 @@ func (f *Folder) PutStatus(_ context.Context, s *control.Status) error {
 	if err != nil {
 		return fmt.Errorf("folder: %w", err)
 	}
+	policies, err := manifest.FailoverPolicies(s.Failover)
+	if err != nil {
+		return fmt.Errorf("folder: %w", err)
+	}
 	dir := filepath.Join(f.cfg.Dir, statusFolder)
-	for name, data := range map[string][]byte{"exports.yaml": exports, "imports.yaml": imports, "problems.yaml": problems} {
+	for name, data := range map[string][]byte{"failoverpolicies.yaml": policies, "exports.yaml": exports, "imports.yaml": imports, "problems.yaml": problems} {
 		if last, ok := f.written[name]; ok && last == string(data) {
 			continue
 		}

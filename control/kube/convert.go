@@ -17,10 +17,11 @@ import (
 type memory map[object]conversion
 
 const (
-	peerKind   = "ClusterPeer"
-	domainKind = "FederatedTrustDomain"
-	accessKind = "AccessPolicy"
-	quotaKind  = "QuotaPolicy"
+	peerKind     = "ClusterPeer"
+	domainKind   = "FederatedTrustDomain"
+	accessKind   = "AccessPolicy"
+	quotaKind    = "QuotaPolicy"
+	failoverKind = "FailoverPolicy"
 )
 
 // object names an object.
@@ -49,7 +50,7 @@ func convert(now *reading, last memory) (*control.Objects, memory) {
 	c.out.Slices = copies.slices()
 	each(c, mcsv1beta1.ServiceExportKindName, present(now.exports), func(v conversion) { c.out.Exports = append(c.out.Exports, *v.value.Export) })
 	each(c, peerKind, present(now.peers), func(v conversion) { c.out.Peers = append(c.out.Peers, *v.value.Peer) })
-	each(c, "FailoverPolicy", present(now.policies), func(v conversion) { c.out.Policies = append(c.out.Policies, *v.value.Policy) })
+	each(c, failoverKind, present(now.policies), func(v conversion) { c.out.Policies = append(c.out.Policies, *v.value.Policy) })
 	// What refuses does so until it is gone.
 	each(c, accessKind, now.access, func(v conversion) { c.out.Access = append(c.out.Access, *v.value.Access) })
 	each(c, quotaKind, now.quotas, func(v conversion) { c.out.Quotas = append(c.out.Quotas, *v.value.Quota) })

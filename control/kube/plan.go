@@ -31,6 +31,7 @@ const (
 	applyExport     verb = "apply status"    // of an export
 	applyPeer       verb = "apply state"     // of a ClusterPeer, likewise
 	applyDomain     verb = "apply freshness" // of a FederatedTrustDomain, likewise
+	applyFailover   verb = "apply failover"  // of a FailoverPolicy, likewise
 	applyPolicy     verb = "apply outcome"   // of an AccessPolicy or a QuotaPolicy, likewise
 )
 
@@ -49,6 +50,8 @@ type write struct {
 	domain *meshv1alpha1.FederatedTrustDomain
 	// policy is likewise; its kind is set.
 	policy *policy
+	// failover likewise, and where calls go by it.
+	failover *meshv1alpha1.FailoverPolicy
 	// news are those of its conditions that are told of by Events.
 	news []metav1.Condition
 }
@@ -64,6 +67,8 @@ func (w *write) target() object {
 		return object{domainKind, "", w.domain.Name}
 	case w.policy != nil:
 		return object{w.policy.kind, w.policy.Namespace, w.policy.Name}
+	case w.failover != nil:
+		return object{failoverKind, w.failover.Namespace, w.failover.Name}
 	case w.slice != nil:
 		return object{sliceKind, w.slice.Namespace, w.slice.Name}
 	}
@@ -81,6 +86,8 @@ func (w *write) base() string {
 		return w.domain.ResourceVersion
 	case w.policy != nil:
 		return w.policy.ResourceVersion
+	case w.failover != nil:
+		return w.failover.ResourceVersion
 	}
 	return w.whole().GetResourceVersion()
 }
@@ -104,6 +111,7 @@ type written struct {
 	peers      []meshv1alpha1.ClusterPeer
 	domains    []meshv1alpha1.FederatedTrustDomain
 	policies   []policy // AccessPolicies and QuotaPolicies
+	failover   []meshv1alpha1.FailoverPolicy
 	imports    []mcsv1beta1.ServiceImport
 	slices     []discoveryv1.EndpointSlice // of imports, ours and others'
 	namespaces map[string]bool             // that are there and not being deleted
@@ -112,7 +120,7 @@ type written struct {
 // plan returns the writes that make what is there what it should be, ordered by kind, namespace and name, and what can't be made so. It is
 // pure.
 func plan(want *control.Status, now *written) (due []write, problems []control.Problem) {
-	due = slices.Concat(exportWrites(want, now), peerWrites(want, now), domainWrites(want, now), policyWrites(want, now))
+	due = slices.Concat(exportWrites(want, now), peerWrites(want, now), domainWrites(want, now), policyWrites(want, now), failoverWrites(want, now))
 	there := make(map[topology.ServiceName]*mcsv1beta1.ServiceImport, len(now.imports))
 	for i := range now.imports {
 		if name, err := topology.NewServiceName(now.imports[i].Namespace, now.imports[i].Name); err == nil {
@@ -334,6 +342,36 @@ func policyWrites(want *control.Status, now *written) []write {
 			kind:       p.Kind,
 			ObjectMeta: &metav1.ObjectMeta{Namespace: p.Namespace, Name: p.Name, UID: have.UID, ResourceVersion: have.ResourceVersion},
 			status:     meshv1alpha1.PolicyStatus{Conditions: conditions, Workloads: copies},
+		}})
+	}
+	return due
+}
+
+// failoverWrites compares what is said of FailoverPolicies with what shall be.
+func failoverWrites(want *control.Status, now *written) []write {
+	there := make(map[object]*meshv1alpha1.FailoverPolicy, len(now.failover))
+	for i := range now.failover {
+		p := &now.failover[i]
+		there[object{failoverKind, p.Namespace, p.Name}] = p
+	}
+	var due []write
+	for i := range want.Failover {
+		s := &want.Failover[i]
+		have := there[object{failoverKind, s.Namespace, s.Name}]
+		if have == nil {
+			continue
+		}
+		status := manifest.FailoverStatus(s)
+		conditions := merged(have.Status.Conditions, status.Conditions, s.Generation)
+		if equality.Semantic.DeepEqual(have.Status.Conditions, conditions) && equality.Semantic.DeepEqual(have.Status.Clusters, status.Clusters) {
+			continue
+		}
+		status.Conditions = slices.DeleteFunc(conditions, func(c metav1.Condition) bool {
+			return !slices.ContainsFunc(s.Conditions, func(o control.Condition) bool { return o.Type == c.Type })
+		})
+		due = append(due, write{verb: applyFailover, failover: &meshv1alpha1.FailoverPolicy{
+			ObjectMeta: metav1.ObjectMeta{Namespace: s.Namespace, Name: s.Name, UID: have.UID, ResourceVersion: have.ResourceVersion},
+			Status:     status,
 		}})
 	}
 	return due

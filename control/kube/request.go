@@ -56,6 +56,23 @@ func (w *writer) do(ctx context.Context, due *write) error {
 			return err
 		}
 		return w.writes.Status().Apply(ctx, client.ApplyConfigurationFromUnstructured(object), owner, client.ForceOwnership)
+	case applyFailover:
+		object, err := conditionsOf(meshv1alpha1.GroupVersion.WithKind(failoverKind), due.failover, due.failover.Status.Conditions)
+		if err != nil {
+			return err
+		}
+		rows := make([]any, 0, len(due.failover.Status.Clusters))
+		for i := range due.failover.Status.Clusters {
+			row, err := runtime.DefaultUnstructuredConverter.ToUnstructured(&due.failover.Status.Clusters[i])
+			if err != nil {
+				return err
+			}
+			rows = append(rows, row)
+		}
+		if err := unstructured.SetNestedSlice(object.Object, rows, "status", "clusters"); err != nil {
+			return err
+		}
+		return w.writes.Status().Apply(ctx, client.ApplyConfigurationFromUnstructured(object), owner, client.ForceOwnership)
 	}
 	return fmt.Errorf("no way to %s", due.verb)
 }

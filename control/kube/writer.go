@@ -135,16 +135,17 @@ func (w *writer) read(ctx context.Context) (*written, error) {
 		domains    meshv1alpha1.FederatedTrustDomainList
 		access     meshv1alpha1.AccessPolicyList
 		quotas     meshv1alpha1.QuotaPolicyList
+		failover   meshv1alpha1.FailoverPolicyList
 		imports    mcsv1beta1.ServiceImportList
 		endpoints  discoveryv1.EndpointSliceList
 		namespaces = metadataListOf("Namespace")
 	)
-	for _, list := range []client.ObjectList{&exports, &peers, &domains, &access, &quotas, &imports, &endpoints, namespaces} {
+	for _, list := range []client.ObjectList{&exports, &peers, &domains, &access, &quotas, &failover, &imports, &endpoints, namespaces} {
 		if err := w.reads.List(ctx, list, client.UnsafeDisableDeepCopy); err != nil {
 			return nil, err
 		}
 	}
-	out := &written{exports: exports.Items, peers: peers.Items, domains: domains.Items, imports: imports.Items, slices: slices.DeleteFunc(endpoints.Items, isElsewhere), namespaces: make(map[string]bool, len(namespaces.Items))}
+	out := &written{exports: exports.Items, peers: peers.Items, domains: domains.Items, failover: failover.Items, imports: imports.Items, slices: slices.DeleteFunc(endpoints.Items, isElsewhere), namespaces: make(map[string]bool, len(namespaces.Items))}
 	for i := range access.Items {
 		p := &access.Items[i]
 		out.policies = append(out.policies, policy{accessKind, &p.ObjectMeta, p.Status})

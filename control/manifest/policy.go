@@ -5,6 +5,8 @@ import (
 	"maps"
 	"slices"
 	"strconv"
+	"strings"
+	"time"
 
 	"k8s.io/apimachinery/pkg/util/validation"
 	mcsv1beta1 "sigs.k8s.io/mcs-api/pkg/apis/v1beta1"
@@ -21,17 +23,18 @@ const (
 	maxPolicyNever   = 32
 	maxTierWeights   = 256
 	maxWeight        = 1_000_000
+	maxFailback      = time.Hour
 )
 
 func failoverPolicy(c *checker, in *meshv1alpha1.FailoverPolicy) Object {
-	p := &control.FailoverPolicy{Meta: c.meta(&in.ObjectMeta, true, validation.IsDNS1123Subdomain)}
+	p := &control.FailoverPolicy{Generation: in.Generation, Meta: c.meta(&in.ObjectMeta, true, validation.IsDNS1123Subdomain)}
 	p.Policy.Name = p.Namespace + "/" + p.Name
 	for _, l := range []struct {
 		field    string
 		n, limit int
 		required string
 	}{
-		{"spec.targetRefs", len(in.Spec.TargetRefs), maxPolicyTargets, "is empty: name the ServiceImports or Services that the policy is for"},
+		{"spec.targetRefs", len(in.Spec.TargetRefs), maxPolicyTargets, "is empty: name the ServiceImports or Services that the policy is for, or its Namespace"},
 		{"spec.tiers", len(in.Spec.Tiers), maxPolicyTiers, "is empty: a policy without tiers would use no copy at all"},
 		{"spec.never", len(in.Spec.Never), maxPolicyNever, ""},
 	} {
@@ -59,10 +62,46 @@ func failoverPolicy(c *checker, in *meshv1alpha1.FailoverPolicy) Object {
 		c.weights(at+".weights", tier)
 		p.Policy.Tiers = append(p.Policy.Tiers, tier)
 	}
+	c.moves(&p.Policy, &in.Spec)
 	if len(c.errs) == 0 {
 		c.reachable(&p.Policy)
 	}
 	return Object{Policy: p}
+}
+
+// moves reads when requests move, and how fast.
+func (c *checker) moves(p *topology.Policy, in *meshv1alpha1.FailoverPolicySpec) {
+	if s := in.Spill; s != nil {
+		if s.BelowHealthyPercent < 1 || s.BelowHealthyPercent > 100 {
+			c.addf("spec.spill.belowHealthyPercent", "%d: want 1 to 100", s.BelowHealthyPercent)
+		}
+		if len(in.Tiers) == 1 {
+			c.addf("spec.spill", "there is one tier, and none to spill to")
+		}
+		p.Spill.BelowHealthyPercent = int(s.BelowHealthyPercent)
+	}
+	f := in.Failback
+	if f == nil {
+		return
+	}
+	if f.After == "" && f.Ramp == "" {
+		c.addf("spec.failback", "want after, ramp or both")
+	}
+	p.Failback.After = c.upToAnHour("spec.failback.after", f.After)
+	p.Failback.Ramp = c.upToAnHour("spec.failback.ramp", f.Ramp)
+}
+
+// upToAnHour reads a duration; empty: none.
+func (c *checker) upToAnHour(at, in string) time.Duration {
+	if in == "" {
+		return 0
+	}
+	d, err := time.ParseDuration(in)
+	if err != nil || d < 0 || d > maxFailback || strings.ContainsAny(in, "+-nuµμ") || d%time.Millisecond != 0 {
+		c.addf(at, `%q: want a duration from "0s" to "1h", in whole milliseconds`, in)
+		return 0
+	}
+	return d
 }
 
 func (c *checker) targets(p *control.FailoverPolicy, refs []meshv1alpha1.TargetRef) {
@@ -71,13 +110,17 @@ func (c *checker) targets(p *control.FailoverPolicy, refs []meshv1alpha1.TargetR
 		at := fmt.Sprintf("spec.targetRefs[%d]", i)
 		switch {
 		case r.Kind == "ServiceImport" && r.Group == mcsv1beta1.GroupName:
-		case r.Kind == "Service" && r.Group == "":
+		case (r.Kind == "Service" || r.Kind == "Namespace") && r.Group == "":
 		case r.Kind == "ServiceImport":
 			c.addf(at+".group", "%q: a ServiceImport is of group %s", r.Group, mcsv1beta1.GroupName)
-		case r.Kind == "Service":
-			c.addf(at+".group", `%q: a Service is of group ""`, r.Group)
+		case r.Kind == "Service" || r.Kind == "Namespace":
+			c.addf(at+".group", `%q: a %s is of group ""`, r.Group, r.Kind)
 		default:
-			c.addf(at+".kind", "%q is not known: want ServiceImport or Service", r.Kind)
+			c.addf(at+".kind", "%q is not known: want ServiceImport, Service or Namespace", r.Kind)
+			continue
+		}
+		if r.Kind == "Namespace" && r.Name != p.Namespace {
+			c.addf(at+".name", "%q: a policy is for its own namespace, %q, alone", r.Name, p.Namespace)
 			continue
 		}
 		s, err := topology.NewServiceName(p.Namespace, r.Name)
@@ -86,6 +129,9 @@ func (c *checker) targets(p *control.FailoverPolicy, refs []meshv1alpha1.TargetR
 			continue
 		}
 		unique(c, seen, s, "spec.targetRefs", i, "the target")
+		if r.Kind == "Namespace" {
+			s = topology.ServiceName{}
+		}
 		p.Targets = append(p.Targets, control.PolicyTarget{Kind: r.Kind, Service: s})
 	}
 }

@@ -3,6 +3,7 @@ package manifest
 import (
 	"bytes"
 	"fmt"
+	"math"
 	"time"
 
 	corev1 "k8s.io/api/core/v1"
@@ -10,6 +11,7 @@ import (
 	mcsv1beta1 "sigs.k8s.io/mcs-api/pkg/apis/v1beta1"
 	"sigs.k8s.io/yaml"
 
+	meshv1alpha1 "github.com/isthmus-mesh/isthmus/api/mesh/v1alpha1"
 	"github.com/isthmus-mesh/isthmus/control"
 	"github.com/isthmus-mesh/isthmus/federation"
 )
@@ -89,6 +91,45 @@ func ServiceImport(s *control.ImportStatus) *mcsv1beta1.ServiceImport {
 	}
 	for _, c := range in.Clusters {
 		out.Status.Clusters = append(out.Status.Clusters, mcsv1beta1.ClusterStatus{Cluster: c.String()})
+	}
+	return out
+}
+
+// FailoverPolicies renders FailoverPolicies with their status, one document each.
+func FailoverPolicies(in []control.FailoverStatus) ([]byte, error) {
+	var out bytes.Buffer
+	for i := range in {
+		object := &failoverStatus{
+			TypeMeta: metav1.TypeMeta{APIVersion: meshv1alpha1.GroupVersion.String(), Kind: "FailoverPolicy"},
+			Status:   FailoverStatus(&in[i]),
+		}
+		object.Metadata.Namespace, object.Metadata.Name = in[i].Namespace, in[i].Name
+		if err := document(&out, object); err != nil {
+			return nil, err
+		}
+	}
+	return out.Bytes(), nil
+}
+
+// failoverStatus is a FailoverPolicy without what its author wrote.
+type failoverStatus struct {
+	metav1.TypeMeta `json:",inline"`
+
+	Metadata struct {
+		Namespace string `json:"namespace"`
+		Name      string `json:"name"`
+	} `json:"metadata"`
+	Status meshv1alpha1.FailoverPolicyStatus `json:"status"`
+}
+
+// FailoverStatus returns the status of a FailoverPolicy as its object has it.
+func FailoverStatus(s *control.FailoverStatus) meshv1alpha1.FailoverPolicyStatus {
+	out := meshv1alpha1.FailoverPolicyStatus{Conditions: Conditions(s.Conditions)}
+	for _, r := range s.Rows {
+		out.Clusters = append(out.Clusters, meshv1alpha1.FailoverClusterStatus{
+			Service: r.Service.Name(), Cluster: r.Cluster, Tier: r.Tier, Ready: int32(min(r.Ready, math.MaxInt32)), Total: int32(min(r.Total, math.MaxInt32)), //nolint:gosec // G115: bounded here
+			State: string(r.State), Why: r.Why,
+		})
 	}
 	return out
 }
