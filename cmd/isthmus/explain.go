@@ -328,7 +328,7 @@ func printExplanation(w io.Writer, format output.Format, x topology.Explanation)
 		if r.Rank > 0 {
 			rank = strconv.Itoa(r.Rank)
 		}
-		why := r.Reason
+		why := strings.Join(append([]string{r.Reason}, r.Limits...), "; ")
 		if r.Stale {
 			why += " (its cluster's last word is old)"
 		}
