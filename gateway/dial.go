@@ -64,7 +64,7 @@ func (l *link) keep(ctx context.Context, s slot, domain spiffeid.TrustDomain, re
 		if o.wasUp {
 			backoff = minBackoff
 		}
-		if l.explain(s, o.err.Error()) && !o.wasUp {
+		if l.explain(s, o.err) && !o.wasUp {
 			logger.WarnContext(ctx, "cannot connect to a peer gateway", "error", o.err)
 		}
 		select {

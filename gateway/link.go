@@ -159,7 +159,8 @@ func (l *link) remove(c *connection) {
 }
 
 // explain notes why a gateway can't be had, and reports whether that is news.
-func (l *link) explain(s slot, why string) bool {
+func (l *link) explain(s slot, reason error) bool {
+	why := words(reason)
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	w := way{s.gateway.ID, s.transport}
