@@ -125,7 +125,7 @@ func decodeGateway(p *federationv1.GatewayInfo, domain spiffeid.TrustDomain) (Ga
 
 func isHostPort(s string) bool {
 	host, port, err := net.SplitHostPort(s)
-	if err != nil || host == "" || len(host) > maxHostBytes {
+	if err != nil || host == "" || len(host) > maxHostBytes || !isPrintable(host) {
 		return false
 	}
 	n, err := strconv.ParseUint(port, 10, 16)

@@ -7,6 +7,7 @@ import (
 	"slices"
 	"strings"
 	"time"
+	"unicode"
 
 	"github.com/spiffe/go-spiffe/v2/spiffeid"
 	"google.golang.org/protobuf/encoding/protowire"
@@ -223,6 +224,10 @@ func decodeExport(domain spiffeid.TrustDomain, p *federationv1.ExportedService) 
 		if number == 0 || number > 65535 || transport != TCP && transport != UDP && transport != SCTP {
 			return Export{}, bad("port %d/%s", number, transport)
 		}
+		// The service is one with that of other clusters: what the config stream can't tell would be withheld with all that they have.
+		if !isPrintable(port.GetName()) || !isPrintable(port.GetAppProtocol()) {
+			return Export{}, bad("port %d: name %q or appProtocol %q is not printable", number, port.GetName(), port.GetAppProtocol())
+		}
 		decoded := Port{Name: port.GetName(), Number: uint16(number), Transport: transport, AppProtocol: port.GetAppProtocol()}
 		if slices.ContainsFunc(e.Ports, func(o Port) bool { return o.Number == decoded.Number && o.Transport == transport }) {
 			return Export{}, bad("port %d/%s twice", number, transport)
@@ -304,6 +309,11 @@ func checkSizes(p *federationv1.ExportedService) error {
 		return fmt.Errorf("annotation %w", err)
 	}
 	return nil
+}
+
+// isPrintable reports whether the config stream tells of s as it is.
+func isPrintable(s string) bool {
+	return !strings.ContainsFunc(s, func(r rune) bool { return !unicode.IsPrint(r) })
 }
 
 func checkPairs(pairs map[string]string, limit int) error {

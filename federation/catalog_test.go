@@ -208,6 +208,8 @@ func TestDecodeCatalog(t *testing.T) {
 		"server":           {func(p *federationv1.CatalogShard) { p.Services[0].ServerSpiffeIds[0] = "nobody" }, Malformed},
 		"port over 65535":  {func(p *federationv1.CatalogShard) { p.Services[0].Ports[0].Port = 1 << 16 }, Malformed},
 		"negative timeout": {func(p *federationv1.CatalogShard) { p.Services[0].SessionAffinityTimeoutSeconds = -1 }, Malformed},
+		"port's name":      {func(p *federationv1.CatalogShard) { p.Services[0].Ports[0].Name = "http\x1b" }, Malformed},
+		"port's protocol":  {func(p *federationv1.CatalogShard) { p.Services[0].Ports[0].AppProtocol = "h2c\n" }, Malformed},
 		"name":             {func(p *federationv1.CatalogShard) { p.Services[0].Name = "Web" }, Malformed},
 		"no time":          {func(p *federationv1.CatalogShard) { p.Services[0].Created = nil }, Malformed},
 		"many services": {func(p *federationv1.CatalogShard) {
@@ -301,6 +303,7 @@ func TestGateways(t *testing.T) {
 		},
 		"a workload":     func(g *Gateway) { g.Identity = spiffeid.RequireFromPath(a.domain, "/ns/a/sa/g0") },
 		"no port":        func(g *Gateway) { g.QUIC = []string{"203.0.113.7"} },
+		"host":           func(g *Gateway) { g.TCP = []string{"a\x1b:443"} },
 		"no host":        func(g *Gateway) { g.QUIC = []string{":4443"} },
 		"port 0":         func(g *Gateway) { g.TCP = []string{"a:0"} },
 		"port name":      func(g *Gateway) { g.TCP = []string{"a:http"} },
