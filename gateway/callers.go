@@ -149,7 +149,7 @@ func (g *Gateway) carry(ctx context.Context, caller *callerStream, id spiffeid.I
 	var err error
 	if p.Datagrams {
 		err = g.relayDatagrams(ctx, &datagramRelay{
-			near: caller, far: f, answer: true, counts: g.metrics.datagram.of(who, sent),
+			near: caller, far: f, nearOwner: id.String(), farOwner: p.Cluster.String(), answer: true, counts: g.metrics.datagram.of(who, sent),
 			way: func() (*datagramLink, uint64) { return f.datagramWay(g) },
 		})
 	} else {

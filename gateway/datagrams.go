@@ -18,7 +18,8 @@ import (
 // quarter of its ID as in RFC 9297: lost, it holds nothing up. It stays on the stream where the carrier has no datagrams (TCP, an older
 // gateway), and where it is longer than the path takes.
 
-// What waits for a side that takes nothing now: of one stream in one direction, and of all. The oldest makes room.
+// What waits for a side that takes nothing now: of one stream in one direction, and of all, of which a peer cluster, a caller and an own service may
+// have what they leave for others. The oldest makes room.
 const (
 	maxDatagramsWaiting = 256
 	maxDatagramBytes    = 512 << 10
@@ -146,6 +147,8 @@ type half interface {
 type datagramRelay struct {
 	g         *Gateway
 	near, far half
+	// whoever can make what waits for near and far grow, by taking nothing
+	nearOwner, farOwner string
 	// answer: what far reads first is its answer for near, and no record.
 	answer bool
 	// way returns where far's datagrams go, once it is known; nil: on the stream.
@@ -164,8 +167,8 @@ type datagramRelay struct {
 // as relay.Pipe's.
 func (g *Gateway) relayDatagrams(ctx context.Context, r *datagramRelay) error {
 	r.g = g
-	r.out = datagram.NewQueue(maxDatagramsWaiting, maxDatagramBytes, g.waiting)
-	r.in = datagram.NewQueue(maxDatagramsWaiting, maxDatagramBytes, g.waiting)
+	r.out = datagram.NewQueue(maxDatagramsWaiting, maxDatagramBytes, g.waiting, r.farOwner)
+	r.in = datagram.NewQueue(maxDatagramsWaiting, maxDatagramBytes, g.waiting, r.nearOwner)
 	opened := make(chan struct{})
 	stop := context.AfterFunc(ctx, func() { r.broke(context.Cause(ctx)) })
 	defer stop()

@@ -1,13 +1,18 @@
 package gateway
 
 import (
+	"context"
 	"encoding/binary"
 	"errors"
+	"io"
 	"net"
+	"slices"
+	"sync"
 	"testing"
 	"testing/synctest"
 	"time"
 
+	"github.com/prometheus/client_golang/prometheus"
 	"github.com/prometheus/client_golang/prometheus/testutil"
 	"github.com/quic-go/quic-go/quicvarint"
 	"github.com/quic-go/quic-go/testutils/simnet"
@@ -251,4 +256,72 @@ func FuzzParseDatagram(f *testing.F) {
 			t.Errorf("stream %d: a record of %d bytes that reads as %t, %d, %v", stream, len(record), isDatagram, size, err)
 		}
 	})
+}
+
+// stuckHalf is a side of a stream: what is read comes from a pipe, and what is written is handed over, or waits for ever.
+type stuckHalf struct {
+	io.Reader
+	taken chan []byte // nil: nobody takes
+	over  chan struct{}
+}
+
+func (h *stuckHalf) Write(p []byte) (int, error) {
+	select {
+	case h.taken <- slices.Clone(p):
+		return len(p), nil
+	case <-h.over:
+		return 0, io.ErrClosedPipe
+	}
+}
+
+func (h *stuckHalf) CloseWrite() error { return nil }
+func (h *stuckHalf) Abort(error)       {}
+func (h *stuckHalf) Close() error      { return nil }
+
+// A peer that takes nothing of what is sent to it on many streams leaves the room that datagrams of others wait in.
+func TestAPeerThatTakesNothingLeavesRoomForDatagramsOfOthers(t *testing.T) {
+	const streams, each, size = 40, 10, 100
+	w := newDatagramMetrics()
+	g := &Gateway{waiting: datagram.NewBudget(streams * each * size / 4)}
+	ctx, cancel := context.WithCancel(t.Context())
+	over := make(chan struct{})
+	var wg sync.WaitGroup
+	ends := make([]io.Closer, 0, streams+1)
+	stream := func(owner string, taken chan []byte) *io.PipeWriter {
+		from, to := io.Pipe()
+		answers, end := io.Pipe()
+		ends = append(ends, to, end)
+		wg.Go(func() {
+			_ = g.relayDatagrams(ctx, &datagramRelay{
+				near: &stuckHalf{Reader: from, over: over}, far: &stuckHalf{Reader: answers, taken: taken, over: over},
+				nearOwner: "checkout.shop", farOwner: owner,
+				way:    func() (*datagramLink, uint64) { return nil, 0 },
+				counts: w.of(labels{}, prometheus.NewCounter(prometheus.CounterOpts{Name: "sent"})),
+			})
+		})
+		return to
+	}
+	for range streams {
+		s := stream("hostile", nil)
+		for i := range each {
+			_, _ = s.Write(sealed(uint32(i), size)) //nolint:gosec // G115: few
+		}
+	}
+	taken := make(chan []byte)
+	honest := stream("honest", taken)
+	_, _ = honest.Write(sealed(7, size))
+	select {
+	case p := <-taken:
+		if len(p) != datagram.Header+size {
+			t.Errorf("%d bytes came", len(p))
+		}
+	case <-time.After(10 * time.Second):
+		t.Error("a datagram for another peer was dropped")
+	}
+	close(over)
+	for _, e := range ends {
+		_ = e.Close()
+	}
+	cancel()
+	wg.Wait()
 }

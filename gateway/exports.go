@@ -106,7 +106,7 @@ func (g *Gateway) serveExport(ctx context.Context, from *incoming, stream lane, 
 		near.Abort(err)
 	} else if p.Datagrams {
 		err = g.relayDatagrams(ctx, &datagramRelay{
-			near: near, far: far, counts: g.metrics.datagram.of(who, sent),
+			near: near, far: far, nearOwner: export.Name.String(), farOwner: source.String(), counts: g.metrics.datagram.of(who, sent),
 			way: func() (*datagramLink, uint64) { return g.datagramWay(from.conn, stream) },
 		})
 	} else {

@@ -68,6 +68,7 @@ type Inbound struct {
 	door     door
 	// sockets are those of flows of datagrams, to the application.
 	sockets sockets
+	answers *datagram.Budget // of datagrams that wait for callers
 	// arrivals are those of sessions on their way to server, by their connection.
 	arrivals sync.Map
 }
@@ -77,6 +78,7 @@ func (in *Inbound) init() {
 	in.keeper = &keeper{snapshots: in.snapshots, users: in.users, log: in.log, now: in.now}
 	in.refusals = &refusals{log: in.log, now: in.now}
 	in.decisions = newDecisions(in.now)
+	in.answers = datagram.NewBudget(maxUDPAnswers)
 	// Who may open a session at all. What it may call is asked of authorize, for each request.
 	in.policy = func(p trust.Peer) error { return mayOpen(in.keeper.present(), p) }
 	config := func(protocols ...string) *tls.Config {

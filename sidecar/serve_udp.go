@@ -10,6 +10,8 @@ import (
 	"sync/atomic"
 	"time"
 
+	"github.com/spiffe/go-spiffe/v2/spiffeid"
+
 	"github.com/isthmus-mesh/isthmus/sidecar/datagram"
 )
 
@@ -20,6 +22,9 @@ const (
 	udpSweep = 1 * time.Second
 	// leaveGrace is what answers on their way get once the callers were told to go elsewhere.
 	leaveGrace = 1 * time.Second
+	// maxUDPAnswers bounds, in bytes, what waits for callers that take nothing, of all sessions together. Each caller may have what it leaves
+	// for others.
+	maxUDPAnswers = 64 << 20
 )
 
 // datagramVisit is one datagram session on the called side.
@@ -70,7 +75,7 @@ func (in *Inbound) carryDatagrams(ctx, work context.Context, c *tls.Conn, raw ne
 	}
 	v := &datagramVisit{arrival: a, in: in, ctx: work, flows: make(map[uint32]*appFlow)}
 	v.counts = in.metrics.udp.of(inbound, in.self().Cluster.String(), a.service.String())
-	if v.session, err = datagram.NewSession(c, beneath(c.NetConn()), false, v.receive); err != nil {
+	if v.session, err = datagram.NewSession(c, beneath(c.NetConn()), false, in.answers, in.waiter(a.peer.ID), v.receive); err != nil {
 		far.Abort(err)
 		return
 	}
@@ -85,6 +90,14 @@ func (in *Inbound) carryDatagrams(ctx, work context.Context, c *tls.Conn, raw ne
 	_ = far.Close()
 	in.metrics.udp.drop(inbound, a.service, udpForged, v.session.Forged())
 	in.log.DebugContext(work, "datagram session ended", slog.String("caller", a.peer.ID.String()), slog.String("service", a.service.String()), slog.Any("error", err))
+}
+
+// waiter is as whose counts what waits for a caller. Those of a foreign trust domain are one: it may make up any number of them.
+func (in *Inbound) waiter(caller spiffeid.ID) string {
+	if domain := caller.TrustDomain(); domain != in.self().Domain {
+		return domain.Name()
+	}
+	return caller.String()
 }
 
 // tend forgets idle flows, and tells the caller to go elsewhere when ctx ends.

@@ -126,7 +126,7 @@ func (u *udpSessions) dial(ctx context.Context, q topology.Query, c choice, plac
 		inner: inner, place: place, o: u.o, flows: make(map[uint32]*udpFlow), began: u.o.now(), idle: u.o.now(),
 		counts: u.o.metrics.udp.of(outbound, place.target.Cluster.String(), q.Service.String()),
 	}
-	if s.Session, err = datagram.NewSession(inner.Conn, inner.Records, true, s.receive); err != nil {
+	if s.Session, err = datagram.NewSession(inner.Conn, inner.Records, true, nil, "", s.receive); err != nil {
 		inner.Abort(err)
 		return nil, &session.Error{Verdict: balance.Broken, Err: err}
 	}

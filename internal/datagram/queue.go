@@ -7,6 +7,7 @@ import "sync"
 type Queue struct {
 	most, bytes int
 	budget      *Budget
+	owner       string        // as which it takes of budget
 	more        chan struct{} // capacity 1: something is in it
 
 	mu      sync.Mutex
@@ -17,9 +18,10 @@ type Queue struct {
 	closed  bool     // guarded by mu
 }
 
-// NewQueue returns a Queue of at most so many datagrams and so many bytes in all; budget, which may be nil, bounds several together.
-func NewQueue(datagrams, bytes int, budget *Budget) *Queue {
-	return &Queue{most: datagrams, bytes: bytes, budget: budget, more: make(chan struct{}, 1)}
+// NewQueue returns a Queue of at most so many datagrams and so many bytes in all; budget, which may be nil, bounds several together. The owner is
+// whoever can make it fill, by not taking what is in it.
+func NewQueue(datagrams, bytes int, budget *Budget, owner string) *Queue {
+	return &Queue{most: datagrams, bytes: bytes, budget: budget, owner: owner, more: make(chan struct{}, 1)}
 }
 
 // Put queues p, which is the Queue's from then on, and returns how many datagrams were dropped for it: p itself where there is no room even
@@ -34,8 +36,8 @@ func (q *Queue) Put(p []byte) (dropped int) {
 		q.pop()
 		dropped++
 	}
-	for !q.budget.take(len(p)) {
-		if len(q.waiting) == q.head { // the others hold it all
+	for !q.budget.take(q.owner, len(p)) {
+		if len(q.waiting) == q.head { // the others hold all that there is for this one
 			dropped++
 			q.dropped += uint64(dropped) //nolint:gosec // G115: a count
 			return dropped
@@ -56,7 +58,7 @@ func (q *Queue) pop() []byte {
 	q.waiting[q.head] = nil
 	q.head++
 	q.held -= len(p)
-	q.budget.give(len(p))
+	q.budget.give(q.owner, len(p))
 	switch {
 	case q.head == len(q.waiting):
 		q.waiting, q.head = q.waiting[:0], 0
@@ -115,38 +117,44 @@ func (q *Queue) Close() {
 	q.mu.Lock()
 	defer q.mu.Unlock()
 	q.closed = true
-	q.budget.give(q.held)
+	q.budget.give(q.owner, q.held)
 	q.waiting, q.head, q.held = nil, 0, 0
 	q.wake()
 }
 
-// Budget bounds what several Queues hold together. A nil one bounds nothing.
+// Budget bounds what several Queues hold together. An owner may have as much as it leaves for others: the first half of it, the next half of
+// the rest, and so on. A nil one bounds nothing.
 type Budget struct {
 	mu   sync.Mutex
-	left int // guarded by mu; bytes
+	left int            // guarded by mu; bytes
+	held map[string]int // guarded by mu; bytes, by owner
 }
 
 // NewBudget returns one of so many bytes.
-func NewBudget(bytes int) *Budget { return &Budget{left: bytes} }
+func NewBudget(bytes int) *Budget { return &Budget{left: bytes, held: make(map[string]int)} }
 
-func (b *Budget) take(n int) bool {
+func (b *Budget) take(owner string, n int) bool {
 	if b == nil {
 		return true
 	}
 	b.mu.Lock()
 	defer b.mu.Unlock()
-	if b.left < n {
+	if b.held[owner]+n > b.left-n {
 		return false
 	}
 	b.left -= n
+	b.held[owner] += n
 	return true
 }
 
-func (b *Budget) give(n int) {
-	if b == nil {
+func (b *Budget) give(owner string, n int) {
+	if b == nil || n == 0 {
 		return
 	}
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	b.left += n
+	if b.held[owner] -= n; b.held[owner] == 0 {
+		delete(b.held, owner)
+	}
 }

@@ -68,7 +68,7 @@ func FuzzReader(f *testing.F) {
 }
 
 func TestQueue(t *testing.T) {
-	q := NewQueue(3, 100, nil)
+	q := NewQueue(3, 100, nil, "")
 	dropped := 0
 	for _, text := range []string{"a", "b", "c", "d", strings.Repeat("e", 98)} {
 		dropped += q.Put([]byte(text))
@@ -94,8 +94,8 @@ func TestQueue(t *testing.T) {
 
 // Queues that share a budget hold no more together, and one that holds nothing takes nothing from the others.
 func TestQueueBudget(t *testing.T) {
-	b := NewBudget(10)
-	one, two := NewQueue(100, 100, b), NewQueue(100, 100, b)
+	b := NewBudget(20)
+	one, two := NewQueue(100, 100, b, "a"), NewQueue(100, 100, b, "a")
 	one.Put(make([]byte, 8))
 	if n := two.Put(make([]byte, 8)); n != 1 {
 		t.Errorf("%d dropped past the budget, want 1: itself", n)
@@ -107,13 +107,28 @@ func TestQueueBudget(t *testing.T) {
 	if n := two.Put(make([]byte, 10)); n != 0 {
 		t.Errorf("%d dropped, though all was given back", n)
 	}
-	if p, ok := two.Take(); !ok || len(p) != 10 || b.left != 10 {
-		t.Errorf("took %d bytes, %d left", len(p), b.left)
+	if p, ok := two.Take(); !ok || len(p) != 10 || b.left != 20 || len(b.held) != 0 {
+		t.Errorf("took %d bytes, %d left, held by %v", len(p), b.left, b.held)
+	}
+}
+
+// However many queues one fills by taking nothing, others find as much as it has.
+func TestQueueBudgetIsShared(t *testing.T) {
+	b := NewBudget(1000)
+	for range 100 {
+		NewQueue(100, 100, b, "greedy").Put(make([]byte, 50))
+	}
+	modest := NewQueue(100, 1000, b, "modest")
+	for range 6 {
+		modest.Put(make([]byte, 50))
+	}
+	if b.held["greedy"] != 500 || b.held["modest"] != 250 || modest.Dropped() != 1 {
+		t.Errorf("held %v, %d dropped, want 500, and half of the rest", b.held, modest.Dropped())
 	}
 }
 
 func TestQueueManyTimes(t *testing.T) {
-	q := NewQueue(4, 1000, nil)
+	q := NewQueue(4, 1000, nil, "")
 	for i := range 1000 {
 		q.Put([]byte{byte(i)})
 		q.Put([]byte{byte(i)})

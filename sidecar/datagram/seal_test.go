@@ -7,6 +7,8 @@ import (
 	"math/rand/v2"
 	"slices"
 	"testing"
+
+	"github.com/isthmus-mesh/isthmus/internal/datagram"
 )
 
 func pair(tb testing.TB) (*sealer, *opener) {
@@ -177,5 +179,24 @@ func BenchmarkSeal(b *testing.B) {
 		if _, err := s.append(out, 1, payload); err != nil {
 			b.Fatal(err)
 		}
+	}
+}
+
+// What waits for one who takes nothing, in however many sessions, leaves room for others.
+func TestSessionsShareABudget(t *testing.T) {
+	secret := bytes.Repeat([]byte{7}, secretSize)
+	budget := NewBudget(64 << 10)
+	session := func(owner string) *Session {
+		return &Session{sealer: sealer{secret: secret}, out: datagram.NewQueue(queueDatagrams, queueBytes, budget, owner)}
+	}
+	dropped := 0
+	for range 100 {
+		dropped += session("greedy").Send(Data, 1, make([]byte, 1000))
+	}
+	if dropped < 100-32 {
+		t.Errorf("%d of 100 were dropped: more than half of the room is one's", dropped)
+	}
+	if n := session("modest").Send(Data, 1, make([]byte, 1000)); n != 0 {
+		t.Error("there is no room for another")
 	}
 }

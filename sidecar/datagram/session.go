@@ -35,7 +35,7 @@ const (
 	queueDatagrams = 256
 	queueBytes     = 1 << 20
 	// maxBatch is what is written at once, in bytes.
-	maxBatch = 64 << 10
+	maxBatch = 16 << 10
 
 	// An other end that froze, or a path that swallows packets, is noticed after both, while something is sent: nothing came, and a ping was not
 	// answered.
@@ -71,9 +71,18 @@ type Session struct {
 	leaves atomic.Bool
 }
 
+// Budget bounds what waits in several sessions together.
+type Budget = datagram.Budget
+
+// NewBudget returns one of so many bytes.
+func NewBudget(bytes int) *Budget { return datagram.NewBudget(bytes) }
+
 // NewSession makes a Session of c, which runs over conn. handle is called with each datagram that opens, in the order in which they come, by the
-// goroutine that reads; payload holds until it returns.
-func NewSession(c *tls.Conn, conn *Conn, caller bool, handle func(kind Kind, flow uint32, payload []byte)) (*Session, error) {
+// goroutine that reads; payload holds until it returns. What waits because the other end takes nothing counts against budget, which may be nil, as
+// owner's.
+func NewSession(
+	c *tls.Conn, conn *Conn, caller bool, budget *Budget, owner string, handle func(kind Kind, flow uint32, payload []byte),
+) (*Session, error) {
 	k, err := exportKeys(c.ConnectionState(), caller)
 	if err != nil {
 		return nil, err
@@ -81,7 +90,7 @@ func NewSession(c *tls.Conn, conn *Conn, caller bool, handle func(kind Kind, flo
 	s := &Session{
 		tls: c, conn: conn, caller: caller, handle: handle,
 		sealer: sealer{secret: k.send}, opener: opener{secret: k.receive},
-		out: datagram.NewQueue(queueDatagrams, queueBytes, nil),
+		out: datagram.NewQueue(queueDatagrams, queueBytes, budget, owner),
 	}
 	conn.Deliver(s.receive)
 	return s, nil
