@@ -1,6 +1,7 @@
 package gateway
 
 import (
+	"container/list"
 	"context"
 	"crypto/tls"
 	"errors"
@@ -21,7 +22,7 @@ import (
 // What whoever connects over TCP can make us hold. A peer's streams count as those over QUIC do, and so do its control connections.
 const (
 	// maxShaking bounds the handshakes under way, and maxShakingFrom those from one address: nobody has shown yet who he is. A dialer has at
-	// most maxDials of them.
+	// most maxDials of them. Past maxShaking the one that has been at it the longest makes room: whoever says nothing must not shut out those who do.
 	maxShaking     = 512
 	maxShakingFrom = 128
 	// maxPeerWarm is how many connections of one peer cluster may wait for a stream, and warmTimeout for how long. Four gateways have maxWarm
@@ -57,7 +58,7 @@ func (g *Gateway) acceptTCP(ctx context.Context) error {
 			backoff = min(2*backoff, maxBackoff)
 			continue
 		}
-		shaken, ok := g.shaking.take(raw.RemoteAddr())
+		shaken, ok := g.shaking.take(raw)
 		if !ok {
 			g.metrics.shed.Inc()
 			cut(raw)
@@ -87,25 +88,46 @@ func (g *Gateway) orLink(config *tls.Config) *tls.Config {
 	return config
 }
 
-// shaking counts the handshakes over TCP that are under way. The zero value is in use.
+// shaking counts the handshakes over TCP that are under way. The zero value is in use. Safe for concurrent use.
 type shaking struct {
-	all  shares[struct{}]
 	from shares[netip.Addr]
+
+	mu  sync.Mutex
+	all list.List // guarded by mu; of net.Conn, the oldest first
 }
 
-// take counts one in. Call done once.
-func (s *shaking) take(from net.Addr) (done func(), ok bool) {
-	one, ok := s.all.take(struct{}{}, maxShaking)
+// take counts one in, and cuts another off where there are too many; ok is false where there are too many from its address. Call done once.
+func (s *shaking) take(c net.Conn) (done func(), ok bool) {
+	other, ok := s.from.take(neighbourhood(c.RemoteAddr()), maxShakingFrom)
 	if !ok {
 		return nil, false
 	}
-	address, _ := netip.ParseAddrPort(from.String()) // what is none counts together
-	other, ok := s.from.take(address.Addr().Unmap(), maxShakingFrom)
-	if !ok {
-		one()
-		return nil, false
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.all.Len() >= maxShaking {
+		oldest := s.all.Front()
+		s.all.Remove(oldest)
+		cut(oldest.Value.(net.Conn)) // nothing else is put in
 	}
-	return func() { one(); other() }, true
+	place := s.all.PushBack(c)
+	return func() {
+		s.mu.Lock()
+		s.all.Remove(place) // does nothing when it made room
+		s.mu.Unlock()
+		other()
+	}, true
+}
+
+// neighbourhood is whose a connection counts as before anybody has shown who he is: an address's, or of IPv6, where one host has as many as it
+// likes, its network's.
+func neighbourhood(from net.Addr) netip.Addr {
+	at, _ := netip.ParseAddrPort(from.String()) // what is none counts together
+	address := at.Addr().Unmap().WithZone("")
+	if !address.Is6() {
+		return address
+	}
+	network, _ := address.Prefix(64) // fails for no IPv6 address
+	return network.Addr()
 }
 
 // serveTCP does the handshake of a connection over TCP, and serves it.
