@@ -304,7 +304,7 @@ func TestAPeerThatTakesNothingLeavesRoomForDatagramsOfOthers(t *testing.T) {
 	for range streams {
 		s := stream("hostile", nil)
 		for i := range each {
-			_, _ = s.Write(sealed(uint32(i), size)) //nolint:gosec // G115: few
+			_, _ = s.Write(sealed(uint32(i), size))
 		}
 	}
 	taken := make(chan []byte)
