@@ -168,3 +168,38 @@ func (c *Control) RevokeUntold(subject string) error {
 func (c *Control) Identity(peer func(context.Context) (trust.Peer, error)) identityv1.IdentityServer {
 	return &identityServer{directory: c.directory, tokens: c.tokens, issuer: c.issuer(), authority: c.authority, peer: peer, log: c.cfg.Log}
 }
+
+// MaxTellers bounds the programs of which a timeline knows what they told.
+const MaxTellers = maxTellers
+
+// Timeline is a timeline, for tests outside the package.
+type Timeline struct{ *timeline }
+
+// NewTimeline returns an empty one.
+func NewTimeline(cluster string, now func() time.Time) Timeline {
+	return Timeline{newTimeline(cluster, now)}
+}
+
+// Turn takes in what a program told.
+func (t Timeline) Turn(by string, m *configv1.Turn) { t.turn(by, m.GetService(), m) }
+
+// Held counts the events that are kept, those that others may join in, and the programs of which it is known what they have told.
+func (t Timeline) Held() (kept, recent, tellers int) {
+	for _, r := range t.recent {
+		recent += len(r)
+	}
+	return len(t.all), recent, len(t.told)
+}
+
+// CallersKept is what is kept of who calls a service, when a program tells two things one after the other: open requests by cluster.
+func CallersKept(first, second []*configv1.ServedCaller) map[string]int {
+	var l load
+	s := new(served)
+	s.callersOf(&l, first, false)
+	s.callersOf(&l, second, true)
+	out := make(map[string]int)
+	for c, v := range l.callers {
+		out[c.String()] = v.active
+	}
+	return out
+}

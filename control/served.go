@@ -117,7 +117,10 @@ func (s *served) report(from *configstream.Session, r *configv1.Report, serves f
 func (s *served) callersOf(l *load, told []*configv1.ServedCaller, growth bool) {
 	for _, c := range told {
 		name, err := topology.ParseClusterName(c.GetCluster())
-		if err != nil && c.GetCluster() != "" || len(l.callers) >= maxServedCallers {
+		if err != nil && c.GetCluster() != "" {
+			continue
+		}
+		if _, known := l.callers[name]; !known && len(l.callers) >= maxServedCallers {
 			continue
 		}
 		if l.callers == nil {

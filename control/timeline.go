@@ -21,6 +21,7 @@ const (
 	maxEvents        = 8_192 // in all
 	maxServiceEvents = 512   // of one service, and of the cluster as a whole
 	maxCallerEvents  = 1_024 // that one program alone told, of all services: past it, it drives out its own
+	maxTellers       = 4_096 // programs of which it is remembered what they told; past it, who tells again may be heard twice
 	maxEventCallers  = 8     // named in one event
 	maxEventClusters = 64    // in its shares
 	maxEventEvidence = 8
@@ -42,7 +43,7 @@ type timeline struct {
 	service map[string]int                  // guarded by mu: how many of each
 	program map[string]int                  // guarded by mu: how many it alone told
 	told    map[string]map[turnKey]struct{} // guarded by mu: by program, what of it is in all: a stream that begins anew tells again
-	recent  map[string][]*happened          // guarded by mu: turns by service that others may still have told
+	recent  map[string][]*happened          // guarded by mu: turns by service, of all, that others may still have told
 	dirty   bool                            // guarded by mu; since it was written
 }
 
@@ -111,6 +112,9 @@ func (t *timeline) turn(by, service string, m *configv1.Turn) {
 		return
 	}
 	if t.told[by] == nil {
+		if len(t.told) >= maxTellers { // those who only ever joined others are in no event that could be dropped
+			clear(t.told)
+		}
 		t.told[by] = make(map[turnKey]struct{})
 	}
 	if len(t.told[by]) >= configstream.MaxTurns { // as many as a program tells again
@@ -186,6 +190,9 @@ func (t *timeline) drop(which func(*happened) bool) {
 	}
 	o := t.all[i]
 	t.all = slices.Delete(t.all, i, i+1)
+	if j := slices.Index(t.recent[o.Service], o); j >= 0 { // its time is its program's to choose: that it is past says nothing
+		t.recent[o.Service] = slices.Delete(t.recent[o.Service], j, j+1)
+	}
 	if t.service[o.Service]--; t.service[o.Service] == 0 {
 		delete(t.service, o.Service)
 		delete(t.recent, o.Service)

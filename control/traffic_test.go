@@ -13,6 +13,7 @@ import (
 
 	"github.com/isthmus-mesh/isthmus/api/admin"
 	configv1 "github.com/isthmus-mesh/isthmus/api/config/v1"
+	"github.com/isthmus-mesh/isthmus/control"
 	"github.com/isthmus-mesh/isthmus/internal/agent"
 	"github.com/isthmus-mesh/isthmus/topology"
 )
@@ -110,4 +111,22 @@ func TestTraffic(t *testing.T) {
 			t.Errorf("kept for longer than a quarter of an hour: %+v", got.Series)
 		}
 	})
+}
+
+// As many clusters as are kept go on being told of, and no more are.
+func TestServedCallersBounded(t *testing.T) {
+	var before, after []*configv1.ServedCaller
+	for i := range 100 {
+		before = append(before, &configv1.ServedCaller{Cluster: fmt.Sprintf("c%d", i), Active: 1})
+		after = append(after, &configv1.ServedCaller{Cluster: fmt.Sprintf("c%d", i)})
+	}
+	kept := control.CallersKept(before, after)
+	if len(kept) != 64 {
+		t.Errorf("%d are kept", len(kept))
+	}
+	for c, active := range kept {
+		if active != 0 {
+			t.Errorf("%s has %d open, which have ended", c, active)
+		}
+	}
 }
