@@ -151,14 +151,19 @@ func (f *forwarding) hopeless(t topology.Target) bool {
 }
 
 // ranOut takes in that a request's deadline was over before the copy answered. Whether that is the copy's fault is for its peers to say; that nothing
-// at all came from it in a time in which it answers otherwise counts as a failure.
+// at all came from it in a time in which it answers otherwise counts as a failure. Of a copy that has not answered yet nobody knows that time, and
+// deadlines may come from the application's own clients: it has as long as any first answer.
 func (f *forwarding) ranOut(c choice, began time.Time) {
 	if !expired(f.request.Context()) {
 		return
 	}
 	c.score.Failed()
 	o, t := f.outbound, c.candidate.Target
-	if waited := f.now().Sub(began); waited > o.pace.Mean(t) && o.pace.Unheard(t, began) {
+	enough := o.pace.Mean(t)
+	if enough == 0 {
+		enough = o.pace.Patience(t)
+	}
+	if waited := f.now().Sub(began); waited > enough && o.pace.Unheard(t, began) {
 		o.failed(t, balance.Broken, fmt.Errorf("silent until the request's deadline, for %s", waited.Round(time.Millisecond)))
 	}
 }

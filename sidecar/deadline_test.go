@@ -172,3 +172,33 @@ func TestDeadlineNear(t *testing.T) {
 		t.Errorf("without a deadline: %d %q", resp.StatusCode, body)
 	}
 }
+
+// TestDeadlineTooShort: deadlines that no answer could meet are no evidence against a copy of which no answer has been seen. Silence is.
+func TestDeadlineTooShort(t *testing.T) {
+	w := newWorld(t)
+	_, a := serveApp(t, (&ledger{name: "a"}).ServeHTTP)
+	s := w.server(eu, "checkout", topology.HTTP, a)
+	o := w.caller(view{endpoints: []topology.Endpoint{s.endpoint("checkout-0")}}, nil).outbound
+	ctx, cancel := within(t.Context(), time.Nanosecond)
+	defer cancel()
+	<-ctx.Done()
+	req, _ := http.NewRequestWithContext(ctx, http.MethodGet, checkoutURL, nil)
+	p, err := o.resolver.plan(t.Context(), topology.Query{Service: checkout, Port: 80})
+	if err != nil {
+		t.Fatal(err)
+	}
+	now := time.Now()
+	f := &forwarding{outbound: o, request: req, selection: newSelection(p, o.health, func() time.Time { return now }, true)}
+	for range 5 {
+		f.ranOut(f.next(), now.Add(-time.Millisecond))
+	}
+	if evidence, _ := o.health.Evidence(); len(evidence) > 0 {
+		t.Errorf("ejected: %v", evidence)
+	}
+	for range 5 {
+		f.ranOut(f.next(), now.Add(-time.Second))
+	}
+	if evidence, _ := o.health.Evidence(); len(evidence) == 0 {
+		t.Error("a silent copy is not ejected")
+	}
+}
