@@ -5,6 +5,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"math"
 	"net/http"
 	"os"
 	"path/filepath"
@@ -114,9 +115,9 @@ func (f *failover) check(c *cobra.Command, what string) (err error) {
 		return usage{fmt.Errorf("--how %s: want %s or %s", f.how, admin.DrillRefuse, admin.DrillSilent)}
 	case f.baseline < 3*time.Second || f.baseline > 5*time.Minute:
 		return usage{fmt.Errorf("--baseline %s: want 3s to 5m", f.baseline)}
-	case f.settle < 0 || f.floor < 0:
+	case f.settle < 0 || f.floor < 0 || math.IsNaN(f.floor):
 		return usage{errors.New("--settle and --floor: want 0 or more")}
-	case f.load < 0 || f.load > maxDrillLoad:
+	case f.load < 0 || f.load > maxDrillLoad || math.IsNaN(f.load):
 		return usage{fmt.Errorf("--load %g: want 0 to %d", f.load, maxDrillLoad)}
 	}
 	f.loadSaid = c.Flags().Changed("load")
@@ -125,6 +126,9 @@ func (f *failover) check(c *cobra.Command, what string) (err error) {
 	f.command = commandLine(os.Args)
 	if f.report == "" {
 		f.report = fmt.Sprintf("drill-%s-%s.html", f.service.Name(), time.Now().Format("20060102-150405"))
+	}
+	if into, err := os.Stat(filepath.Dir(f.report)); err != nil || !into.IsDir() { // not after the drill
+		return usage{fmt.Errorf("--report %s: there is no such folder", f.report)}
 	}
 	return nil
 }
@@ -346,14 +350,11 @@ func (f *failover) look(ctx context.Context, within time.Duration) {
 // conclude prints the result and writes the page.
 func (f *failover) conclude(w interface{ Write([]byte) (int, error) }, r rehearsal.Result, interrupted bool) error {
 	written, err := f.writeReport(r)
-	if err != nil {
-		return err
-	}
 	if f.format.IsTable() {
-		err = rehearsal.WriteText(w, r, written)
+		err = errors.Join(err, rehearsal.WriteText(w, r, cmp.Or(written, "not written")))
 	} else {
-		err = output.Write(w, f.format, r, nil)
-		f.chat.say("the page is %s", written)
+		err = errors.Join(err, output.Write(w, f.format, r, nil))
+		f.chat.say("the page is %s", cmp.Or(written, "not written"))
 	}
 	switch {
 	case err != nil:
