@@ -177,6 +177,9 @@ func (d *draining) say(now admin.Drains, what string) {
 		said = what + " is not drained"
 	case d.undo:
 		said = what + " is in use again"
+		if still := len(now.Services); still > 0 && what == "cluster "+now.Cluster {
+			said += fmt.Sprintf(", but for what is drained by name: %d service(s), below", still)
+		}
 	case now.Already:
 		said = what + " is drained already"
 	default:
@@ -252,6 +255,9 @@ func drainTable(all []admin.Drains) output.Table {
 	t := output.Table{
 		Columns: []string{"CLUSTER", "DRAINED", "SINCE", "OVER", "OPEN", "REQUESTS/S", "FROM", "ELSEWHERE", "SAFE"},
 		Empty:   "nothing is drained",
+	}
+	if len(all) == 1 && all[0].Cluster != "" {
+		t.Empty += " in " + all[0].Cluster
 	}
 	for _, d := range all {
 		for _, s := range d.Services {

@@ -74,6 +74,9 @@ func showLinks(c *cobra.Command, g *global, format output.Format, only string) e
 	if failed := failures(all); len(out) == 0 && failed != nil {
 		return failed
 	}
+	if only != "" && !slices.ContainsFunc(out, func(c clusterLinks) bool { return c.Cluster == only || len(c.Links) > 0 }) {
+		return noCluster(only, all)
+	}
 	err = output.Write(c.OutOrStdout(), format, out, func() output.Table { return linkTable(out, format == output.WideFormat) })
 	if err = errors.Join(err, failures(all)); err != nil {
 		return err

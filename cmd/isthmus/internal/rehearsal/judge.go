@@ -130,11 +130,18 @@ func moved(r *Result, own []Answer) Measured {
 	}
 	if len(own) > 0 {
 		m := Measured{Known: true, Exact: true}
+		first := time.Duration(0) // answer of another
 		for _, a := range own {
-			if a.Cluster == r.Cluster && a.Ended.After(r.Began) && a.Ended.Before(r.Ended) {
-				m.Took = a.Ended.Sub(r.Began)
+			took := a.Ended.Sub(r.Began)
+			switch {
+			case took <= 0 || !a.Ended.Before(r.Ended) || a.Cluster == "":
+			case a.Cluster == r.Cluster:
+				m.Took = max(m.Took, took)
+			case first == 0 || took < first:
+				first = took
 			}
 		}
+		m.Took = max(m.Took, first)
 		return m
 	}
 	m := Measured{Known: true}

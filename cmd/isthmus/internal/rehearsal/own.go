@@ -82,12 +82,12 @@ func ownSeconds(told []Second, own []Answer, began time.Time) []Second {
 	return out
 }
 
-// ownTakers tells who answered the load from the moment on at which the drilled cluster had answered last.
+// ownTakers tells who answered the load from the moment on at which requests had moved.
 func ownTakers(own []Answer, r *Result) []Taker {
 	by := make(map[string]int)
 	total := 0
 	for _, a := range own {
-		if a.Cluster != "" && a.Cluster != r.Cluster && a.Ended.After(r.Began.Add(r.MovedIn.Took)) && a.Ended.Before(r.Ended) {
+		if a.Cluster != "" && a.Cluster != r.Cluster && !a.Ended.Before(r.Began.Add(r.MovedIn.Took)) && a.Ended.Before(r.Ended) {
 			by[a.Cluster]++
 			total++
 		}

@@ -43,7 +43,8 @@ type Result struct {
 	Before Phase `json:"before"`
 	During Phase `json:"during"`
 	After  Phase `json:"after"`
-	// MovedIn is how long after the beginning the drilled cluster answered last; Exact: measured by each request, else by the second.
+	// MovedIn is how long after the beginning the drilled cluster had answered last and another one first; Exact: measured by each request, else
+	// it is the drilled one's last answer, by the second.
 	MovedIn Measured `json:"moved_in"`
 	// BackIn is how long after the end it had four fifths of its share again.
 	BackIn Measured `json:"back_in"`

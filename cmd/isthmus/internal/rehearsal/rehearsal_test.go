@@ -140,7 +140,7 @@ func TestOwnLoad(t *testing.T) {
 		r.Answered(a)
 	}
 	got := Judge(f, &r)
-	if got.Verdict != Fail || got.MovedIn.Took != 40*time.Millisecond || !got.MovedIn.Exact {
+	if got.Verdict != Fail || got.MovedIn.Took != 50*time.Millisecond || !got.MovedIn.Exact {
 		t.Errorf("%s, moved in %+v", got.Verdict, got.MovedIn)
 	}
 	if !got.BackIn.Known || got.BackIn.Took < 1900*time.Millisecond || got.BackIn.Took > 2200*time.Millisecond {
