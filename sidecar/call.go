@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"math/rand/v2"
+	"slices"
 	"strings"
 	"time"
 
@@ -144,6 +145,14 @@ func (s *selection) times(t topology.Target) int {
 		}
 	}
 	return n
+}
+
+// elsewhere reports whether another cluster is left to try, were c no success.
+func (s *selection) elsewhere(c choice) bool {
+	after := *s
+	after.tried = append(slices.Clip(s.tried), attempt{target: c.candidate.Target})
+	next := after.next().candidate
+	return next.Cluster != c.candidate.Cluster && s.times(next.Target) == 0
 }
 
 // failed notes that trying c was no success.

@@ -256,6 +256,49 @@ func TestMadeUpNames(t *testing.T) {
 	}
 }
 
+// TestExportTakenBack: callers with open sessions hear of it by being refused, and what another cluster still serves is no error.
+func TestExportTakenBack(t *testing.T) {
+	w := newWorld(t)
+	app := func(name string) (*atomic.Int64, netip.AddrPort) {
+		n := new(atomic.Int64)
+		_, at := serveApp(t, func(w http.ResponseWriter, _ *http.Request) { n.Add(1); _, _ = io.WriteString(w, name) })
+		return n, at
+	}
+	_, there := app("away")
+	posted, here := app("home")
+	far, near := w.server(us, "checkout", topology.HTTP, there), w.server(eu, "checkout", topology.HTTP, here)
+	w.gateway("gateway-0", to(far))
+	c := w.caller(view{
+		remotes: []topology.Remote{remote(1, far)}, endpoints: []topology.Endpoint{near.endpoint("checkout-0")},
+		policy: &topology.Policy{Tiers: []topology.Tier{{Name: "away", Match: topology.Selector{Cluster: "us"}}, {Name: "home"}}},
+	}, nil)
+	if _, body := get(t, c.client(), checkoutURL); body != "away" {
+		t.Fatalf("answered %q", body)
+	}
+	far.unexport()
+	for i := range 5 {
+		req, err := http.NewRequestWithContext(t.Context(), http.MethodPost, checkoutURL, strings.NewReader("x"))
+		if i == 0 { // one that was on its way when the session ended may have been carried out
+			req, err = http.NewRequestWithContext(t.Context(), http.MethodGet, checkoutURL, http.NoBody)
+		}
+		if err != nil {
+			t.Fatal(err)
+		}
+		resp, err := c.client().Do(req)
+		if err != nil {
+			t.Fatal(err)
+		}
+		body, _ := io.ReadAll(resp.Body)
+		_ = resp.Body.Close()
+		if string(body) != "home" {
+			t.Errorf("answered %s %q", resp.Status, body)
+		}
+	}
+	if posted.Load() != 5 {
+		t.Errorf("carried out %d times", posted.Load())
+	}
+}
+
 // TestSessionFromBeforeTheExport: one that was opened when it was not exported, and was let in later, ends with the export as any other.
 func TestSessionFromBeforeTheExport(t *testing.T) {
 	w := newWorld(t)

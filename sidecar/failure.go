@@ -60,6 +60,9 @@ const (
 	headerOutcome = "Isthmus-Outcome"
 	outcomeUnsent = "unsent" // the application saw nothing of the request
 	outcomeSent   = "sent"   // it may have
+	// outcomeElsewhere: it saw nothing, and here it is not for this caller's cluster any more; another cluster's copies may be. Where there are
+	// none, the answer is the caller's.
+	outcomeElsewhere = "elsewhere"
 )
 
 // statusClientClosed is what is recorded when the caller went away (nginx's number for it).

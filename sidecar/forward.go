@@ -186,7 +186,12 @@ func (f *forwarding) release(inner *session.Requests) {
 
 // judge tells an application's answer from one that the other sidecar made in its place, and holds a small one until it is whole.
 func (f *forwarding) judge(c choice, inner *session.Requests, resp *http.Response, took time.Duration) (*http.Response, outcome) {
-	if made := resp.Header.Get(headerOutcome); made != "" {
+	made := resp.Header.Get(headerOutcome)
+	if made == outcomeElsewhere && !f.elsewhere(c) {
+		resp.Header.Del(headerOutcome)
+		made = ""
+	}
+	if made != "" {
 		words, _ := io.ReadAll(io.LimitReader(resp.Body, maxWords)) // fewer words are fine
 		_ = resp.Body.Close()
 		err := errors.New(strings.TrimSpace(string(words)))
@@ -196,7 +201,7 @@ func (f *forwarding) judge(c choice, inner *session.Requests, resp *http.Respons
 		}
 		c.pool.Condemn(inner) // a new session may get another copy
 		f.blame(c, inner, &session.LostError{Err: err})
-		return nil, outcome{err: err, unsent: made == outcomeUnsent}
+		return nil, outcome{err: err, unsent: made == outcomeUnsent || made == outcomeElsewhere}
 	}
 	if f.idempotent && f.body.Replayable() && f.body.Consumed() && resp.ContentLength > 0 && resp.ContentLength <= maxHeld &&
 		resp.StatusCode >= http.StatusOK && f.request.Method != http.MethodHead {

@@ -129,6 +129,9 @@ func (in *Inbound) refuse(w http.ResponseWriter, r *http.Request, v *visit) {
 		w.Header().Set(headerOutcome, outcomeSent)
 		v.failure.writePlain(w)
 	default:
+		if errors.Is(v.failure.Err, errNotExported) {
+			w.Header().Set(headerOutcome, outcomeElsewhere)
+		}
 		v.failure.write(w, r)
 	}
 }
