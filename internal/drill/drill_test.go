@@ -1,6 +1,7 @@
 package drill_test
 
 import (
+	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -47,18 +48,19 @@ func TestBoard(t *testing.T) {
 		follow("a", 5*time.Second, 5*time.Second)
 		on("a")
 		first := b.Of(checkout)
-		over := false
-		first.After(func() { over = true })
+		var over atomic.Bool
+		first.After(func() { over.Store(true) })
 		time.Sleep(4 * time.Second)
 		follow("a", 9*time.Second, 5*time.Second) // renewed
 		time.Sleep(4 * time.Second)
 		on("a")
-		if b.Of(checkout) != first || over {
+		if b.Of(checkout) != first || over.Load() {
 			t.Error("renewed, it is another one")
 		}
 		time.Sleep(1100 * time.Millisecond) // not renewed any more
 		on("")
-		if !over {
+		synctest.Wait()
+		if !over.Load() {
 			t.Error("nobody was told that it is over")
 		}
 		select {
