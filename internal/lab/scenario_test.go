@@ -6,7 +6,6 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
-	"reflect"
 	"runtime"
 	"sync"
 	"testing"
@@ -14,7 +13,6 @@ import (
 
 	"github.com/rogpeppe/go-internal/testscript"
 
-	meshv1alpha1 "github.com/isthmus-mesh/isthmus/api/mesh/v1alpha1"
 	"github.com/isthmus-mesh/isthmus/internal/lab"
 	"github.com/isthmus-mesh/isthmus/internal/netns"
 )
@@ -108,9 +106,6 @@ var build = sync.OnceValues(func() (dir string, err error) {
 
 func condition(name string) (bool, error) {
 	switch name {
-	case "failback":
-		_, ok := reflect.TypeFor[meshv1alpha1.FailoverPolicySpec]().FieldByName("Failback")
-		return ok, nil
 	case "capture":
 		return canCapture(), nil
 	case "net":
