@@ -15,13 +15,13 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-func canCapture() bool {
+// canCapture returns why packets can't be read here.
+func canCapture() error {
 	fd, err := unix.Socket(unix.AF_PACKET, unix.SOCK_DGRAM, 0)
 	if err != nil {
-		return false
+		return fmt.Errorf("packets can't be read (socket of AF_PACKET: %w): it takes CAP_NET_RAW, as with: sudo go test ./internal/lab", err)
 	}
-	_ = unix.Close(fd)
-	return true
+	return unix.Close(fd)
 }
 
 // watcher reads every packet of the loopback interface and notes between which ports a text went in the clear.

@@ -8,7 +8,7 @@ import (
 	"github.com/rogpeppe/go-internal/testscript"
 )
 
-func canCapture() bool { return false }
+func canCapture() error { return errors.New("packets can be captured on Linux only") }
 
 type watcher struct{}
 
