@@ -64,6 +64,9 @@ func reset(s lane, code quic.StreamErrorCode) {
 type quicCarrier struct {
 	*quic.Conn
 
+	// The peer's address. Conn.RemoteAddr is none to ask later: it reads what quic-go sets anew, without a lock, when the
+	// connection moves to another path (quic-go 0.65, Conn.switchToNewPath). No path that is dialed changes the peer's address.
+	peer  net.Addr
 	paths paths
 	wg    sync.WaitGroup
 	free  func() // what the connection was made with
@@ -102,7 +105,7 @@ func (c *quicCarrier) wait() {
 }
 
 func (c *quicCarrier) state() tls.ConnectionState { return c.ConnectionState().TLS }
-func (c *quicCarrier) remote() net.Addr           { return c.RemoteAddr() }
+func (c *quicCarrier) remote() net.Addr           { return c.peer }
 
 func (c *quicCarrier) counts() counts {
 	s := c.ConnectionStats()

@@ -180,7 +180,7 @@ func (l *link) dialQUIC(dialing context.Context, gw topology.Gateway, policy tru
 	}
 	watch(transport.Conn, conn)
 	g.windows.assign(conn, l.cluster)
-	c := &quicCarrier{Conn: conn, paths: paths{conn: conn, open: g.newTransport, sockets: [2]*quic.Transport{transport}, onMove: func(moved bool) {
+	c := &quicCarrier{Conn: conn, peer: conn.RemoteAddr(), paths: paths{conn: conn, open: g.newTransport, sockets: [2]*quic.Transport{transport}, onMove: func(moved bool) {
 		g.metrics.moved(l.cluster, moved)
 		l.log.DebugContext(conn.Context(), "bulk is slow: trying another path", "peer_gateway", gw.ID, "moved", moved)
 	}}}
