@@ -42,7 +42,7 @@ func (c *Control) putDrain(w http.ResponseWriter, r *http.Request) {
 		if next, already, err = c.drains.with(ask.Service, ask.Over); err != nil || already {
 			return nil, false, err
 		}
-		if err = p.drainable(c.drains.load(), next, ask.Service, ask.Force); err != nil {
+		if err = p.drainable(ask.Service, ask.Force); err != nil {
 			return nil, false, err
 		}
 		return next, !ask.DryRun, nil
@@ -111,8 +111,9 @@ func drainCode(err error) int {
 
 var errNoService = errors.New("no such service in this cluster")
 
-// drainable refuses a drain that would leave something to nobody, unless it is forced.
-func (p *present) drainable(now, next *drainSet, service string, force bool) error {
+// drainable refuses a drain that would leave something to nobody, unless it is forced. What is drained by name already is asked about again: others
+// may have been drained since.
+func (p *present) drainable(service string, force bool) error {
 	var left []string
 	found := false
 	for _, s := range p.world.callable {
@@ -121,7 +122,8 @@ func (p *present) drainable(now, next *drainSet, service string, force bool) err
 			continue
 		}
 		found = found || s.Name.String() == service
-		if next.of(s.Name, s.Exported) == nil || now.of(s.Name, s.Exported) != nil || r.ready() == 0 {
+		meant := s.Name.String() == service || service == "" && s.Exported
+		if !meant || r.ready() == 0 {
 			continue
 		}
 		if why := p.nobodyElse(s); why != "" {

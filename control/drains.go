@@ -118,13 +118,34 @@ func openDrains(path string, now func() time.Time) (*drains, error) {
 	if err = json.Unmarshal(data, &all); err != nil {
 		return nil, fmt.Errorf("control: drains: %s: %w", path, err) // to go on without would send traffic to what may be gone
 	}
+	set, err := kept(all)
+	if err != nil {
+		return nil, fmt.Errorf("control: drains: %s: %w", path, err)
+	}
+	d.current.Store(set)
+	return d, nil
+}
+
+// kept reads what was on disk by the rules by which it was written.
+func kept(all []drained) (*drainSet, error) {
+	if len(all) > maxDrains {
+		return nil, fmt.Errorf("%w: %d, at most %d", errManyDrains, len(all), maxDrains)
+	}
 	for i := range all {
-		if err = all[i].parse(); err != nil {
-			return nil, fmt.Errorf("control: drains: %s: %w", path, err)
+		if err := all[i].parse(); err != nil {
+			return nil, err
+		}
+		if all[i].Began.UnixMilli() <= 0 { // peers would refuse it, and with it all that this cluster tells
+			return nil, fmt.Errorf("%w: of %q: began: want a time, have %q", errDrain, all[i].Service, all[i].Began.Format(time.RFC3339))
 		}
 	}
-	d.current.Store(newDrainSet(all))
-	return d, nil
+	set := newDrainSet(all)
+	for i := 1; i < len(all); i++ {
+		if all[i].Service == all[i-1].Service {
+			return nil, fmt.Errorf("%w: of %q: twice", errDrain, all[i].Service)
+		}
+	}
+	return set, nil
 }
 
 func newDrainSet(all []drained) *drainSet {

@@ -131,6 +131,23 @@ spec: {selector: {app: checkout}, ports: [{name: http, port: 81, targetPort: htt
 			return nil
 		})
 
+		// Nor may what is drained by name already, when the cluster is.
+		eventually(t, 10*time.Second, func() error {
+			if _, other := ask[any](t, eu, http.MethodPut, "/v1/drains", `{"service":"checkout.shop","force":true}`); other != http.StatusOK {
+				return fmt.Errorf("%d", other)
+			}
+			return nil
+		})
+		eventually(t, 10*time.Second, func() error {
+			if _, other := ask[any](t, eu, http.MethodPut, "/v1/drains", `{}`); other != http.StatusConflict {
+				return fmt.Errorf("%d", other)
+			}
+			return nil
+		})
+		if _, code = ask[any](t, eu, http.MethodDelete, "/v1/drains?service=checkout.shop", ""); code != http.StatusOK {
+			t.Error(code)
+		}
+
 		// A restart forgets nothing.
 		us.stop()
 		us2 := m.start("us", us.dir, us.registry)
@@ -159,7 +176,8 @@ spec: {selector: {app: checkout}, ports: [{name: http, port: 81, targetPort: htt
 
 // What can't be read keeps control from starting: it would send traffic to what may be gone.
 func TestDrainsDamaged(t *testing.T) {
-	for _, text := range []string{"{", `[{"service":"a"}]`, `[{"over_seconds":-1}]`} {
+	for _, text := range []string{"{", `[{"service":"a"}]`, `[{"over_seconds":-1}]`, `[{"over_seconds":1}]`, `[{"began":"1812-01-01T00:00:00Z"}]`,
+		`[{"began":"2026-01-01T00:00:00Z"},{"began":"2026-01-01T00:00:00Z"}]`} {
 		dir := t.TempDir()
 		if err := os.WriteFile(filepath.Join(dir, "drains.json"), []byte(text), 0o600); err != nil {
 			t.Fatal(err)
