@@ -71,8 +71,15 @@ func (c *Control) deleteDrain(w http.ResponseWriter, r *http.Request) {
 	var none bool // it is not drained
 	err := c.drains.change(func() (*drainSet, bool, error) {
 		var err error
-		next, none, err = c.drains.without(service)
-		return next, !none && !dry, err
+		if next, none, err = c.drains.without(service); err != nil {
+			return nil, false, err
+		}
+		if none && service != "" {
+			if name, err := topology.ParseServiceName(service); err != nil || p.world.services[name] == nil { // that it is in use would hide a slip of the pen
+				return nil, false, fmt.Errorf("%w: %s", errNoService, service)
+			}
+		}
+		return next, !none && !dry, nil
 	})
 	if err != nil {
 		refuse(w, drainCode(err), err)

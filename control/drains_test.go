@@ -171,6 +171,9 @@ spec: {selector: {app: checkout}, ports: [{name: http, port: 81, targetPort: htt
 		if d, code = ask[admin.Drains](t, us2, http.MethodDelete, "/v1/drains?service=checkout.shop", ""); code != http.StatusOK || !d.Already {
 			t.Errorf("what is not drained: %d %+v", code, d)
 		}
+		if _, code = ask[any](t, us2, http.MethodDelete, "/v1/drains?service=chekcout.shop", ""); code != http.StatusNotFound {
+			t.Errorf("what is no service: %d", code)
+		}
 	})
 }
 

@@ -33,10 +33,17 @@ func control(t *testing.T, answers map[string]any) string {
 		t.Fatal(err)
 	}
 	server := &http.Server{Handler: http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-		answer, ok := answers[r.URL.Path]
+		answer, ok := answers[r.Method+" "+r.URL.Path]
+		if !ok {
+			answer, ok = answers[r.URL.Path]
+		}
 		if !ok {
 			w.WriteHeader(http.StatusNotFound)
 			answer = map[string]string{"error": "there is no " + r.URL.Path}
+		}
+		if refused, is := answer.(*admin.Error); is {
+			w.WriteHeader(refused.Status)
+			answer = map[string]string{"error": refused.Message}
 		}
 		_ = json.NewEncoder(w).Encode(answer)
 	})}

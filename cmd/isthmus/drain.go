@@ -16,6 +16,7 @@ import (
 
 	"github.com/isthmus-mesh/isthmus/api/admin"
 	"github.com/isthmus-mesh/isthmus/cmd/isthmus/internal/output"
+	"github.com/isthmus-mesh/isthmus/topology"
 )
 
 const (
@@ -71,7 +72,7 @@ func newUndrain(g *global) *cobra.Command {
 		Short: "Take a cluster or a service's copies there into use again",
 		Long: `undrain takes back what isthmus drain said. Callers come back as their FailoverPolicy has it (failback): without one at once.
 
-A service that was drained by name stays so when its cluster is undrained, and the other way round. To undrain what is not drained is no error.`,
+A service that was drained by name stays so when its cluster is undrained, and the other way round. To undrain what is not drained is no error; a service that the cluster does not have is one.`,
 		Example: example("isthmus undrain us", "isthmus undrain shop/checkout --cluster us"),
 		Args:    oneArg, ValidArgsFunction: g.completeDrain,
 		RunE: func(c *cobra.Command, args []string) error { return d.run(c, args[0]) },
@@ -105,12 +106,13 @@ func (g *global) completeDrain(c *cobra.Command, args []string, _ string) ([]str
 func (d *draining) run(c *cobra.Command, what string) error {
 	d.stdout, d.chatter = c.OutOrStdout(), c.ErrOrStderr()
 	cluster, service := what, ""
+	var name topology.ServiceName
 	if isService(what) {
-		n, err := parseService(what)
-		if err != nil {
+		var err error
+		if name, err = parseService(what); err != nil {
 			return err
 		}
-		cluster, service = d.cluster, n.String()
+		cluster, service = d.cluster, name.String()
 	} else if d.cluster != "" && d.cluster != what {
 		return usage{fmt.Errorf("--cluster %s doesn't go with cluster %s", d.cluster, what)}
 	}
@@ -137,6 +139,9 @@ func (d *draining) run(c *cobra.Command, what string) error {
 		now, err = control.Drain(ctx, admin.DrainRequest{Service: service, Over: d.over, Force: d.force, DryRun: d.dryRun})
 	}
 	if err != nil {
+		if none := d.noService(ctx, err, cluster, name, what); service != "" && none != nil {
+			return none
+		}
 		return advise(err, d.force)
 	}
 	d.say(now, cmp.Or(service, "cluster "+now.Cluster))
@@ -162,7 +167,7 @@ func (d *draining) run(c *cobra.Command, what string) error {
 // advise says what to do about a refusal.
 func advise(err error, forced bool) error {
 	if said, ok := errors.AsType[*admin.Error](err); ok && said.Status == http.StatusConflict && !forced {
-		return advised{err, "Where callers may fail, or go on calling these copies, --force drains all the same."}
+		return advised{finding{said.Message}, "Where callers may fail, or go on calling these copies, --force drains all the same."}
 	}
 	return err
 }

@@ -162,6 +162,9 @@ func (f *failover) run(c *cobra.Command, what string) error {
 	defer cancel()
 	would, err := all[i].client.BeginDrill(asking, request) // before anything is waited for
 	if err != nil {
+		if none := f.noService(asking, err, f.cluster, f.service, what); none != nil {
+			return none
+		}
 		return conflict(err)
 	}
 	if f.dryRun {

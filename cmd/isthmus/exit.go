@@ -29,6 +29,11 @@ type usage struct{ err error }
 func (u usage) Error() string { return u.err.Error() }
 func (u usage) Unwrap() error { return u.err }
 
+func isUsage(err error) bool {
+	_, is := errors.AsType[usage](err)
+	return is
+}
+
 // advised is an error with what to do about it, in lines of their own. The advice is given too when the verb was interrupted.
 type advised struct {
 	err    error

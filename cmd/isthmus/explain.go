@@ -1,6 +1,7 @@
 package main
 
 import (
+	"cmp"
 	"context"
 	"encoding/json"
 	"errors"
@@ -70,6 +71,9 @@ It exits with 1 when there is nowhere to go.`,
 				return err
 			}
 			x, raw, err := askSidecar(ctx, sidecar, args[1], portText(port, udp), down)
+			if isUsage(err) {
+				return err
+			}
 			if err != nil {
 				return fmt.Errorf("the sidecar of %s (its calls are decided there, so nobody else can tell): %w", args[0], err)
 			}
@@ -82,7 +86,12 @@ It exits with 1 when there is nowhere to go.`,
 				return err
 			}
 			if x.Error != nil {
-				return finding{"nowhere to go from " + args[0]} // why is printed already
+				hint := ""
+				if x.Error.Code == "unknown_service" {
+					cluster, _, _ := strings.Cut(args[0], "/")
+					hint = g.catalogue(c.Context(), cluster).hint(x.Service, x.Service.String())
+				}
+				return finding{"nowhere to go from " + args[0] + hint} // why is printed already
 			}
 			if len(down) > 0 && !slices.ContainsFunc(x.Rows, func(r topology.ExplanationRow) bool { return r.AsIf != nil && r.AsIf.Traffic > 0 }) {
 				return finding{"nowhere to go from " + args[0] + " if " + list(down) + " were down"}
@@ -290,6 +299,9 @@ func askSidecar(ctx context.Context, ask asker, to, port string, down []string) 
 	status, b, err := ask(ctx, "/explain", query)
 	if err != nil {
 		return x, nil, err
+	}
+	if status == http.StatusBadRequest {
+		return x, nil, usage{errors.New(cmp.Or(saysError(b), strings.TrimSpace(string(b))))}
 	}
 	if status != http.StatusOK {
 		if said := saysError(b); said != "" {

@@ -174,6 +174,9 @@ func markUsage(c *cobra.Command) {
 	c.SetFlagErrorFunc(func(_ *cobra.Command, err error) error { return usage{err} })
 	if c.HasSubCommands() {
 		c.Args = knownVerb
+		if !c.Runnable() { // cobra would show help without a look at the arguments, and end with 0
+			c.RunE = func(c *cobra.Command, _ []string) error { return c.Help() }
+		}
 	} else if args := c.Args; args != nil {
 		c.Args = func(c *cobra.Command, given []string) error {
 			if err := args(c, given); err != nil {

@@ -55,11 +55,19 @@ SERVICE is NAMESPACE/NAME, or NAME.NAMESPACE. With --follow it goes on until it 
 				return usage{errors.New("--follow goes with tables and JSON")}
 			}
 			if follow {
+				if err = g.catalogue(c.Context(), "").unknown(name, args[0]); isUsage(err) { // one that nobody knows would be waited for in vain
+					return err
+				}
 				return g.followTimeline(c.Context(), c.OutOrStdout(), format, name, since)
 			}
 			events, err := g.timeline(c.Context(), name, since)
 			if events == nil && err != nil {
 				return err
+			}
+			if !slices.ContainsFunc(events, func(e admin.TimelineEvent) bool { return e.Service != "" }) { // one that is gone may have a past
+				if unknown := g.catalogue(c.Context(), "").unknown(name, args[0]); unknown != nil {
+					return unknown
+				}
 			}
 			return errors.Join(output.Write(c.OutOrStdout(), format, events, func() output.Table { return timelineTable(events, true) }), err)
 		},

@@ -51,3 +51,41 @@ func TestTimeline(t *testing.T) {
 		}
 	}
 }
+
+// Of a service that nobody knows there is nothing to tell: it was likely meant otherwise.
+func TestUnknownService(t *testing.T) {
+	alone(t)
+	links := admin.Timeline{Events: []admin.TimelineEvent{{ID: 1, At: time.Now(), Cluster: "eu", Kind: admin.EventLink, Detail: "the link to us is up"}}}
+	known := map[string]any{
+		"/v1/status": healthy, "/v1/timeline": links, "/v1/services": []admin.Service{{Name: "checkout", Namespace: "shop"}}, "/v1/imports": []admin.Import{},
+	}
+	c := control(t, known)
+	nobody := t.TempDir() + "/none"
+	for args, want := range map[string]struct {
+		code int
+		said string
+	}{
+		"timeline shop/checkout --control " + c:                            {exitOK, ""},
+		"timeline shop/chekcout --control " + c:                            {exitUsage, "did you mean shop/checkout?"},
+		"timeline chekcout.shop --follow --control " + c:                   {exitUsage, "did you mean checkout.shop?"},
+		"timeline other.things -o json --control " + c:                     {exitUsage, "there are: checkout.shop"},
+		"timeline chekcout.shop --control " + c + " --control " + nobody:   {exitUnreachable, "no cluster that answers has or imports"},
+		"drain chekcout.shop --control " + c:                               {exitUsage, "did you mean checkout.shop?"},
+		"drain checkout.shop --control " + c:                               {exitFinding, "there is no /v1/drains"},
+		"undrain shop/chekcout --cluster eu --control " + c:                {exitUsage, "eu has no service shop/chekcout; did you mean shop/checkout?"},
+		"drill failover shop/chekcout --cluster eu --control " + drilled(t): {exitUsage, "did you mean shop/checkout?"},
+		"drill failovr shop/checkout --control " + c:          {exitUsage, "did you mean failover?"},
+	} {
+		if out, said, code := isthmus(t, strings.Fields(args)...); code != want.code || !strings.Contains(said, want.said) {
+			t.Errorf("%s: exit %d, want %d: %s%s", args, code, want.code, out, said)
+		}
+	}
+}
+
+// drilled is a control that has no drill on, and begins none.
+func drilled(t *testing.T) string {
+	t.Helper()
+	return control(t, map[string]any{
+		"/v1/status": healthy, "GET /v1/drills": []admin.Drill{}, "/v1/drills": &admin.Error{Status: 404, Message: "nothing to make look dead"}, "/v1/services": []admin.Service{{Name: "checkout", Namespace: "shop"}}, "/v1/imports": []admin.Import{},
+	})
+}
