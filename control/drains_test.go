@@ -179,8 +179,10 @@ spec: {selector: {app: checkout}, ports: [{name: http, port: 81, targetPort: htt
 
 // What can't be read keeps control from starting: it would send traffic to what may be gone.
 func TestDrainsDamaged(t *testing.T) {
-	for _, text := range []string{"{", `[{"service":"a"}]`, `[{"over_seconds":-1}]`, `[{"over_seconds":1}]`, `[{"began":"1812-01-01T00:00:00Z"}]`,
-		`[{"began":"2026-01-01T00:00:00Z"},{"began":"2026-01-01T00:00:00Z"}]`} {
+	for _, text := range []string{
+		"{", `[{"service":"a"}]`, `[{"over_seconds":-1}]`, `[{"over_seconds":1}]`, `[{"began":"1812-01-01T00:00:00Z"}]`,
+		`[{"began":"2026-01-01T00:00:00Z"},{"began":"2026-01-01T00:00:00Z"}]`,
+	} {
 		dir := t.TempDir()
 		if err := os.WriteFile(filepath.Join(dir, "drains.json"), []byte(text), 0o600); err != nil {
 			t.Fatal(err)

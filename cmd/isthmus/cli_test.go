@@ -23,16 +23,7 @@ import (
 // control serves api/admin with canned answers on a Unix socket, and returns its path.
 func control(t *testing.T, answers map[string]any) string {
 	t.Helper()
-	dir, err := os.MkdirTemp("", "isthmus-") //nolint:usetesting // t.TempDir is too long for a Unix socket on some systems
-	if err != nil {
-		t.Fatal(err)
-	}
-	socket := filepath.Join(dir, "s")
-	l, err := net.Listen("unix", socket)
-	if err != nil {
-		t.Fatal(err)
-	}
-	server := &http.Server{Handler: http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+	return serve(t, http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		answer, ok := answers[r.Method+" "+r.URL.Path]
 		if !ok {
 			answer, ok = answers[r.URL.Path]
@@ -46,7 +37,22 @@ func control(t *testing.T, answers map[string]any) string {
 			answer = map[string]string{"error": refused.Message}
 		}
 		_ = json.NewEncoder(w).Encode(answer)
-	})}
+	}))
+}
+
+// serve serves a handler on a Unix socket, and returns its path.
+func serve(t *testing.T, h http.Handler) string {
+	t.Helper()
+	dir, err := os.MkdirTemp("", "isthmus-") //nolint:usetesting // t.TempDir is too long for a Unix socket on some systems
+	if err != nil {
+		t.Fatal(err)
+	}
+	socket := filepath.Join(dir, "s")
+	l, err := net.Listen("unix", socket)
+	if err != nil {
+		t.Fatal(err)
+	}
+	server := &http.Server{Handler: h}
 	done := make(chan struct{})
 	go func() { defer close(done); _ = server.Serve(l) }()
 	t.Cleanup(func() {

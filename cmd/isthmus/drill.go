@@ -139,6 +139,8 @@ const renewEvery = 1500 * time.Millisecond
 type lease struct {
 	control target
 	drill   admin.Drill
+	renew   func(context.Context) error
+	rival   func(context.Context, *admin.Drill) (admin.Drill, bool) // another drill that it has to give way to
 
 	mu    sync.Mutex
 	ended string // guarded by mu: why, if it ended before it was to
@@ -156,13 +158,17 @@ func (l *lease) keep(ctx context.Context) {
 			return
 		}
 		asking, cancel := context.WithTimeout(ctx, renewEvery)
-		_, err := l.control.RenewDrill(asking, l.drill.ID)
+		err := l.renew(asking)
 		cancel()
 		switch {
 		case ctx.Err() != nil:
 			return
 		case err == nil:
 			held = time.Now()
+			if to, there := l.rival(ctx, &l.drill); there && ctx.Err() == nil {
+				l.end(gaveWay(&to))
+				return
+			}
 		case isOver(err):
 			l.over(ctx)
 			return
@@ -180,6 +186,9 @@ func (l *lease) over(ctx context.Context) {
 	defer cancel()
 	if all, err := l.control.Drills(asking); err == nil {
 		if i := slices.IndexFunc(all, func(d admin.Drill) bool { return d.ID == l.drill.ID }); i >= 0 {
+			if !all[i].Ended.Before(all[i].Ends) {
+				return // it was on for all of its time, by control's clock, which is a little ahead
+			}
 			why = all[i].Why
 		}
 	}

@@ -238,15 +238,16 @@ func (f *failover) rehearse(ctx context.Context, facts *rehearsal.Facts, control
 	}
 	facts.Callers = f.expected(ctx) // now that they call
 	facts.Began = time.Now()
-	asking, cancel := context.WithTimeout(ctx, f.timeout)
-	drill, err := control.BeginDrill(asking, request)
-	cancel()
+	drill, err := f.begin(ctx, control, request)
 	if err != nil {
-		return conflict(err)
+		return err
 	}
 	facts.Drill = &drill
 	f.chat.say("drill %s: %s looks dead in %s for %s (%s)", drill.ID, f.service, f.cluster, f.lasts, f.how)
-	l := &lease{control: control, drill: drill}
+	l := &lease{control: control, drill: drill, rival: f.rival, renew: func(ctx context.Context) error {
+		_, err := control.RenewDrill(ctx, drill.ID)
+		return err
+	}}
 	keeping, stop := context.WithCancel(context.WithoutCancel(ctx))
 	kept := make(chan struct{})
 	go func() { defer close(kept); l.keep(keeping) }()
@@ -261,17 +262,8 @@ func (f *failover) rehearse(ctx context.Context, facts *rehearsal.Facts, control
 	stop()
 	<-kept
 	facts.EndedEarly = l.early()
-	ending, cancel := context.WithTimeout(context.WithoutCancel(ctx), f.timeout)
-	over, err := control.EndDrill(ending, drill.ID)
-	cancel()
+	f.end(ctx, control, &drill, facts.EndedEarly == "")
 	facts.Ended = time.Now()
-	switch {
-	case err == nil:
-		facts.Drill = &over
-	case isOver(err):
-	case facts.EndedEarly == "":
-		f.chat.say("the control of %s did not take its end (%v); it ends by itself within %s", f.cluster, err, drill.LeaseEnds.Sub(drill.Now))
-	}
 	if !whole && facts.EndedEarly == "" {
 		facts.Interrupted, facts.Finished = true, facts.Ended
 		f.chat.say("interrupted: the drill is over")

@@ -65,16 +65,16 @@ func TestUnknownService(t *testing.T) {
 		code int
 		said string
 	}{
-		"timeline shop/checkout --control " + c:                            {exitOK, ""},
-		"timeline shop/chekcout --control " + c:                            {exitUsage, "did you mean shop/checkout?"},
-		"timeline chekcout.shop --follow --control " + c:                   {exitUsage, "did you mean checkout.shop?"},
-		"timeline other.things -o json --control " + c:                     {exitUsage, "there are: checkout.shop"},
-		"timeline chekcout.shop --control " + c + " --control " + nobody:   {exitUnreachable, "no cluster that answers has or imports"},
-		"drain chekcout.shop --control " + c:                               {exitUsage, "did you mean checkout.shop?"},
-		"drain checkout.shop --control " + c:                               {exitFinding, "there is no /v1/drains"},
-		"undrain shop/chekcout --cluster eu --control " + c:                {exitUsage, "eu has no service shop/chekcout; did you mean shop/checkout?"},
+		"timeline shop/checkout --control " + c:                             {exitOK, ""},
+		"timeline shop/chekcout --control " + c:                             {exitUsage, "did you mean shop/checkout?"},
+		"timeline chekcout.shop --follow --control " + c:                    {exitUsage, "did you mean checkout.shop?"},
+		"timeline other.things -o json --control " + c:                      {exitUsage, "there are: checkout.shop"},
+		"timeline chekcout.shop --control " + c + " --control " + nobody:    {exitUnreachable, "no cluster that answers has or imports"},
+		"drain chekcout.shop --control " + c:                                {exitUsage, "did you mean checkout.shop?"},
+		"drain checkout.shop --control " + c:                                {exitFinding, "there is no /v1/drains"},
+		"undrain shop/chekcout --cluster eu --control " + c:                 {exitUsage, "eu has no service shop/chekcout; did you mean shop/checkout?"},
 		"drill failover shop/chekcout --cluster eu --control " + drilled(t): {exitUsage, "did you mean shop/checkout?"},
-		"drill failovr shop/checkout --control " + c:          {exitUsage, "did you mean failover?"},
+		"drill failovr shop/checkout --control " + c:                        {exitUsage, "did you mean failover?"},
 	} {
 		if out, said, code := isthmus(t, strings.Fields(args)...); code != want.code || !strings.Contains(said, want.said) {
 			t.Errorf("%s: exit %d, want %d: %s%s", args, code, want.code, out, said)

@@ -326,7 +326,11 @@ func (r *Result) decide(f Facts) {
 		invalid(fmt.Sprintf("%.1f requests a second during the drill are less than the %.0f that prove something", r.During.Rate, f.Floor), r.moreTraffic())
 	}
 	if failed > 0 && r.Drill != nil {
-		fail(fmt.Sprintf("%d of %d requests failed; 0 are allowed", failed, r.During.Requests+r.After.Requests),
+		allowed := "; 0 are allowed"
+		if r.Verdict == Invalid {
+			allowed = " meanwhile" // a second verdict would contradict the first
+		}
+		fail(fmt.Sprintf("%d of %d requests failed%s", failed, r.During.Requests+r.After.Requests, allowed),
 			"isthmus timeline "+r.Service+" and the callers' logs say why; isthmus explain CLUSTER/WORKLOAD "+r.Service+" --as-if "+r.Cluster+"=down says where they should have gone.")
 	}
 	whole := r.Drill != nil && f.EndedEarly == "" && !f.Interrupted // what follows is of a drill that was carried out

@@ -84,7 +84,13 @@ func TestVerdicts(t *testing.T) {
 		"nobody else":          {with("us", during(0, 0)), func(f *Facts) { f.Floor = 0 }, Fail, "nobody answered in its place"},
 		"too little":           {moves, func(f *Facts) { f.Floor = 51 }, Invalid, "prove something"},
 		"ended early":          {moves, func(f *Facts) { f.EndedEarly = "it was stopped" }, Invalid, "it was stopped"},
-		"interrupted":          {moves, func(f *Facts) { f.Interrupted = true }, Invalid, "interrupted"},
+		"ended early and one fails": {with("", func(second int) (uint64, uint64) {
+			if second == 3 {
+				return 1, 1
+			}
+			return 0, 0
+		}), func(f *Facts) { f.EndedEarly = "control is away" }, Invalid, "1 of 751 requests failed meanwhile"},
+		"interrupted": {moves, func(f *Facts) { f.Interrupted = true }, Invalid, "interrupted"},
 	} {
 		t.Run(name, func(t *testing.T) {
 			var r Recorder
