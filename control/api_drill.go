@@ -8,6 +8,7 @@ import (
 	"net/http"
 	"slices"
 	"strings"
+	"time"
 
 	"github.com/isthmus-mesh/isthmus/api/admin"
 	"github.com/isthmus-mesh/isthmus/topology"
@@ -46,7 +47,7 @@ func (c *Control) postDrill(w http.ResponseWriter, r *http.Request) {
 		refuse(w, http.StatusServiceUnavailable, errors.New("not everything has been read yet: "+strings.Join(c.cfg.Checks.Missing(), "; ")))
 		return
 	}
-	name, d, code, err := p.drill(ask)
+	name, d, code, err := p.drill(ask, c.cfg.Now())
 	if err != nil {
 		refuse(w, code, err)
 		return
@@ -61,7 +62,7 @@ func (c *Control) postDrill(w http.ResponseWriter, r *http.Request) {
 }
 
 // drill says what a drill would make look dead, or why it can't be.
-func (p *present) drill(ask admin.DrillRequest) (name topology.ServiceName, d admin.Drill, code int, err error) {
+func (p *present) drill(ask admin.DrillRequest, now time.Time) (name topology.ServiceName, d admin.Drill, code int, err error) {
 	self := p.world.in.self.Cluster.String()
 	bad := func(format string, args ...any) (topology.ServiceName, admin.Drill, int, error) {
 		return name, d, http.StatusBadRequest, fmt.Errorf(format, args...)
@@ -88,6 +89,9 @@ func (p *present) drill(ask admin.DrillRequest) (name topology.ServiceName, d ad
 	d = admin.Drill{
 		Service: name.String(), Cluster: self, How: ask.How,
 		Programs: slices.Sorted(maps.Keys(r.inbounds)), Others: make(map[string]int),
+	}
+	if r := p.world.rival(name, now); r != nil {
+		return conflict("there is %s: both would leave %s to nobody; wait for it, or end it (isthmus drill list, isthmus drill stop)", r, name)
 	}
 	for _, s := range p.world.callable {
 		if s.Name != name {

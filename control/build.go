@@ -26,6 +26,7 @@ type inputs struct {
 	revoked *revokedSet
 	drains  *drainSet
 	drills  map[topology.ServiceName]*topology.Drill // that are on
+	drilled map[topology.ServiceName]federation.Drill // the same, as peers are told of them
 	// acknowledged says which bundles of peers are in force in all programs, by sequence.
 	acknowledged map[spiffeid.TrustDomain]uint64
 	views        []*federation.View     // of all pinned peers, ordered by cluster
@@ -57,6 +58,7 @@ type world struct {
 	pods         map[topology.ClusterName][]netip.Prefix // of peers: addresses that are nobody's but their pods'
 	services     map[topology.ServiceName]*resolved
 	callable     []*topology.Service // as callers see them, ordered by name
+	rivals       map[topology.ServiceName][]rivalDrill
 	exports      []ExportStatus      // without Condition.Since
 	imports      []ImportStatus      // likewise
 	policing     *policing
@@ -96,6 +98,7 @@ func build(in inputs) *world {
 			}
 		}
 	}
+	w.rivals = rivalDrills(w.usable, exports)
 	merged := federation.Merge(in.self.Cluster, exports)
 	w.exportConditions(valid, merged)
 	w.pods = w.peerPods()
@@ -223,6 +226,9 @@ func (w *world) ownRecords() map[topology.ServiceName]*ServiceExport {
 		valid[e.Service] = e
 		told := exportOf(e, r)
 		told.Drain = w.in.drains.of(e.Service, true)
+		if d, on := w.in.drilled[e.Service]; on {
+			told.Drill = &d
+		}
 		w.own.Exports = append(w.own.Exports, told)
 	}
 	return valid

@@ -12,6 +12,7 @@ import (
 	"time"
 
 	"github.com/isthmus-mesh/isthmus/api/admin"
+	"github.com/isthmus-mesh/isthmus/federation"
 	"github.com/isthmus-mesh/isthmus/topology"
 )
 
@@ -19,7 +20,7 @@ import (
 const (
 	drillLease = 5 * time.Second // that a drill goes on without being renewed
 	minDrill   = time.Second
-	maxDrill   = time.Hour
+	maxDrill   = federation.MaxDrill
 	maxDrills  = 100 // at a time
 	keptDrills = 20  // that have ended
 )
@@ -53,7 +54,7 @@ func newDrills(now func() time.Time, log *slog.Logger, wake func(), note func(to
 func (d *drills) begin(name topology.ServiceName, as admin.Drill, lasts time.Duration) (admin.Drill, error) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
-	now := d.sweep()
+	now := d.sweep().Truncate(time.Millisecond) // peers are told so
 	if o := d.on[name]; o != nil {
 		return admin.Drill{}, fmt.Errorf("the drill %s of %s is on until %s: wait for it, or end it (isthmus drill stop %s)", o.ID, o.Service, o.Ends.Format(time.TimeOnly), o.ID)
 	}
@@ -136,20 +137,21 @@ func (d *drills) sweep() time.Time {
 	return now
 }
 
-// present returns what programs are told, and when to look again; 0: need not.
-func (d *drills) present() (words map[topology.ServiceName]*topology.Drill, again time.Duration) {
+// present returns what programs are told, and peers, and when to look again; 0: need not.
+func (d *drills) present() (words map[topology.ServiceName]*topology.Drill, peers map[topology.ServiceName]federation.Drill, again time.Duration) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	now := d.sweep()
 	for name, h := range d.on {
 		if words == nil {
-			words = make(map[topology.ServiceName]*topology.Drill)
+			words, peers = make(map[topology.ServiceName]*topology.Drill), make(map[topology.ServiceName]federation.Drill)
 		}
+		peers[name] = federation.Drill{Began: h.Began, Ends: h.Ends.Truncate(time.Millisecond)}
 		word := h.word
 		words[name] = &word
 		again = earliest(again, max(h.LeaseEnds.Sub(now), time.Millisecond))
 	}
-	return words, again
+	return words, peers, again
 }
 
 // list returns the drills that are on, and the last ones that were.

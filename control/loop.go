@@ -126,10 +126,10 @@ func (l *loop) step(ctx context.Context) (again time.Duration) {
 	acknowledged, later := l.acknowledged(objects.Workloads, now)
 	var words []*federation.View
 	words, l.frozen = l.frozen.apply(views.All())
-	drills, lease := c.drills.present()
+	drills, drilled, lease := c.drills.present()
 	again = earliest(again, lease)
 	w := build(inputs{
-		self: c.self, objects: objects, trust: c.ownBundle(), named: c.named(), revoked: c.revoked.load(), drains: c.drains.load(), drills: drills, acknowledged: acknowledged, views: words, domains: c.follower.States(),
+		self: c.self, objects: objects, trust: c.ownBundle(), named: c.named(), revoked: c.revoked.load(), drains: c.drains.load(), drills: drills, drilled: drilled, acknowledged: acknowledged, views: words, domains: c.follower.States(),
 		gateways: fleet.gateways, nodes: fleet.nodes, known: fleet.known,
 		links: l.links.snapshot(), addresses: l.addresses, hosts: l.hosts, cidr: c.cfg.ClusterSetCIDR, complete: complete,
 		pods: c.cfg.PodCIDRs, peerPods: c.cfg.PeerPodCIDRs,
@@ -137,6 +137,7 @@ func (l *loop) step(ctx context.Context) (again time.Duration) {
 	if before := c.present.Load(); before != nil {
 		c.timeline.observe(before.world, w)
 	}
+	c.drills.giveWay(c.cfg.Cluster, w.rivals)
 	l.setAddresses(ctx, w.addresses, w.hosts)
 	l.setOwn(ctx, &w.own)
 	l.readmit(objects, fleet.roster)

@@ -143,7 +143,7 @@ func encodeExport(e *Export) *federationv1.ExportedService {
 		}
 		p.Ports = append(p.Ports, encoded)
 	}
-	p.Endpoints, p.Drain = encodeEndpoints(e.Endpoints), encodeDrain(e.Drain)
+	p.Endpoints, p.Drain, p.Drill = encodeEndpoints(e.Endpoints), encodeDrain(e.Drain), encodeDrill(e.Drill)
 	for _, id := range e.Servers {
 		p.ServerSpiffeIds = append(p.ServerSpiffeIds, id.String())
 	}
@@ -268,6 +268,9 @@ func decodeExport(domain spiffeid.TrustDomain, p *federationv1.ExportedService) 
 		return Export{}, bad("%v", err)
 	}
 	if e.Drain, err = decodeDrain(p.GetDrain()); err != nil {
+		return Export{}, bad("%v", err)
+	}
+	if e.Drill, err = decodeDrill(p.GetDrill()); err != nil {
 		return Export{}, bad("%v", err)
 	}
 	return e, nil

@@ -50,6 +50,7 @@ func fullExport(tb testing.TB, a *author) Export {
 	}
 	e.Targets = []uint16{8080, 53, 5353}
 	e.Drain = &topology.Drain{Began: epochStart.Truncate(time.Millisecond), Over: 10 * time.Second}
+	e.Drill = &Drill{Began: epochStart.Truncate(time.Millisecond), Ends: epochStart.Truncate(time.Millisecond).Add(time.Minute)}
 	return e
 }
 
@@ -143,6 +144,9 @@ func TestCatalogLeavesOut(t *testing.T) {
 		},
 		"drained from far away": func(e *Export) { e.Drain = &topology.Drain{Began: time.UnixMilli(maxDrainBegan + 1)} },
 		"drained since never":   func(e *Export) { e.Drain = new(topology.Drain) },
+		"drilled for a day":     func(e *Export) { e.Drill = &Drill{Began: epochStart, Ends: epochStart.Add(24 * time.Hour)} },
+		"drilled backwards":     func(e *Export) { e.Drill = &Drill{Began: epochStart, Ends: epochStart.Add(-time.Second)} },
+		"drilled before 1970":   func(e *Export) { e.Drill = &Drill{Began: time.Unix(-1, 0), Ends: time.Unix(60, 0)} },
 		"no time":               func(e *Export) { e.Created = time.Time{} },
 		"no name":               func(e *Export) { e.Name = topology.ServiceName{} },
 		"invalid UTF-8":         func(e *Export) { e.Labels = map[string]string{"a": "\xff"} },

@@ -89,6 +89,8 @@ type Export struct {
 	Targets []uint16
 	// Drain is set when its owner sends it nothing new, and asks callers to do likewise.
 	Drain *topology.Drain `json:",omitempty"`
+	// Drill is set while a failover drill makes its copies look dead.
+	Drill *Drill `json:",omitempty"`
 }
 
 // Endpoint is a ready copy of a headless service. Callers may name it.

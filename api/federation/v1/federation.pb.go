@@ -854,7 +854,9 @@ type ExportedService struct {
 	// The ready copies of a headless service, each of which may be called by name. No other service's copies are told of.
 	Endpoints []*HeadlessEndpoint `protobuf:"bytes,16,rep,name=endpoints,proto3" json:"endpoints,omitempty"`
 	// Set: its owner sends it nothing new, and asks callers to do likewise.
-	Drain         *Drain `protobuf:"bytes,17,opt,name=drain,proto3" json:"drain,omitempty"`
+	Drain *Drain `protobuf:"bytes,17,opt,name=drain,proto3" json:"drain,omitempty"`
+	// Set: a failover drill makes its copies look dead. For the other controls alone, that no second one begins; callers are not told.
+	Drill         *Drill `protobuf:"bytes,18,opt,name=drill,proto3" json:"drill,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1001,6 +1003,67 @@ func (x *ExportedService) GetDrain() *Drain {
 	return nil
 }
 
+func (x *ExportedService) GetDrill() *Drill {
+	if x != nil {
+		return x.Drill
+	}
+	return nil
+}
+
+// Drill says that a failover drill is on.
+type Drill struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	Began *timestamppb.Timestamp `protobuf:"bytes,1,opt,name=began,proto3" json:"began,omitempty"`
+	// At the latest, and at most an hour after it began.
+	Ends          *timestamppb.Timestamp `protobuf:"bytes,2,opt,name=ends,proto3" json:"ends,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Drill) Reset() {
+	*x = Drill{}
+	mi := &file_api_federation_v1_federation_proto_msgTypes[12]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Drill) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Drill) ProtoMessage() {}
+
+func (x *Drill) ProtoReflect() protoreflect.Message {
+	mi := &file_api_federation_v1_federation_proto_msgTypes[12]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Drill.ProtoReflect.Descriptor instead.
+func (*Drill) Descriptor() ([]byte, []int) {
+	return file_api_federation_v1_federation_proto_rawDescGZIP(), []int{12}
+}
+
+func (x *Drill) GetBegan() *timestamppb.Timestamp {
+	if x != nil {
+		return x.Began
+	}
+	return nil
+}
+
+func (x *Drill) GetEnds() *timestamppb.Timestamp {
+	if x != nil {
+		return x.Ends
+	}
+	return nil
+}
+
 // Drain takes copies out of use without breaking anything.
 type Drain struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
@@ -1013,7 +1076,7 @@ type Drain struct {
 
 func (x *Drain) Reset() {
 	*x = Drain{}
-	mi := &file_api_federation_v1_federation_proto_msgTypes[12]
+	mi := &file_api_federation_v1_federation_proto_msgTypes[13]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1025,7 +1088,7 @@ func (x *Drain) String() string {
 func (*Drain) ProtoMessage() {}
 
 func (x *Drain) ProtoReflect() protoreflect.Message {
-	mi := &file_api_federation_v1_federation_proto_msgTypes[12]
+	mi := &file_api_federation_v1_federation_proto_msgTypes[13]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1038,7 +1101,7 @@ func (x *Drain) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Drain.ProtoReflect.Descriptor instead.
 func (*Drain) Descriptor() ([]byte, []int) {
-	return file_api_federation_v1_federation_proto_rawDescGZIP(), []int{12}
+	return file_api_federation_v1_federation_proto_rawDescGZIP(), []int{13}
 }
 
 func (x *Drain) GetBegan() *timestamppb.Timestamp {
@@ -1069,7 +1132,7 @@ type HeadlessEndpoint struct {
 
 func (x *HeadlessEndpoint) Reset() {
 	*x = HeadlessEndpoint{}
-	mi := &file_api_federation_v1_federation_proto_msgTypes[13]
+	mi := &file_api_federation_v1_federation_proto_msgTypes[14]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1081,7 +1144,7 @@ func (x *HeadlessEndpoint) String() string {
 func (*HeadlessEndpoint) ProtoMessage() {}
 
 func (x *HeadlessEndpoint) ProtoReflect() protoreflect.Message {
-	mi := &file_api_federation_v1_federation_proto_msgTypes[13]
+	mi := &file_api_federation_v1_federation_proto_msgTypes[14]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1094,7 +1157,7 @@ func (x *HeadlessEndpoint) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use HeadlessEndpoint.ProtoReflect.Descriptor instead.
 func (*HeadlessEndpoint) Descriptor() ([]byte, []int) {
-	return file_api_federation_v1_federation_proto_rawDescGZIP(), []int{13}
+	return file_api_federation_v1_federation_proto_rawDescGZIP(), []int{14}
 }
 
 func (x *HeadlessEndpoint) GetHostname() string {
@@ -1134,7 +1197,7 @@ type ServicePort struct {
 
 func (x *ServicePort) Reset() {
 	*x = ServicePort{}
-	mi := &file_api_federation_v1_federation_proto_msgTypes[14]
+	mi := &file_api_federation_v1_federation_proto_msgTypes[15]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1146,7 +1209,7 @@ func (x *ServicePort) String() string {
 func (*ServicePort) ProtoMessage() {}
 
 func (x *ServicePort) ProtoReflect() protoreflect.Message {
-	mi := &file_api_federation_v1_federation_proto_msgTypes[14]
+	mi := &file_api_federation_v1_federation_proto_msgTypes[15]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1159,7 +1222,7 @@ func (x *ServicePort) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ServicePort.ProtoReflect.Descriptor instead.
 func (*ServicePort) Descriptor() ([]byte, []int) {
-	return file_api_federation_v1_federation_proto_rawDescGZIP(), []int{14}
+	return file_api_federation_v1_federation_proto_rawDescGZIP(), []int{15}
 }
 
 func (x *ServicePort) GetName() string {
@@ -1210,7 +1273,7 @@ type ZoneCapacity struct {
 
 func (x *ZoneCapacity) Reset() {
 	*x = ZoneCapacity{}
-	mi := &file_api_federation_v1_federation_proto_msgTypes[15]
+	mi := &file_api_federation_v1_federation_proto_msgTypes[16]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1222,7 +1285,7 @@ func (x *ZoneCapacity) String() string {
 func (*ZoneCapacity) ProtoMessage() {}
 
 func (x *ZoneCapacity) ProtoReflect() protoreflect.Message {
-	mi := &file_api_federation_v1_federation_proto_msgTypes[15]
+	mi := &file_api_federation_v1_federation_proto_msgTypes[16]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1235,7 +1298,7 @@ func (x *ZoneCapacity) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ZoneCapacity.ProtoReflect.Descriptor instead.
 func (*ZoneCapacity) Descriptor() ([]byte, []int) {
-	return file_api_federation_v1_federation_proto_rawDescGZIP(), []int{15}
+	return file_api_federation_v1_federation_proto_rawDescGZIP(), []int{16}
 }
 
 func (x *ZoneCapacity) GetZone() string {
@@ -1274,7 +1337,7 @@ type Want struct {
 
 func (x *Want) Reset() {
 	*x = Want{}
-	mi := &file_api_federation_v1_federation_proto_msgTypes[16]
+	mi := &file_api_federation_v1_federation_proto_msgTypes[17]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1286,7 +1349,7 @@ func (x *Want) String() string {
 func (*Want) ProtoMessage() {}
 
 func (x *Want) ProtoReflect() protoreflect.Message {
-	mi := &file_api_federation_v1_federation_proto_msgTypes[16]
+	mi := &file_api_federation_v1_federation_proto_msgTypes[17]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1299,7 +1362,7 @@ func (x *Want) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Want.ProtoReflect.Descriptor instead.
 func (*Want) Descriptor() ([]byte, []int) {
-	return file_api_federation_v1_federation_proto_rawDescGZIP(), []int{16}
+	return file_api_federation_v1_federation_proto_rawDescGZIP(), []int{17}
 }
 
 func (x *Want) GetHave() []*Mark {
@@ -1327,7 +1390,7 @@ type Mark struct {
 
 func (x *Mark) Reset() {
 	*x = Mark{}
-	mi := &file_api_federation_v1_federation_proto_msgTypes[17]
+	mi := &file_api_federation_v1_federation_proto_msgTypes[18]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1339,7 +1402,7 @@ func (x *Mark) String() string {
 func (*Mark) ProtoMessage() {}
 
 func (x *Mark) ProtoReflect() protoreflect.Message {
-	mi := &file_api_federation_v1_federation_proto_msgTypes[17]
+	mi := &file_api_federation_v1_federation_proto_msgTypes[18]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1352,7 +1415,7 @@ func (x *Mark) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Mark.ProtoReflect.Descriptor instead.
 func (*Mark) Descriptor() ([]byte, []int) {
-	return file_api_federation_v1_federation_proto_rawDescGZIP(), []int{17}
+	return file_api_federation_v1_federation_proto_rawDescGZIP(), []int{18}
 }
 
 func (x *Mark) GetTrustDomain() string {
@@ -1445,7 +1508,7 @@ const file_api_federation_v1_federation_proto_rawDesc = "" +
 	"\fCatalogShard\x12!\n" +
 	"\ftrust_domain\x18\x01 \x01(\tR\vtrustDomain\x12\x14\n" +
 	"\x05index\x18\x02 \x01(\rR\x05index\x12B\n" +
-	"\bservices\x18\x03 \x03(\v2&.isthmus.federation.v1.ExportedServiceR\bservices\"\xd2\a\n" +
+	"\bservices\x18\x03 \x03(\v2&.isthmus.federation.v1.ExportedServiceR\bservices\"\x86\b\n" +
 	"\x0fExportedService\x12\x1c\n" +
 	"\tnamespace\x18\x01 \x01(\tR\tnamespace\x12\x12\n" +
 	"\x04name\x18\x02 \x01(\tR\x04name\x128\n" +
@@ -1463,13 +1526,17 @@ const file_api_federation_v1_federation_proto_rawDesc = "" +
 	"\baudience\x18\r \x03(\tR\baudience\x12?\n" +
 	"\bcapacity\x18\x0e \x03(\v2#.isthmus.federation.v1.ZoneCapacityR\bcapacity\x12E\n" +
 	"\tendpoints\x18\x10 \x03(\v2'.isthmus.federation.v1.HeadlessEndpointR\tendpoints\x122\n" +
-	"\x05drain\x18\x11 \x01(\v2\x1c.isthmus.federation.v1.DrainR\x05drain\x1a9\n" +
+	"\x05drain\x18\x11 \x01(\v2\x1c.isthmus.federation.v1.DrainR\x05drain\x122\n" +
+	"\x05drill\x18\x12 \x01(\v2\x1c.isthmus.federation.v1.DrillR\x05drill\x1a9\n" +
 	"\vLabelsEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
 	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\x1a>\n" +
 	"\x10AnnotationsEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
-	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01J\x04\b\x0f\x10\x10\"\\\n" +
+	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01J\x04\b\x0f\x10\x10\"i\n" +
+	"\x05Drill\x120\n" +
+	"\x05began\x18\x01 \x01(\v2\x1a.google.protobuf.TimestampR\x05began\x12.\n" +
+	"\x04ends\x18\x02 \x01(\v2\x1a.google.protobuf.TimestampR\x04ends\"\\\n" +
 	"\x05Drain\x120\n" +
 	"\x05began\x18\x01 \x01(\v2\x1a.google.protobuf.TimestampR\x05began\x12!\n" +
 	"\fover_seconds\x18\x02 \x01(\rR\voverSeconds\"`\n" +
@@ -1507,7 +1574,7 @@ func file_api_federation_v1_federation_proto_rawDescGZIP() []byte {
 	return file_api_federation_v1_federation_proto_rawDescData
 }
 
-var file_api_federation_v1_federation_proto_msgTypes = make([]protoimpl.MessageInfo, 20)
+var file_api_federation_v1_federation_proto_msgTypes = make([]protoimpl.MessageInfo, 21)
 var file_api_federation_v1_federation_proto_goTypes = []any{
 	(*Envelope)(nil),              // 0: isthmus.federation.v1.Envelope
 	(*Signature)(nil),             // 1: isthmus.federation.v1.Signature
@@ -1521,42 +1588,46 @@ var file_api_federation_v1_federation_proto_goTypes = []any{
 	(*GatewayInfo)(nil),           // 9: isthmus.federation.v1.GatewayInfo
 	(*CatalogShard)(nil),          // 10: isthmus.federation.v1.CatalogShard
 	(*ExportedService)(nil),       // 11: isthmus.federation.v1.ExportedService
-	(*Drain)(nil),                 // 12: isthmus.federation.v1.Drain
-	(*HeadlessEndpoint)(nil),      // 13: isthmus.federation.v1.HeadlessEndpoint
-	(*ServicePort)(nil),           // 14: isthmus.federation.v1.ServicePort
-	(*ZoneCapacity)(nil),          // 15: isthmus.federation.v1.ZoneCapacity
-	(*Want)(nil),                  // 16: isthmus.federation.v1.Want
-	(*Mark)(nil),                  // 17: isthmus.federation.v1.Mark
-	nil,                           // 18: isthmus.federation.v1.ExportedService.LabelsEntry
-	nil,                           // 19: isthmus.federation.v1.ExportedService.AnnotationsEntry
-	(*timestamppb.Timestamp)(nil), // 20: google.protobuf.Timestamp
+	(*Drill)(nil),                 // 12: isthmus.federation.v1.Drill
+	(*Drain)(nil),                 // 13: isthmus.federation.v1.Drain
+	(*HeadlessEndpoint)(nil),      // 14: isthmus.federation.v1.HeadlessEndpoint
+	(*ServicePort)(nil),           // 15: isthmus.federation.v1.ServicePort
+	(*ZoneCapacity)(nil),          // 16: isthmus.federation.v1.ZoneCapacity
+	(*Want)(nil),                  // 17: isthmus.federation.v1.Want
+	(*Mark)(nil),                  // 18: isthmus.federation.v1.Mark
+	nil,                           // 19: isthmus.federation.v1.ExportedService.LabelsEntry
+	nil,                           // 20: isthmus.federation.v1.ExportedService.AnnotationsEntry
+	(*timestamppb.Timestamp)(nil), // 21: google.protobuf.Timestamp
 }
 var file_api_federation_v1_federation_proto_depIdxs = []int32{
 	1,  // 0: isthmus.federation.v1.Envelope.signatures:type_name -> isthmus.federation.v1.Signature
-	20, // 1: isthmus.federation.v1.MemberRoot.issued:type_name -> google.protobuf.Timestamp
-	20, // 2: isthmus.federation.v1.MemberRoot.not_after:type_name -> google.protobuf.Timestamp
-	20, // 3: isthmus.federation.v1.Head.issued:type_name -> google.protobuf.Timestamp
-	20, // 4: isthmus.federation.v1.Head.expires:type_name -> google.protobuf.Timestamp
+	21, // 1: isthmus.federation.v1.MemberRoot.issued:type_name -> google.protobuf.Timestamp
+	21, // 2: isthmus.federation.v1.MemberRoot.not_after:type_name -> google.protobuf.Timestamp
+	21, // 3: isthmus.federation.v1.Head.issued:type_name -> google.protobuf.Timestamp
+	21, // 4: isthmus.federation.v1.Head.expires:type_name -> google.protobuf.Timestamp
 	6,  // 5: isthmus.federation.v1.Head.records:type_name -> isthmus.federation.v1.RecordRef
 	4,  // 6: isthmus.federation.v1.Head.revoked_ids:type_name -> isthmus.federation.v1.RevokedID
 	5,  // 7: isthmus.federation.v1.Head.acknowledged:type_name -> isthmus.federation.v1.BundleMark
-	20, // 8: isthmus.federation.v1.TrustBundle.not_after:type_name -> google.protobuf.Timestamp
+	21, // 8: isthmus.federation.v1.TrustBundle.not_after:type_name -> google.protobuf.Timestamp
 	9,  // 9: isthmus.federation.v1.GatewaySet.gateways:type_name -> isthmus.federation.v1.GatewayInfo
 	11, // 10: isthmus.federation.v1.CatalogShard.services:type_name -> isthmus.federation.v1.ExportedService
-	14, // 11: isthmus.federation.v1.ExportedService.ports:type_name -> isthmus.federation.v1.ServicePort
-	18, // 12: isthmus.federation.v1.ExportedService.labels:type_name -> isthmus.federation.v1.ExportedService.LabelsEntry
-	19, // 13: isthmus.federation.v1.ExportedService.annotations:type_name -> isthmus.federation.v1.ExportedService.AnnotationsEntry
-	20, // 14: isthmus.federation.v1.ExportedService.created:type_name -> google.protobuf.Timestamp
-	15, // 15: isthmus.federation.v1.ExportedService.capacity:type_name -> isthmus.federation.v1.ZoneCapacity
-	13, // 16: isthmus.federation.v1.ExportedService.endpoints:type_name -> isthmus.federation.v1.HeadlessEndpoint
-	12, // 17: isthmus.federation.v1.ExportedService.drain:type_name -> isthmus.federation.v1.Drain
-	20, // 18: isthmus.federation.v1.Drain.began:type_name -> google.protobuf.Timestamp
-	17, // 19: isthmus.federation.v1.Want.have:type_name -> isthmus.federation.v1.Mark
-	20, // [20:20] is the sub-list for method output_type
-	20, // [20:20] is the sub-list for method input_type
-	20, // [20:20] is the sub-list for extension type_name
-	20, // [20:20] is the sub-list for extension extendee
-	0,  // [0:20] is the sub-list for field type_name
+	15, // 11: isthmus.federation.v1.ExportedService.ports:type_name -> isthmus.federation.v1.ServicePort
+	19, // 12: isthmus.federation.v1.ExportedService.labels:type_name -> isthmus.federation.v1.ExportedService.LabelsEntry
+	20, // 13: isthmus.federation.v1.ExportedService.annotations:type_name -> isthmus.federation.v1.ExportedService.AnnotationsEntry
+	21, // 14: isthmus.federation.v1.ExportedService.created:type_name -> google.protobuf.Timestamp
+	16, // 15: isthmus.federation.v1.ExportedService.capacity:type_name -> isthmus.federation.v1.ZoneCapacity
+	14, // 16: isthmus.federation.v1.ExportedService.endpoints:type_name -> isthmus.federation.v1.HeadlessEndpoint
+	13, // 17: isthmus.federation.v1.ExportedService.drain:type_name -> isthmus.federation.v1.Drain
+	12, // 18: isthmus.federation.v1.ExportedService.drill:type_name -> isthmus.federation.v1.Drill
+	21, // 19: isthmus.federation.v1.Drill.began:type_name -> google.protobuf.Timestamp
+	21, // 20: isthmus.federation.v1.Drill.ends:type_name -> google.protobuf.Timestamp
+	21, // 21: isthmus.federation.v1.Drain.began:type_name -> google.protobuf.Timestamp
+	18, // 22: isthmus.federation.v1.Want.have:type_name -> isthmus.federation.v1.Mark
+	23, // [23:23] is the sub-list for method output_type
+	23, // [23:23] is the sub-list for method input_type
+	23, // [23:23] is the sub-list for extension type_name
+	23, // [23:23] is the sub-list for extension extendee
+	0,  // [0:23] is the sub-list for field type_name
 }
 
 func init() { file_api_federation_v1_federation_proto_init() }
@@ -1570,7 +1641,7 @@ func file_api_federation_v1_federation_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_api_federation_v1_federation_proto_rawDesc), len(file_api_federation_v1_federation_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   20,
+			NumMessages:   21,
 			NumExtensions: 0,
 			NumServices:   0,
 		},
