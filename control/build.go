@@ -25,7 +25,7 @@ type inputs struct {
 	named   bool         // a CA of the own SVIDs has the trust domain as its URI
 	revoked *revokedSet
 	drains  *drainSet
-	drills  map[topology.ServiceName]*topology.Drill // that are on
+	drills  map[topology.ServiceName]*topology.Drill  // that are on
 	drilled map[topology.ServiceName]federation.Drill // the same, as peers are told of them
 	// acknowledged says which bundles of peers are in force in all programs, by sequence.
 	acknowledged map[spiffeid.TrustDomain]uint64
@@ -59,8 +59,8 @@ type world struct {
 	services     map[topology.ServiceName]*resolved
 	callable     []*topology.Service // as callers see them, ordered by name
 	rivals       map[topology.ServiceName][]rivalDrill
-	exports      []ExportStatus      // without Condition.Since
-	imports      []ImportStatus      // likewise
+	exports      []ExportStatus // without Condition.Since
+	imports      []ImportStatus // likewise
 	policing     *policing
 	policyStatus []PolicyStatus   // likewise
 	reigns       []reign          // of the FailoverPolicies, in their order
