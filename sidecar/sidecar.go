@@ -32,6 +32,7 @@ import (
 	"go.opentelemetry.io/otel/trace/noop"
 
 	"github.com/isthmus-mesh/isthmus/internal/configstream"
+	records "github.com/isthmus-mesh/isthmus/internal/datagram"
 	"github.com/isthmus-mesh/isthmus/internal/live"
 	"github.com/isthmus-mesh/isthmus/internal/ready"
 	"github.com/isthmus-mesh/isthmus/sidecar/balance"
@@ -182,7 +183,7 @@ func New(config Config) (*Sidecar, error) {
 		},
 	})
 	o.sessions = s.sessions
-	o.udp = &udpSessions{o: o, open: make(map[udpPlace][]*udpSession), dialing: make(map[udpPlace]chan struct{})}
+	o.udp = &udpSessions{o: o, waiting: records.NewBudget(maxUDPWaitingAll), open: make(map[udpPlace][]*udpSession), dialing: make(map[udpPlace]chan struct{})}
 	o.resolver = newResolver(c, health, pace, s.sessions, &o.tallies)
 	o.init()
 	s.outbound = o

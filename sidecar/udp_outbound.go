@@ -11,6 +11,7 @@ import (
 	"sync/atomic"
 	"time"
 
+	records "github.com/isthmus-mesh/isthmus/internal/datagram"
 	"github.com/isthmus-mesh/isthmus/sidecar/datagram"
 	"github.com/isthmus-mesh/isthmus/sidecar/host"
 	"github.com/isthmus-mesh/isthmus/topology"
@@ -21,8 +22,11 @@ const (
 	defaultUDPIdle = 30 * time.Second
 	// maxUDPFlows bounds the flows of one listener; the one that has been idle the longest makes room.
 	maxUDPFlows = 4096
-	// What a flow sends while there is no session for it waits: the oldest makes room.
-	maxUDPWaiting = 32
+	// What a flow sends while there is no session for it waits: so many datagrams of it and so many bytes, and of all flows together so many
+	// bytes, of which those to one service may have what they leave for others. The oldest makes room.
+	maxUDPWaiting      = 32
+	maxUDPWaitingBytes = 256 << 10
+	maxUDPWaitingAll   = 16 << 20
 	// udpPause is how long a flow that no copy takes is left alone.
 	udpPause = 1 * time.Second
 	// A copy is well when it took datagrams for so long and did not say that nothing listens: many a protocol answers nothing.
@@ -155,7 +159,7 @@ type udpFlow struct {
 	well     bool            // guarded by mu; the copy is known to take what it sends
 	plan     *plan           // guarded by mu; by which via was chosen, or was right when last looked
 	settling bool            // guarded by mu; a session is being looked for
-	waiting  [][]byte        // guarded by mu; what is to be sent then
+	waiting  *records.Queue  // guarded by mu; what is to be sent then; nil: nothing
 	until    time.Time       // guarded by mu; no session is looked for before
 	over     bool            // guarded by mu
 }
@@ -187,11 +191,10 @@ func (f *udpFlow) send(payload []byte) {
 		m.drop(outbound, service, udpNoCopy, 1)
 		return
 	}
-	if len(f.waiting) >= maxUDPWaiting {
-		f.waiting = f.waiting[1:]
-		m.drop(outbound, service, udpQueueFull, 1)
+	if f.waiting == nil {
+		f.waiting = records.NewQueue(maxUDPWaiting, maxUDPWaitingBytes, u.o.udp.waiting, service.String())
 	}
-	f.waiting = append(f.waiting, slices.Clone(payload))
+	m.drop(outbound, service, udpQueueFull, uint64(f.waiting.Put(slices.Clone(payload)))) //nolint:gosec // G115: a count
 	f.settle()
 }
 
@@ -274,8 +277,7 @@ func (f *udpFlow) settled(p *plan, s *udpSession, err error) {
 	if f.over {
 		return
 	}
-	waiting := f.waiting
-	f.waiting = nil
+	waiting := f.waits()
 	switch {
 	case err == nil && s != nil:
 		err = f.come(s, now)
@@ -297,6 +299,21 @@ func (f *udpFlow) settled(p *plan, s *udpSession, err error) {
 		f.sent.Add(int64(len(payload)))
 		f.via.counts.sent.add(len(payload))
 		f.via.Send(datagram.Data, f.number, payload)
+	}
+}
+
+// waits returns what has waited, which does so no more. mu is held.
+func (f *udpFlow) waits() (all [][]byte) {
+	if f.waiting == nil {
+		return nil
+	}
+	for {
+		payload, ok := f.waiting.TakeNow()
+		if !ok {
+			f.waiting = nil
+			return all
+		}
+		all = append(all, payload)
 	}
 }
 
@@ -385,7 +402,7 @@ func (f *udpFlow) end() {
 		f.via.leave(f.number)
 		f.via = nil
 	}
-	f.waiting = nil
+	f.waits()
 	u.o.metrics.udp.flows.WithLabelValues(outbound).Dec()
 	u.o.log.LogAttrs(u.ctx, u.o.requestLevel, "flow",
 		slog.String("direction", outbound), slog.String("destination", host.String(u.query)), slog.Int("port", int(u.query.Port)),

@@ -10,6 +10,7 @@ import (
 
 	"github.com/spiffe/go-spiffe/v2/spiffeid"
 
+	records "github.com/isthmus-mesh/isthmus/internal/datagram"
 	"github.com/isthmus-mesh/isthmus/sidecar/balance"
 	"github.com/isthmus-mesh/isthmus/sidecar/datagram"
 	"github.com/isthmus-mesh/isthmus/sidecar/session"
@@ -30,7 +31,8 @@ const (
 
 // udpSessions are the open datagram sessions to other workloads. Safe for concurrent use.
 type udpSessions struct {
-	o *Outbound
+	o       *Outbound
+	waiting *records.Budget // of what waits for a session
 
 	mu      sync.Mutex
 	open    map[udpPlace][]*udpSession // guarded by mu

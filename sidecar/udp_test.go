@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"errors"
 	"fmt"
+	"log/slog"
 	"net"
 	"net/netip"
 	"os"
@@ -13,6 +14,7 @@ import (
 	"testing"
 	"time"
 
+	records "github.com/isthmus-mesh/isthmus/internal/datagram"
 	"github.com/isthmus-mesh/isthmus/sidecar/datagram"
 	"github.com/isthmus-mesh/isthmus/topology"
 )
@@ -209,6 +211,44 @@ func TestDatagramsMove(t *testing.T) {
 	waitFor(t, "it is answered by the other", func() bool { return client.ask("b") == "far b" })
 	if n := c.counter("isthmus_udp_flows_moved_total"); n < 1 {
 		t.Errorf("%v flows have moved, want 1", n)
+	}
+}
+
+// What flows send to a service that no copy takes up doesn't fill the memory, nor the room of other services' datagrams.
+func TestDatagramsWaitWithinBounds(t *testing.T) {
+	o := &Outbound{
+		udp: &udpSessions{waiting: records.NewBudget(maxUDPWaitingAll)}, now: time.Now, metrics: &metrics{udp: newUDPMetrics()},
+		log: slog.New(slog.DiscardHandler),
+	}
+	flow := func(service topology.ServiceName) *udpFlow {
+		return &udpFlow{listener: &udpListener{o: o, query: topology.Query{Service: service}}, settling: true}
+	}
+	var waiting int
+	count := func(f *udpFlow) {
+		for _, payload := range f.waits() {
+			waiting += len(payload)
+		}
+	}
+	payload := make([]byte, datagram.MaxPayload)
+	var flows []*udpFlow
+	for range 1000 {
+		f := flow(checkout)
+		flows = append(flows, f)
+		for range maxUDPWaiting {
+			f.send(payload)
+		}
+	}
+	other := flow(must(topology.NewServiceName("shop", "payments")))
+	other.send(payload)
+	if count(other); waiting != len(payload) {
+		t.Errorf("%d bytes wait for the other service, want those that were sent: %d", waiting, len(payload))
+	}
+	waiting = 0
+	for _, f := range flows {
+		count(f)
+	}
+	if waiting > maxUDPWaitingAll/2 {
+		t.Errorf("%d bytes wait, want at most %d", waiting, maxUDPWaitingAll/2)
 	}
 }
 

@@ -81,11 +81,11 @@ func (r Record) Body() []byte { return r.Bytes[Header:] }
 // Reader takes records off a stream.
 type Reader struct {
 	from *bufio.Reader
-	tls  []byte // the last TLS record
+	last int // bytes of the TLS record that was returned, which are still to be passed over
 }
 
-// readAhead is what a Reader reads at once, in bytes: some of the datagrams of usual size that came together.
-const readAhead = 16 << 10
+// readAhead is what a Reader reads at once, in bytes: some of the datagrams of usual size that came together, or a whole TLS record.
+const readAhead = Header + maxTLS
 
 // NewReader returns a Reader of r.
 func NewReader(r io.Reader) *Reader { return &Reader{from: bufio.NewReaderSize(r, readAhead)} }
@@ -93,6 +93,8 @@ func NewReader(r io.Reader) *Reader { return &Reader{from: bufio.NewReaderSize(r
 // Next returns the next record. That of TLS holds until the next call; a datagram is the caller's. io.EOF comes between two records alone; the
 // error of what is no record is an *Error.
 func (r *Reader) Next() (Record, error) {
+	_, _ = r.from.Discard(r.last) // it is there
+	r.last = 0
 	header, err := r.from.Peek(Header)
 	if err != nil {
 		if errors.Is(err, io.EOF) && len(header) > 0 {
@@ -104,18 +106,39 @@ func (r *Reader) Next() (Record, error) {
 	if err != nil {
 		return Record{}, err
 	}
-	out := Record{Datagram: isDatagram}
-	switch {
-	case isDatagram:
-		out.Bytes = make([]byte, Header+size)
-	case cap(r.tls) < Header+size:
-		r.tls = make([]byte, Header+size)
-		out.Bytes = r.tls
-	default:
-		out.Bytes = r.tls[:Header+size]
+	if isDatagram {
+		b, err := ReadFull(r.from, nil, Header+size)
+		return Record{Datagram: true, Bytes: b}, err
 	}
-	if _, err = io.ReadFull(r.from, out.Bytes); errors.Is(err, io.EOF) {
+	b, err := r.from.Peek(Header + size)
+	if errors.Is(err, io.EOF) {
 		err = io.ErrUnexpectedEOF
 	}
-	return out, err
+	r.last = len(b)
+	return Record{Bytes: b}, err
+}
+
+// firstPiece is what is reserved for a datagram that hasn't come yet, in bytes: one of usual size. What is longer gets as much as is there, and
+// then twice as much as has come, again and again: who says a length in five bytes makes nobody reserve that.
+const firstPiece = 2 << 10
+
+// ReadFull reads size bytes into buf, which it makes larger, or anew, as they come. io.ErrUnexpectedEOF: there were fewer.
+func ReadFull(from *bufio.Reader, buf []byte, size int) ([]byte, error) {
+	n := 0
+	for {
+		if piece := min(max(firstPiece, n+from.Buffered(), 2*n), size); cap(buf) < piece {
+			buf = append(make([]byte, 0, piece), buf[:n]...)
+		}
+		buf = buf[:min(cap(buf), size)]
+		m, err := io.ReadFull(from, buf[n:])
+		n += m
+		switch {
+		case errors.Is(err, io.EOF):
+			return buf[:n], io.ErrUnexpectedEOF
+		case err != nil:
+			return buf[:n], err
+		case n == size:
+			return buf, nil
+		}
+	}
 }

@@ -48,6 +48,20 @@ func TestReaderRefuses(t *testing.T) {
 	}
 }
 
+// A length is no bytes: what is reserved for a datagram is little, or at most twice what has come of it.
+func TestALengthReservesNothing(t *testing.T) {
+	for _, came := range []int{0, 100, 10 << 10, 40 << 10} {
+		in := append(AppendHeader(nil, MaxBody), make([]byte, came)...)
+		record, err := NewReader(bytes.NewReader(in)).Next()
+		if !errors.Is(err, io.ErrUnexpectedEOF) {
+			t.Fatalf("%d bytes of it: %v", came, err)
+		}
+		if most := max(2*len(in), firstPiece); cap(record.Bytes) > most {
+			t.Errorf("%d bytes of it: %d are reserved, want at most %d", came, cap(record.Bytes), most)
+		}
+	}
+}
+
 func FuzzReader(f *testing.F) {
 	f.Add(append(record("one"), "\x17\x03\x03\x00\x05hello"...))
 	f.Add([]byte("GET / HTTP/1.1\r\n\r\n"))

@@ -63,14 +63,11 @@ func (c *Conn) Read(p []byte) (int, error) {
 			break
 		}
 		_, _ = c.from.Discard(datagram.Header) // it is there
-		if cap(c.body) < size {
-			c.body = make([]byte, size)
-		}
-		if _, err := io.ReadFull(c.from, c.body[:size]); err != nil {
+		if c.body, err = datagram.ReadFull(c.from, c.body, size); err != nil {
 			return 0, io.ErrUnexpectedEOF
 		}
 		if deliver := c.deliver.Load(); deliver != nil {
-			(*deliver)(c.body[:size])
+			(*deliver)(c.body)
 		}
 	}
 	n, err := c.from.Read(p[:min(len(p), c.left)])
