@@ -3,11 +3,11 @@ package gateway
 import (
 	"context"
 	"errors"
+	"fmt"
 	"io"
 	"sync"
+	"time"
 
-	"github.com/prometheus/client_golang/prometheus"
-	"github.com/quic-go/quic-go"
 	"github.com/quic-go/quic-go/quicvarint"
 
 	"github.com/isthmus-mesh/isthmus/internal/datagram"
@@ -26,115 +26,10 @@ const (
 	datagramBudget      = 64 << 20
 )
 
-// quarter: the streams of a link are bidirectional, and opened by who dialed: the lowest two bits of their IDs are zero (RFC 9000 section 2.1).
-const quarter = 4
+// datagramEnd is what the other direction gets to end, once one has: sidecars end both together.
+const datagramEnd = 5 * time.Second
 
-// datagramLinks are the QUIC connections on which datagrams are received. The zero value is in use.
-type datagramLinks struct {
-	mu    sync.Mutex
-	links map[*quic.Conn]*datagramLink // guarded by mu
-}
-
-// datagramLink is one of them: its datagrams, given to the streams that they are of.
-type datagramLink struct {
-	conn *quic.Conn
-
-	mu      sync.Mutex
-	streams map[uint64]*datagram.Queue // guarded by mu; by the number of the stream
-}
-
-// datagramsOn returns the datagrams of a connection; nil when it has none.
-func (g *Gateway) datagramsOn(conn *quic.Conn) *datagramLink {
-	if conn == nil {
-		return nil
-	}
-	if has := conn.ConnectionState().SupportsDatagrams; !has.Local || !has.Remote {
-		return nil
-	}
-	all := &g.datagrams
-	all.mu.Lock()
-	defer all.mu.Unlock()
-	if l := all.links[conn]; l != nil {
-		return l
-	}
-	l := &datagramLink{conn: conn, streams: make(map[uint64]*datagram.Queue)}
-	if all.links == nil {
-		all.links = make(map[*quic.Conn]*datagramLink)
-	}
-	all.links[conn] = l
-	g.wg.Go(func() {
-		l.receive(g.metrics.datagram.stray)
-		all.mu.Lock()
-		delete(all.links, conn)
-		all.mu.Unlock()
-	})
-	return l
-}
-
-// receive gives datagrams to their streams until the connection ends. One for a stream that is none here, or none of datagrams, is dropped:
-// what the peer may open it may speak of, and nothing else.
-func (l *datagramLink) receive(stray prometheus.Counter) {
-	for {
-		p, err := l.conn.ReceiveDatagram(l.conn.Context())
-		if err != nil {
-			return
-		}
-		stream, record, ok := parseDatagram(p)
-		var q *datagram.Queue
-		if ok {
-			l.mu.Lock()
-			q = l.streams[stream]
-			l.mu.Unlock()
-		}
-		if q == nil {
-			stray.Inc()
-			continue
-		}
-		q.Put(record)
-	}
-}
-
-// parseDatagram returns of which stream a QUIC datagram is, and the record that it was.
-func parseDatagram(p []byte) (stream uint64, record []byte, ok bool) {
-	stream, n, err := quicvarint.Parse(p)
-	if err != nil || len(p)-n > datagram.MaxBody {
-		return 0, nil, false
-	}
-	body := p[n:]
-	record = datagram.AppendHeader(make([]byte, 0, datagram.Header+len(body)), len(body))
-	return stream, append(record, body...), true
-}
-
-// enter has the datagrams of a stream put into q, until leave is called.
-func (l *datagramLink) enter(stream uint64, q *datagram.Queue) (leave func()) {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	l.streams[stream] = q
-	return func() {
-		l.mu.Lock()
-		defer l.mu.Unlock()
-		delete(l.streams, stream)
-	}
-}
-
-// send sends a record's body as a QUIC datagram of a stream; false: it is too long for that. It waits while the connection has too much to
-// send.
-func (l *datagramLink) send(stream uint64, record []byte) (bool, error) {
-	n := quicvarint.Len(stream)
-	p := record
-	if n <= datagram.Header { // the number fits where the header was
-		p = record[datagram.Header-n:]
-		quicvarint.Append(p[:0], stream)
-	} else {
-		p = append(quicvarint.Append(make([]byte, 0, n+len(record)), stream), record[datagram.Header:]...)
-	}
-	err := l.conn.SendDatagram(p)
-	if _, long := errors.AsType[*quic.DatagramTooLargeError](err); long {
-		datagram.AppendHeader(record[:0], len(record)-datagram.Header) // as it was
-		return false, nil
-	}
-	return true, err
-}
+var errHeldOpen = fmt.Errorf("one direction has ended, and the other not within %s", datagramEnd)
 
 // half is a relayed stream, as halves.go has them.
 type half interface {
@@ -156,6 +51,9 @@ type datagramRelay struct {
 	counts datagramCounts
 
 	out, in *datagram.Queue // to the link, to the own cluster
+	over    chan struct{}   // closed when nothing is sent any more
+	end     func()          // closes it, and both queues
+	ending  *time.Timer     // runs once one side has said all
 
 	nearMu, farMu sync.Mutex // held while a record is written
 
@@ -169,6 +67,15 @@ func (g *Gateway) relayDatagrams(ctx context.Context, r *datagramRelay) error {
 	r.g = g
 	r.out = datagram.NewQueue(maxDatagramsWaiting, maxDatagramBytes, g.waiting, r.farOwner)
 	r.in = datagram.NewQueue(maxDatagramsWaiting, maxDatagramBytes, g.waiting, r.nearOwner)
+	r.over = make(chan struct{})
+	r.end = sync.OnceFunc(func() {
+		close(r.over)
+		r.out.Close()
+		r.in.Close()
+	})
+	r.ending = time.AfterFunc(datagramEnd, func() { r.broke(errHeldOpen) })
+	r.ending.Stop() // until then
+	defer r.ending.Stop()
 	opened := make(chan struct{})
 	stop := context.AfterFunc(ctx, func() { r.broke(context.Cause(ctx)) })
 	defer stop()
@@ -201,8 +108,7 @@ func (g *Gateway) relayDatagrams(ctx context.Context, r *datagramRelay) error {
 	if leave != nil {
 		leave()
 	}
-	r.out.Close()
-	r.in.Close()
+	r.end()
 	senders.Wait()
 	r.counts.dropped.Add(float64(r.out.Dropped() + r.in.Dropped()))
 	r.once.Do(func() {}) // what first holds is final from here on
@@ -217,8 +123,7 @@ func (r *datagramRelay) broke(err error) {
 		r.first = err
 		r.near.Abort(err)
 		r.far.Abort(err)
-		r.out.Close()
-		r.in.Close()
+		r.end()
 	})
 }
 
@@ -254,6 +159,7 @@ func (r *datagramRelay) read(from, to half, writing *sync.Mutex, q *datagram.Que
 	for {
 		record, err := records.Next()
 		if err != nil {
+			r.ending.Reset(datagramEnd) // the lock may be held by who waits for a side that takes nothing
 			writing.Lock()
 			defer writing.Unlock()
 			if errors.Is(err, io.EOF) {
@@ -282,17 +188,13 @@ func (r *datagramRelay) sendOut(link *datagramLink, stream uint64) error {
 		if !ok {
 			return nil
 		}
-		if link != nil {
-			size := len(record) - datagram.Header
-			beside, err := link.send(stream, record)
-			if err != nil {
-				return err
+		if size := len(record) - datagram.Header; link != nil && link.fits(size+quicvarint.Len(stream)) {
+			if !link.send(stream, record, r.over) {
+				return context.Cause(link.conn.Context()) // nil: the relay ends
 			}
-			if beside {
-				r.counts.beside.Inc()
-				r.counts.bytes.Add(float64(size))
-				continue
-			}
+			r.counts.beside.Inc()
+			r.counts.bytes.Add(float64(size))
+			continue
 		}
 		r.counts.within.Inc()
 		r.farMu.Lock()
@@ -330,29 +232,4 @@ func (r *datagramRelay) sendIn() error {
 			return err
 		}
 	}
-}
-
-// datagramWay returns where the datagrams of a stream of the link go.
-func (g *Gateway) datagramWay(conn *quic.Conn, stream lane) (*datagramLink, uint64) {
-	s, ok := stream.(*quic.Stream)
-	if !ok {
-		return nil, 0
-	}
-	link := g.datagramsOn(conn)
-	return link, uint64(s.StreamID()) / quarter //nolint:gosec // G115: never negative
-}
-
-// datagramWay returns where its datagrams go, once it is answered.
-func (f *flight) datagramWay(g *Gateway) (*datagramLink, uint64) {
-	f.mu.Lock()
-	won, over := f.won, f.carrier
-	f.mu.Unlock()
-	if won == nil {
-		return nil, 0
-	}
-	c, ok := over.conn.(*quicCarrier)
-	if !ok {
-		return nil, 0
-	}
-	return g.datagramWay(c.Conn, won.lane)
 }

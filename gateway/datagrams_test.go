@@ -243,6 +243,89 @@ func TestDatagramsWithdrawn(t *testing.T) {
 	})
 }
 
+// A peer that acknowledges nothing keeps no stream: who has left is let go of, though quic-go still waits with his datagrams.
+func TestDatagramsThatNobodyAcknowledges(t *testing.T) {
+	inBubble(t, func(w *world) {
+		patient := func(c *Config) { c.DeadAfter = 5 * time.Second }
+		home, away := w.cluster("eu"), w.cluster("us")
+		eu := home.gateway("gateway-0", patient)
+		us := away.gateway("gateway-0", patient)
+		e := away.export("dns.shop", nil, echo)
+		e.UDPPorts, e.Endpoints[0].UDPPorts = e.Ports, e.Ports
+		w.publish()
+		eu.up("us", eu.cfg.ConnectionsPerPeer)
+		var calls []*call
+		for range 12 {
+			c, _ := eu.openDatagrams()
+			calls = append(calls, c)
+		}
+		w.router.dropIf(func(p simnet.Packet) bool { return p.From.(*net.UDPAddr).IP.Equal(us.ip) })
+		for _, c := range calls {
+			for i := range uint32(500) {
+				if _, err := c.Write(sealed(i, 900)); err != nil {
+					w.t.Fatal(err)
+				}
+			}
+		}
+		time.Sleep(4 * time.Second) // quic-go sends something again ever more seldom, and a datagram with it
+		for _, c := range calls {
+			cut(c.raw)
+		}
+		time.Sleep(100 * time.Millisecond)
+		if n := eu.streams.Load(); n != 0 {
+			w.t.Errorf("%d streams are held by a peer that acknowledges nothing", n)
+		}
+		if n := len((*eu.links.Load())[clusterName("us")].live()); n == 0 {
+			w.t.Error("its connections were gone before that was looked at: nothing is proven")
+		}
+	})
+}
+
+// A caller who has said all, to a peer that takes nothing, isn't held for ever either.
+func TestDatagramsEndTogether(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		from, to := io.Pipe()
+		never, end := io.Pipe()
+		defer func() { _ = end.Close() }()
+		over := make(chan struct{})
+		abort := sync.OnceFunc(func() {
+			close(over)
+			_ = never.CloseWithError(io.ErrClosedPipe)
+		})
+		far := &stuckHalf{Reader: never, over: over}
+		done := make(chan error, 1)
+		metrics := newDatagramMetrics()
+		g := &Gateway{waiting: datagram.NewBudget(1 << 20)}
+		go func() {
+			done <- g.relayDatagrams(t.Context(), &datagramRelay{
+				near: &stuckHalf{Reader: from, over: over}, far: &abortable{far, abort},
+				way:    func() (*datagramLink, uint64) { return nil, 0 },
+				counts: metrics.of(labels{}, prometheus.NewCounter(prometheus.CounterOpts{Name: "sent"})),
+			})
+		}()
+		_, _ = to.Write(sealed(1, 10))
+		_ = to.Close()
+		select {
+		case err := <-done:
+			if !errors.Is(err, errHeldOpen) {
+				t.Errorf("it ended with %v", err)
+			}
+		case <-time.After(time.Minute):
+			t.Error("it is held after a minute")
+			abort()
+			<-done
+		}
+	})
+}
+
+// abortable is a half that does something when it is aborted.
+type abortable struct {
+	half
+	abort func()
+}
+
+func (h *abortable) Abort(error) { h.abort() }
+
 func FuzzParseDatagram(f *testing.F) {
 	f.Add([]byte{})
 	f.Add(append(quicvarint.Append(nil, 7), "body"...))
