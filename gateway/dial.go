@@ -24,22 +24,29 @@ const (
 	maxBackoff = 2 * time.Second
 )
 
+// again returns how long to wait before the next dial, after a wait and a connection that has lived for so long, or never did. What it has lived is
+// set off against the wait: a peer that lets us in and closes at once is dialed as seldom as one that doesn't answer, and one that has served
+// for a while, at once.
+func again(waited, lived time.Duration) time.Duration {
+	return min(max(2*waited-lived, minBackoff), maxBackoff)
+}
+
 // keep keeps a connection in s, for as long as it is wanted.
 func (l *link) keep(ctx context.Context, s slot, domain spiffeid.TrustDomain, retired <-chan struct{}) {
 	var wg sync.WaitGroup
 	defer wg.Wait()
 	logger := l.log.With("peer_gateway", s.gateway.ID, "transport", s.transport, "address", s.address())
-	backoff := minBackoff
+	wait := time.Duration(0)
 	for {
 		type outcome struct {
-			wasUp bool
+			lived time.Duration
 			err   error
 		}
 		ended := make(chan outcome, 1) // when nobody waits any more, a successor has been dialed
 		renew := make(chan struct{})
 		wg.Go(func() {
-			wasUp, err := l.connect(ctx, s, domain, retired, func() { close(renew) })
-			ended <- outcome{wasUp, err}
+			lived, err := l.connect(ctx, s, domain, retired, func() { close(renew) })
+			ended <- outcome{lived, err}
 		})
 		var o outcome
 		select {
@@ -57,24 +64,21 @@ func (l *link) keep(ctx context.Context, s slot, domain spiffeid.TrustDomain, re
 		switch {
 		case errors.Is(o.err, errUnwanted):
 			logger.InfoContext(ctx, "left a peer gateway that drains")
-		case o.wasUp:
+		case o.lived > 0:
 			l.g.metrics.linkLost(l.cluster, s.gateway.ID)
 			logger.WarnContext(ctx, "connection to a peer gateway ended", "error", o.err)
 		}
-		if o.wasUp {
-			backoff = minBackoff
-		}
-		if l.explain(s, o.err) && !o.wasUp {
+		if l.explain(s, o.err) && o.lived == 0 {
 			logger.WarnContext(ctx, "cannot connect to a peer gateway", "error", o.err)
 		}
+		wait = again(wait, o.lived)
 		select {
-		case <-time.After(backoff/2 + rand.N(backoff/2)): //nolint:gosec // G404: jitter needs no secret
+		case <-time.After(wait/2 + rand.N(wait/2)): //nolint:gosec // G404: jitter needs no secret
 		case <-ctx.Done():
 			return
 		case <-retired:
 			return
 		}
-		backoff = min(2*backoff, maxBackoff)
 	}
 }
 
@@ -103,8 +107,8 @@ func (g *Gateway) lifetime(cs tls.ConnectionState, now time.Time) (renewIn, endI
 	return renewIn, max(left-endMargin, 0), nil
 }
 
-// connect dials once and stays until that carrier has ended. It reports whether the peer let us in, and why it ended.
-func (l *link) connect(ctx context.Context, s slot, domain spiffeid.TrustDomain, retired <-chan struct{}, renew func()) (wasUp bool, err error) {
+// connect dials once and stays until that carrier has ended. It returns for how long the peer has let us in, 0 if it never did, and why it ended.
+func (l *link) connect(ctx context.Context, s slot, domain spiffeid.TrustDomain, retired <-chan struct{}, renew func()) (lived time.Duration, err error) {
 	g := l.g
 	policy := allowGateway(l.cluster, domain, s.gateway)
 	dialing, cancel := context.WithTimeoutCause(ctx, dialTimeout, fmt.Errorf("no answer in %s", dialTimeout))
@@ -119,7 +123,7 @@ func (l *link) connect(ctx context.Context, s slot, domain spiffeid.TrustDomain,
 		if dialing.Err() != nil {
 			err = context.Cause(dialing)
 		}
-		return false, fmt.Errorf("dial: %w", err)
+		return 0, fmt.Errorf("dial: %w", err)
 	}
 	release := g.cfg.Guard.Watch(conn.state(), policy, func(error) {
 		conn.close(closeUntrusted, "the peer no longer passes verification")
@@ -130,7 +134,7 @@ func (l *link) connect(ctx context.Context, s slot, domain spiffeid.TrustDomain,
 	renewIn, endIn, err := g.lifetime(conn.state(), time.Now())
 	if err != nil {
 		conn.close(closeUntrusted, err.Error())
-		return false, err
+		return 0, err
 	}
 	c := &connection{
 		conn: conn, gateway: s.gateway, since: time.Now(), bulk: newBulk(),
@@ -139,19 +143,21 @@ func (l *link) connect(ctx context.Context, s slot, domain spiffeid.TrustDomain,
 	if q, ok := conn.(*quicCarrier); ok {
 		q.follow(c.bulk)
 	}
+	var up time.Time
 	err = c.run(ctx, life{
 		retired: retired, grace: g.cfg.DrainGrace, renewIn: renewIn, endIn: endIn, renew: renew,
 		idle: l.idle, heir: func() bool { return l.hasHeir(c) }, other: func() bool { return l.hasOther(c) },
 		up: func() {
-			wasUp = true
+			up = time.Now()
 			l.add(c)
 			l.log.InfoContext(ctx, "connected to a peer gateway", "peer_gateway", s.gateway.ID, "transport", s.transport, "address", s.address())
 		},
 	})
-	if wasUp {
-		l.remove(c)
+	if up.IsZero() {
+		return 0, err
 	}
-	return wasUp, err
+	l.remove(c)
+	return max(time.Since(up), 1), err
 }
 
 // dialQUIC makes a QUIC connection to a gateway.

@@ -7,7 +7,6 @@ import (
 	"log/slog"
 	"math/rand/v2"
 	"slices"
-	"strings"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -271,22 +270,6 @@ func novelty(c *connection, tried []*connection) int64 {
 		n = max(n, 1)
 	}
 	return n
-}
-
-// why says in words why the link is down.
-func (l *link) why() string {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	parts := make([]string, 0, len(l.detail))
-	for w, why := range l.detail {
-		parts = append(parts, w.String()+": "+why)
-	}
-	slices.Sort(parts)
-	why := strings.Join(parts, "; ")
-	if why == "" {
-		return "no connection yet"
-	}
-	return why
 }
 
 // Hedges (a second way tried beside a slow one) are at most a tenth of streams and a few more, so that slowness doesn't breed

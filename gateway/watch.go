@@ -1,9 +1,9 @@
 package gateway
 
 import (
+	"cmp"
 	"context"
 	"slices"
-	"strings"
 	"time"
 
 	"github.com/isthmus-mesh/isthmus/topology"
@@ -105,19 +105,7 @@ func (l *link) whyNot(transport string) string {
 	if !wanted {
 		return ""
 	}
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	var parts []string
-	for w, why := range l.detail {
-		if w.transport == transport {
-			parts = append(parts, w.gateway+": "+why)
-		}
-	}
-	if len(parts) == 0 {
-		return "no connection yet"
-	}
-	slices.Sort(parts)
-	return strings.Join(parts, "; ")
+	return cmp.Or(l.reasons(func(w way) (string, bool) { return w.gateway, w.transport == transport }), "no connection yet")
 }
 
 // state is how the link is: suspect when every way is, as far as there are some.
