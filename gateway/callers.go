@@ -89,6 +89,7 @@ func (g *Gateway) serveCaller(ctx context.Context, raw net.Conn, config *tls.Con
 	}
 	release := g.cfg.Guard.Watch(state, g.allowCaller, func(error) { cut(raw) })
 	defer release()
+	under.own.Store(true)
 	caller := &callerStream{Conn: conn, raw: raw}
 
 	arrived := time.Now()
@@ -189,7 +190,7 @@ func (g *Gateway) turnAway(caller *callerStream, r *preamble.Refusal) {
 	if v := g.view(); v != nil {
 		r.Path = []string{v.hop}
 	}
-	_ = caller.SetWriteDeadline(time.Now().Add(lingerTimeout))
+	_ = caller.raw.SetWriteDeadline(time.Now().Add(lingerTimeout))
 	if _, err := caller.Write(preamble.AppendRefusal(nil, r)); err != nil {
 		caller.Abort(err)
 		return

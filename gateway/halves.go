@@ -127,7 +127,7 @@ func (s *callerStream) Read(p []byte) (int, error) {
 	return n, err
 }
 
-// CloseWrite sends close_notify: the end that can't be taken for a cut.
+// CloseWrite sends close_notify: the end that can't be taken for a cut. It waits for a slow reader as Write does.
 func (s *callerStream) CloseWrite() error {
 	s.ended.Store(true)
 	return s.Conn.CloseWrite()
