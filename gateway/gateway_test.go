@@ -52,13 +52,11 @@ func TestStreamEndToEnd(t *testing.T) {
 }
 
 func TestBothWaysAtOnceAndHalfClose(t *testing.T) {
-	inBubble(t, func(w *world) {
-		t := w.t
-		eu, _ := twoClusters(w, 1)
-		var up [1 << 20]byte
-		_, _ = rand.Read(up[:])
+	var up [3 << 20]byte
+	_, _ = rand.Read(up[:])
+	test := func(w *world, eu *testGateway) {
 		// Reads to the end before it answers: the caller's half-close has to get there, and mustn't end the way back.
-		eu.c.w.clusters["us"].export("upload.shop", nil, func(c net.Conn) {
+		w.clusters["us"].export("upload.shop", nil, func(c net.Conn) {
 			all, err := io.ReadAll(c)
 			if err != nil {
 				cut(c)
@@ -70,14 +68,23 @@ func TestBothWaysAtOnceAndHalfClose(t *testing.T) {
 		w.publish()
 		c := eu.open("us", "upload.shop", "")
 		if _, err := preamble.ReadReply(c); err != nil {
-			t.Fatal(err)
+			w.t.Fatal(err)
 		}
 		_, _ = c.Write(up[:])
 		_ = c.CloseWrite()
 		got, err := io.ReadAll(c)
 		if err != nil || !bytes.Equal(got, up[len(up)/2:]) {
-			t.Errorf("got %d bytes, %v", len(got), err)
+			w.t.Errorf("got %d bytes, %v", len(got), err)
 		}
+	}
+	t.Run(transportQUIC, func(t *testing.T) {
+		inBubble(t, func(w *world) {
+			eu, _ := twoClusters(w, 1)
+			test(w, eu)
+		})
+	})
+	t.Run(transportTCP, func(t *testing.T) {
+		withoutUDP(t, 1, func(w *world, eu *testGateway, _ []*testGateway) { test(w, eu) })
 	})
 }
 

@@ -1,9 +1,7 @@
 package gateway
 
 import (
-	"bytes"
 	"context"
-	"crypto/rand"
 	"crypto/tls"
 	"errors"
 	"io"
@@ -55,34 +53,6 @@ func TestStreamsOverTCP(t *testing.T) {
 		}
 		if _, _, err := eu.ask("us", "other.shop", "x"); !isCode(err, streamv1.Code_CODE_NOT_EXPORTED) {
 			t.Errorf("a service that isn't exported: %v", err)
-		}
-	})
-}
-
-func TestHalfCloseOverTCP(t *testing.T) {
-	withoutUDP(t, 1, func(w *world, eu *testGateway, _ []*testGateway) {
-		t := w.t
-		var up [3 << 20]byte
-		_, _ = rand.Read(up[:])
-		w.clusters["us"].export("upload.shop", nil, func(c net.Conn) {
-			all, err := io.ReadAll(c)
-			if err != nil {
-				cut(c)
-				return
-			}
-			_, _ = c.Write(all[len(all)/2:])
-			_ = c.Close()
-		})
-		w.publish()
-		c := eu.open("us", "upload.shop", "")
-		if _, err := preamble.ReadReply(c); err != nil {
-			t.Fatal(err)
-		}
-		_, _ = c.Write(up[:])
-		_ = c.CloseWrite()
-		got, err := io.ReadAll(c)
-		if err != nil || !bytes.Equal(got, up[len(up)/2:]) {
-			t.Errorf("got %d bytes, %v", len(got), err)
 		}
 	})
 }
