@@ -107,8 +107,9 @@ func (r *Reader) Next() (Record, error) {
 		return Record{}, err
 	}
 	if isDatagram {
-		b, err := ReadFull(r.from, nil, Header+size)
-		return Record{Datagram: true, Bytes: b}, err
+		out := Record{Datagram: true}
+		out.Bytes, err = ReadFull(r.from, nil, Header+size)
+		return out, err
 	}
 	b, err := r.from.Peek(Header + size)
 	if errors.Is(err, io.EOF) {
