@@ -5,7 +5,7 @@ import (
 	"time"
 )
 
-// maxTimedBody is up to which length of a request's body the time to the answer is the application's: what is longer comes as fast as its sender sends.
+// maxTimedBody is up to which length of a request's body the time to the answer is the application's.
 const maxTimedBody = 64 << 10
 
 // room asks whether the application can take one request more (package limit).
@@ -26,18 +26,35 @@ func (v *visit) leave(now time.Time, took time.Duration) {
 	}
 }
 
+// abandoned makes room for a request whose caller did not wait for the answer any longer.
+func (in *Inbound) abandoned(v *visit, r *http.Request) {
+	if v.limited && timed(r) {
+		v.limited = false
+		now := in.now()
+		v.limiter.Gone(now, v.share, now.Sub(v.started))
+		in.tellLimit(v)
+	}
+}
+
+func (in *Inbound) tellLimit(v *visit) {
+	if n, changed := v.limiter.Changed(); changed {
+		in.metrics.limit.WithLabelValues(v.service.String(), portLabel(v.port)).Set(float64(n))
+	}
+}
+
+// timed is whether how long the answer to r takes says something of the application: a body comes as fast as its sender sends.
+func timed(r *http.Request) bool {
+	return r.ContentLength <= maxTimedBody && (r.ContentLength >= 0 || isGRPC(r))
+}
+
 // evidence takes in that an application answered. What it sends from then on may take as long as it likes: a stream is no load. How long it took for the
 // answer says nothing of how much it has to do when it failed, when it has become another protocol, or when it waited for the request's body.
 func (in *Inbound) evidence(v *visit, resp *http.Response) {
 	now := in.now()
 	took := max(now.Sub(v.started), 1)
-	r := resp.Request
-	if resp.StatusCode >= http.StatusInternalServerError || resp.StatusCode < http.StatusOK ||
-		r.ContentLength > maxTimedBody || r.ContentLength < 0 && !isGRPC(r) {
+	if resp.StatusCode >= http.StatusInternalServerError || resp.StatusCode < http.StatusOK || !timed(resp.Request) {
 		took = 0
 	}
 	v.leave(now, took)
-	if n, changed := v.limiter.Changed(); changed {
-		in.metrics.limit.WithLabelValues(v.service.String(), portLabel(v.port)).Set(float64(n))
-	}
+	in.tellLimit(v)
 }

@@ -1,8 +1,11 @@
 package sidecar
 
 import (
+	"context"
 	"net/http"
 	"strings"
+	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -70,4 +73,43 @@ func TestShed(t *testing.T) {
 	if resp.StatusCode != http.StatusServiceUnavailable || resp.Header.Get("Retry-After") == "" || !strings.Contains(body, "more to do than it can") {
 		t.Errorf("got %d %v %q", resp.StatusCode, resp.Header, body)
 	}
+}
+
+// TestShedWhenCallersLeave: an application that answers nobody before its callers have gone is overloaded, though no answer says so.
+func TestShedWhenCallersLeave(t *testing.T) {
+	w := newWorld(t)
+	var stuck atomic.Bool
+	_, here := serveApp(t, func(_ http.ResponseWriter, r *http.Request) {
+		if stuck.Load() {
+			<-r.Context().Done()
+		}
+	})
+	server := w.server(eu, "checkout", topology.HTTP, here)
+	client := w.caller(view{endpoints: []topology.Endpoint{server.endpoint("checkout-0")}}, nil).client()
+	limiter := server.Sidecar.inbound.services.of(checkout).limiter(80)
+	ask := func() {
+		ctx, cancel := context.WithTimeout(t.Context(), 100*time.Millisecond)
+		defer cancel()
+		req, _ := http.NewRequestWithContext(ctx, http.MethodPost, checkoutURL, http.NoBody)
+		if resp, err := client.Do(req); err == nil {
+			_ = resp.Body.Close()
+		}
+	}
+	waitFor(t, "a limit", func() bool {
+		for range 20 {
+			ask() // how long it takes when it is well
+		}
+		stuck.Store(true)
+		defer stuck.Store(false)
+		var asking sync.WaitGroup
+		for range 64 {
+			asking.Go(func() {
+				for range 15 {
+					ask()
+				}
+			})
+		}
+		asking.Wait()
+		return limiter.Limit() > 0
+	})
 }

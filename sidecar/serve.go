@@ -170,6 +170,9 @@ func (in *Inbound) modifyResponse(resp *http.Response) error {
 // answerError answers when the application did not.
 func (in *Inbound) answerError(w http.ResponseWriter, r *http.Request, err error) {
 	v := visitOf(r.Context())
+	if r.Context().Err() != nil {
+		in.abandoned(v, r)
+	}
 	if expired(r.Context()) {
 		err = &Failure{Status: http.StatusGatewayTimeout, Code: CodeAppLate, Text: "the application behind " + v.service.String() + " did not answer before the caller's deadline", Err: errDeadline}
 	} else if r.Context().Err() != nil {

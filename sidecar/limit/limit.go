@@ -39,6 +39,10 @@ const (
 	firstRest    = 10 * time.Second
 	longestRest  = 5 * time.Minute
 	trialMedians = 2 // what was in line before has to be through
+	// Callers that go away before they are answered tell only how long it takes at least. While most do, a trial halves the limit with each window, and
+	// gives what the application goes on doing for nobody so long to be through. Who waited longer than longestWait waits for an event.
+	trialGone   = 5 * time.Second
+	longestWait = 10 * time.Second
 	// callerShare is how much of the limit one caller may have while others wait for room.
 	callerShare = 0.8
 )
@@ -53,12 +57,14 @@ type Limiter struct {
 	began   time.Time                 // guarded by mu; of the window
 	samples [maxSamples]time.Duration // guarded by mu
 	n       int                       // guarded by mu; samples, of which the last maxSamples are kept
+	gone    int                       // guarded by mu; samples that are of callers that went away
 	peak    int64                     // guarded by mu; most in flight in the window
 	base    time.Duration             // guarded by mu; 0: none yet
 	based   time.Time                 // guarded by mu; when the base was measured
 	over    int                       // guarded by mu; windows in a row that were overloaded
 	probing bool                      // guarded by mu; the next window measures the base
 	trial   time.Time                 // guarded by mu; when the trial ends; zero: there is none
+	left    bool                      // guarded by mu; it began while most callers went away
 	before  time.Duration             // guarded by mu; the median before it
 	rested  time.Time                 // guarded by mu; no trial before
 	rest    time.Duration             // guarded by mu; after the last trial that was in vain
@@ -88,8 +94,8 @@ func (l *Limiter) Begin(c *Caller) (ok bool) {
 	return false
 }
 
-// End takes it out again. took is how long the application took; 0 when that says nothing of how it is: it wasn't asked, its caller went away, or what
-// it does takes as long as it takes (streams, upgrades).
+// End takes it out again. took is how long the application took; 0 when that says nothing of how it is: it wasn't asked, or what it does takes as long
+// as it takes (streams, upgrades).
 func (l *Limiter) End(now time.Time, c *Caller, took time.Duration) {
 	peak := l.inFlight.Add(-1) + 1
 	c.inFlight.Add(-1)
@@ -98,6 +104,25 @@ func (l *Limiter) End(now time.Time, c *Caller, took time.Duration) {
 	}
 	l.mu.Lock()
 	defer l.mu.Unlock()
+	l.sample(now, took, peak)
+}
+
+// Gone takes it out because its caller did not wait for the answer any longer, after so long. Were that no evidence, an application that answers nobody
+// in time would seem idle.
+func (l *Limiter) Gone(now time.Time, c *Caller, waited time.Duration) {
+	peak := l.inFlight.Add(-1) + 1
+	c.inFlight.Add(-1)
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if l.base == 0 || l.probing || waited > longestWait || !l.late(waited) {
+		return // it might have been answered as fast as ever
+	}
+	l.gone++
+	l.sample(now, waited, peak)
+}
+
+// sample takes in how long a request took; l.mu is held.
+func (l *Limiter) sample(now time.Time, took time.Duration, peak int64) {
 	if l.began.IsZero() {
 		l.began = now
 	}
@@ -106,8 +131,13 @@ func (l *Limiter) End(now time.Time, c *Caller, took time.Duration) {
 	l.peak = max(l.peak, peak)
 	if now.Sub(l.began) >= window && l.n >= minSamples {
 		l.decide(now)
-		l.began, l.n, l.peak = now, 0, 0
+		l.began, l.n, l.peak, l.gone = now, 0, 0, 0
 	}
+}
+
+// late is whether an answer that took so long is one of an overload; l.mu is held.
+func (l *Limiter) late(took time.Duration) bool {
+	return took > tolerance*l.base && took > l.base+slack
 }
 
 // decide ends a window; l.mu is held.
@@ -123,7 +153,8 @@ func (l *Limiter) decide(now time.Time) {
 		l.base += (median - l.base) / 8 // what it takes now, with little to do, is how it is
 		l.based = now
 	}
-	overloaded := l.peak > least && median > tolerance*l.base && median > l.base+slack
+	overloaded := l.peak > least && l.late(median)
+	mostGone := l.gone > l.n/2
 	if limit == 0 {
 		if !overloaded {
 			l.over = 0
@@ -136,18 +167,30 @@ func (l *Limiter) decide(now time.Time) {
 		line := time.Duration(float64(l.peak) * float64(now.Sub(l.began)) / float64(l.n))
 		l.over, l.before = 0, max(median, line)
 		l.trial = now.Add(trialMedians*l.before + window)
+		if l.left = mostGone; l.left {
+			l.trial = now.Add(trialGone)
+		}
 		l.limit.Store(max(int64(trialPart*float64(min(l.peak, most))), least))
 		return
 	}
 	if !l.trial.IsZero() {
-		if now.Before(l.trial) {
+		goesOn, sooner := now.Before(l.trial), float64(median) <= trialSooner*float64(l.before)
+		if l.left {
+			goesOn, sooner = goesOn && mostGone, !mostGone
+		}
+		if goesOn {
+			if l.left {
+				l.limit.Store(max(limit/2, least))
+			}
 			return
 		}
 		l.trial = time.Time{}
-		if float64(median) > trialSooner*float64(l.before) {
+		if !sooner {
 			l.rest = min(max(firstRest, 2*l.rest), longestRest)
 			l.rested = now.Add(l.rest)
-			l.base, l.based = median, now
+			if !l.left {
+				l.base, l.based = median, now
+			}
 			l.limit.Store(0)
 			return
 		}

@@ -36,6 +36,8 @@ type application struct {
 	line    []func()
 	random  *rand.Rand
 
+	impatient, cancels bool // callers leave after their patience; what they leave behind is then not worked on, if it was still in line
+
 	good, late, shed map[*Caller]int
 }
 
@@ -53,23 +55,42 @@ func (a *application) request(c *Caller, limited bool, patience time.Duration) {
 		a.shed[c]++
 		return
 	}
-	came := a.now
-	work := func() {
+	came, gone, done := a.now, false, false
+	var work func()
+	next := func() {
+		a.busy--
+		if len(a.line) > 0 {
+			work := a.line[0]
+			a.line = a.line[1:]
+			a.busy++
+			work()
+		}
+	}
+	work = func() {
+		if gone && a.cancels {
+			next()
+			return
+		}
 		a.after(a.cost(), func() {
+			done = true
 			if took := a.now - came; took <= patience {
 				a.good[c]++
 			} else {
 				a.late[c]++
 			}
-			if limited {
+			if limited && !gone {
 				a.l.End(start.Add(a.now), c, a.now-came)
 			}
-			a.busy--
-			if len(a.line) > 0 {
-				next := a.line[0]
-				a.line = a.line[1:]
-				a.busy++
-				next()
+			next()
+		})
+	}
+	if a.impatient {
+		a.after(patience, func() {
+			if done {
+				return
+			}
+			if gone = true; limited {
+				a.l.Gone(start.Add(a.now), c, patience)
 			}
 		})
 	}
@@ -108,15 +129,22 @@ func fixed(d time.Duration) func() time.Duration { return func() time.Duration {
 func TestGoodput(t *testing.T) {
 	const patience = 500 * time.Millisecond
 	for _, c := range []struct {
-		name    string
-		workers int
-		cost    time.Duration
-	}{{"fast", 8, 2 * time.Millisecond}, {"slow", 64, 50 * time.Millisecond}} {
+		name               string
+		workers            int
+		cost               time.Duration
+		impatient, cancels bool
+	}{
+		{"fast", 8, 2 * time.Millisecond, false, false},
+		{"slow", 64, 50 * time.Millisecond, false, false},
+		{"callers leave", 16, 20 * time.Millisecond, true, false},
+		{"callers leave, and it works for those that are there", 16, 20 * time.Millisecond, true, true},
+	} {
 		t.Run(c.name, func(t *testing.T) {
 			capacity := float64(c.workers) / c.cost.Seconds()
 			const seconds = 60
 			goodput := func(limited bool) float64 {
 				a, caller := newApplication(c.workers, fixed(c.cost)), new(Caller)
+				a.impatient, a.cancels = c.impatient, c.cancels
 				a.run(5*time.Second, capacity/2, limited, patience, caller)
 				before := a.good[caller]
 				a.run(seconds*time.Second, 3*capacity, limited, patience, caller)
@@ -178,6 +206,26 @@ func TestOrdinary(t *testing.T) {
 		}
 		if a.l.Limit() != 0 || a.shed[c] > a.good[c]/200 {
 			t.Errorf("limit %d, %d of %d shed", a.l.Limit(), a.shed[c], a.good[c])
+		}
+	})
+	t.Run("callers that wait for events", func(t *testing.T) {
+		for _, few := range []struct {
+			patience time.Duration
+			shed     float64 // at most
+		}{{2 * time.Second, 0.1}, {20 * time.Second, 0}} {
+			var a *application
+			a = newApplication(10_000, func() time.Duration {
+				if a.random.IntN(10) > 0 {
+					return time.Minute
+				}
+				return 5 * time.Millisecond
+			})
+			a.impatient = true
+			c := new(Caller)
+			a.run(5*time.Minute, 50, true, few.patience, c)
+			if asked := 5 * 60 * 50.0; a.l.Limit() != 0 || float64(a.shed[c]) > few.shed*asked {
+				t.Errorf("limit %d, %d shed of those who wait for %v", a.l.Limit(), a.shed[c], few.patience)
+			}
 		}
 	})
 	t.Run("streams", func(t *testing.T) {
