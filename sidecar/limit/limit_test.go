@@ -60,10 +60,10 @@ func (a *application) request(c *Caller, limited bool, patience time.Duration) {
 	next := func() {
 		a.busy--
 		if len(a.line) > 0 {
-			work := a.line[0]
+			first := a.line[0]
 			a.line = a.line[1:]
 			a.busy++
-			work()
+			first()
 		}
 	}
 	work = func() {
