@@ -51,7 +51,7 @@ type Config struct {
 
 	ConnectionsPerPeer int           // QUIC connections to a peer cluster; at least one to each of its gateways. Default 4
 	MaxStreams         int           // carried at a time, both ways together; more are refused. Default 16384
-	ProbeInterval      time.Duration // between two probes of a connection. Default 100 ms
+	ProbeInterval      time.Duration // between two probes of a connection, up to MaxProbeInterval. Default 100 ms
 	// DeadAfter is how long nothing is heard before a connection is given up, at least; more where the round trip is long (three of them and
 	// two probes) or silences were long before, and while this process itself was held up. Default 400 ms
 	DeadAfter      time.Duration
@@ -103,6 +103,9 @@ func (c Config) withDefaults() (Config, error) {
 	if c.ConnectionsPerPeer < 0 || c.MaxStreams < 0 || c.ProbeInterval < 0 || c.DeadAfter < 0 || c.DrainGrace < 0 ||
 		c.OpenTimeout < 0 || c.ReportInterval < 0 {
 		return Config{}, errors.New("gateway: negative value in config")
+	}
+	if c.ProbeInterval > MaxProbeInterval {
+		return Config{}, fmt.Errorf("gateway: probe interval of %s, want %s at most", c.ProbeInterval, MaxProbeInterval)
 	}
 	if c.DialEndpoint == nil {
 		dialer := new(net.Dialer)

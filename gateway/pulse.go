@@ -9,6 +9,7 @@ import (
 // below which nobody is dead. It holds no timer: whoever owns the connection asks. Safe for concurrent use.
 type pulse struct {
 	interval, deadAfter time.Duration
+	idleEvery           int // idleEvery, or less
 
 	mu     sync.Mutex
 	heard  time.Time          // guarded by mu: when the peer last said anything
@@ -40,14 +41,21 @@ const (
 	deadTrips = 3
 	// maxSilence is dead, whatever there was before.
 	maxSilence = idleTimeout
-	// idleEvery is how many intervals lie between two probes on a link without streams: nothing waits on it.
+	// idleEvery is how many intervals lie between two probes on a link without streams: nothing waits on it. No more than idlePause, or a
+	// connection would end because nothing is said on it.
 	idleEvery = 5
+	idlePause = idleTimeout / 3
+	// MaxProbeInterval is the longest interval between probes. Longer, and a peer would take us for dead (vigil) before one is late.
+	MaxProbeInterval = time.Second
 	// minPatience is what a far gateway is given to reach an endpoint, on top of the round trip.
 	minPatience = 10 * time.Millisecond
 )
 
 func newPulse(interval, deadAfter time.Duration, now time.Time) *pulse {
-	return &pulse{interval: interval, deadAfter: deadAfter, heard: now, ticked: now, rest: idleEvery}
+	return &pulse{
+		interval: interval, deadAfter: deadAfter, heard: now, ticked: now, rest: idleEvery,
+		idleEvery: min(max(int(idlePause/interval), 1), idleEvery),
+	}
 }
 
 // tick is called once an interval and returns the number of the probe to send; 0 = none is due. When the call comes late, so did
@@ -58,7 +66,7 @@ func (p *pulse) tick(now time.Time, idle bool) uint64 {
 	p.held += p.late(now)
 	p.ticked = now
 	p.rest++
-	if idle && p.asked.IsZero() && p.rest < idleEvery {
+	if idle && p.asked.IsZero() && p.rest < p.idleEvery {
 		return 0
 	}
 	p.rest = 0

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"io"
 	"net"
+	"slices"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -203,7 +204,7 @@ func TestConnectionsAreRenewed(t *testing.T) {
 func TestExpiredIdentityEndsConnections(t *testing.T) {
 	inBubble(t, func(w *world) {
 		t := w.t
-		eu, _ := twoClusters(w, 1, func(c *Config) { c.ProbeInterval, c.DeadAfter = 5*time.Second, 20*time.Second })
+		eu, _ := twoClusters(w, 1, func(c *Config) { c.ProbeInterval = MaxProbeInterval })
 		caller := eu.c.identity("/ns/shop/sa/web")
 		time.Sleep(59 * time.Minute)
 		c, err := eu.dialAs(caller)
@@ -216,6 +217,19 @@ func TestExpiredIdentityEndsConnections(t *testing.T) {
 		}
 		if n := len((*eu.links.Load())[clusterName("us")].live()); n != 0 {
 			t.Errorf("%d connections stand without a valid SVID", n)
+		}
+	})
+}
+
+// TestIdleLinkLives: what probes an idle link as seldom as it may keeps its connections.
+func TestIdleLinkLives(t *testing.T) {
+	inBubble(t, func(w *world) {
+		eu, _ := twoClusters(w, 1, func(c *Config) { c.ProbeInterval = MaxProbeInterval })
+		link := (*eu.links.Load())[clusterName("us")]
+		before := link.live()
+		time.Sleep(2 * time.Minute)
+		if after := link.live(); !slices.Equal(before, after) || len(after) == 0 {
+			w.t.Errorf("%d connections, %d of them the same after two minutes", len(before), len(after))
 		}
 	})
 }

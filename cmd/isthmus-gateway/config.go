@@ -8,6 +8,7 @@ import (
 
 	"github.com/spiffe/go-spiffe/v2/spiffeid"
 
+	"github.com/isthmus-mesh/isthmus/gateway"
 	"github.com/isthmus-mesh/isthmus/internal/strictyaml"
 	"github.com/isthmus-mesh/isthmus/internal/telemetry"
 	"github.com/isthmus-mesh/isthmus/trust"
@@ -138,8 +139,8 @@ func (c *config) check(d *strictyaml.Document) error {
 		}
 		*f.into = v
 	}
-	if c.probeInterval != 0 && c.probeInterval < minProbeInterval {
-		wrong("probeInterval", "want at least %s", minProbeInterval)
+	if c.probeInterval != 0 && (c.probeInterval < minProbeInterval || c.probeInterval > gateway.MaxProbeInterval) {
+		wrong("probeInterval", "want %s to %s", minProbeInterval, gateway.MaxProbeInterval)
 	}
 	return errors.Join(errs...)
 }

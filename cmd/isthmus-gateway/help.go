@@ -36,7 +36,7 @@ that environment variable.
     tcp: gw-eu.example.net:7443     Likewise. Default: that of quic, unless listen.tcp says another port.
   connectionsPerPeer: 4             QUIC connections to each peer cluster, spread over its gateways; at
                                     least one to each. 1 to 32, default 4.
-  probeInterval: 100ms              How often each connection is probed. At least 10ms, default 100ms.
+  probeInterval: 100ms              How often each connection is probed. 10ms to 1s, default 100ms.
   deadAfter: 400ms                  Silence after which a connection may be given up. Default 400ms.
   drainGrace: 10s                   How long streams may take to end after SIGTERM. Default 10s.
   log:

@@ -118,6 +118,7 @@ func TestConfigSaysWhere(t *testing.T) {
 		"connections":  {good + "connectionsPerPeer: 1000\n", "gateway.yaml:8: connectionsPerPeer"},
 		"duration":     {good + "deadAfter: soon\n", "gateway.yaml:8: deadAfter"},
 		"too often":    {good + "probeInterval: 1ns\n", "gateway.yaml:8: probeInterval"},
+		"too seldom":   {good + "probeInterval: 5s\n", "gateway.yaml:8: probeInterval"},
 		"two":          {good + "---\n" + good, "a second document"},
 		"empty":        {"", "empty"},
 	} {

@@ -72,7 +72,7 @@ func TestPromises(t *testing.T) {
 				},
 				Cmds: commands,
 				Setup: func(env *testscript.Env) error {
-					m := setup(env, binaries)
+					m := setup(env, binaries, alone)
 					m.promised, m.runtime, m.rows = true, runtime, &table
 					for name, sizes := range map[string][2]string{
 						"FLAPPING": {"20s", "10m"}, "AFTER": {"5s", "30s"}, "SWITCHES": {"4", "20"}, "RAMP": {"10s", "60s"}, "RECOVERS": {"2000", "10000"},

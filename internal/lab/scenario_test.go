@@ -63,17 +63,20 @@ func TestScenarios(t *testing.T) {
 		RequireUniqueNames:  true,
 		Condition:           condition,
 		Cmds:                commands,
-		Setup:               func(env *testscript.Env) error { setup(env, binaries); return nil },
+		Setup:               func(env *testscript.Env) error { setup(env, binaries, turns); return nil },
 	})
 }
 
-// Starting a mesh keeps two cores busy for a while; more at once would only be slower.
-var turns = make(chan struct{}, max(1, runtime.NumCPU()/4))
+// Starting a mesh keeps two cores busy for a while; after that it mostly waits. What is timed is alone.
+var (
+	turns = make(chan struct{}, min(runtime.NumCPU(), 4))
+	alone = make(chan struct{}, 1)
+)
 
 // setup gives a scenario its mesh, when it is its turn.
-func setup(env *testscript.Env, binaries string) *mesh {
-	turns <- struct{}{}
-	env.Defer(func() { <-turns })
+func setup(env *testscript.Env, binaries string, turn chan struct{}) *mesh {
+	turn <- struct{}{}
+	env.Defer(func() { <-turn })
 	dir := filepath.Join(env.WorkDir, "mesh")
 	env.Setenv("PATH", binaries+string(filepath.ListSeparator)+env.Getenv("PATH"))
 	env.Setenv("ISTHMUS_PLAYGROUND", dir)
