@@ -160,7 +160,7 @@ func (a *apps) RoundTrip(req *http.Request) (*http.Response, error) {
 		try.URL = new(*req.URL)
 		try.URL.Host = target.String()
 		if req.Body != nil {
-			try.Body = io.NopCloser(req.Body) // a target that takes no connection must not cost the others the body
+			try.Body = &appBody{Reader: req.Body, visit: v} // a target that takes no connection must not cost the others the body
 		}
 		k.inFlight.Add(1)
 		resp, err := transport.RoundTrip(try)
@@ -211,6 +211,32 @@ func (a *apps) open(ctx context.Context, targets []netip.AddrPort) (net.Conn, er
 func (a *apps) close() {
 	a.http1.CloseIdleConnections()
 	a.http2.CloseIdleConnections()
+}
+
+// appBody is the body of a request on its way to an application.
+type appBody struct {
+	io.Reader
+	visit *visit
+	open  atomic.Bool // it is being read, and has not ended
+}
+
+// Read reads the body.
+func (b *appBody) Read(p []byte) (int, error) {
+	b.open.Store(true)
+	n, err := b.Reader.Read(p)
+	if err != nil {
+		b.open.Store(false)
+	}
+	return n, err
+}
+
+// Close ends a Read that is under way: an application that has gone takes no more of it, and the caller need not say something first to hear of that. Where
+// nothing was read, no application took the connection.
+func (b *appBody) Close() error {
+	if b.open.Load() {
+		b.visit.hush()
+	}
+	return nil
 }
 
 // countedBody counts its request as in flight until it is closed.

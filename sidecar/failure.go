@@ -5,7 +5,6 @@ import (
 	"fmt"
 	"maps"
 	"net/http"
-	"net/url"
 	"strings"
 )
 
@@ -29,6 +28,7 @@ const (
 	CodeUnsupported Code = "IST2013" // CONNECT in a form that isn't served
 	CodeTooLarge    Code = "IST2014" // too many headers
 	CodeDeadline    Code = "IST2015" // the caller's deadline is over, or too near
+	CodeMoved       Code = "IST2016" // a stream was ended, because its copy is drained
 	CodeNotServed   Code = "IST2101" // the called workload does not serve this
 	CodeAppDown     Code = "IST2102" // the called application does not take connections
 	CodeAppBroke    Code = "IST2103" // the called application broke off
@@ -90,24 +90,10 @@ func fail(status int, code Code, format string, args ...any) *Failure {
 // write answers r with f: as plain text, or, when r is a gRPC call, as the status UNAVAILABLE, PERMISSION_DENIED,
 // UNAUTHENTICATED, RESOURCE_EXHAUSTED or DEADLINE_EXCEEDED with the text.
 func (f *Failure) write(w http.ResponseWriter, r *http.Request) {
-	h := w.Header()
-	maps.Copy(h, f.Header)
-	h.Set(headerError, string(f.Code))
 	if isGRPC(r) {
-		status := "14"
-		switch f.Status {
-		case http.StatusForbidden:
-			status = "7"
-		case http.StatusUnauthorized:
-			status = "16"
-		case http.StatusTooManyRequests:
-			status = "8"
-		case http.StatusGatewayTimeout:
-			status = "4"
-		}
+		h := w.Header()
+		f.setGRPC(h)
 		h.Set("Content-Type", "application/grpc")
-		h.Set("Grpc-Status", status)
-		h.Set("Grpc-Message", url.PathEscape(f.message()))
 		w.WriteHeader(http.StatusOK)
 		return
 	}

@@ -42,7 +42,11 @@ func (o *Outbound) RoundTrip(req *http.Request) (*http.Response, error) {
 		idempotent: replay.Idempotent(req.Method, req.Header),
 	}
 	if req.Body != nil && req.Body != http.NoBody {
-		f.body = replay.New(req.Body)
+		if isGRPC(req) {
+			f.body = replay.NewStream(req.Body)
+		} else {
+			f.body = replay.New(req.Body)
+		}
 	}
 	f.selection = newSelection(c.plan, o.health, o.now, f.idempotent)
 	c.plan.usage.mark(o.now())

@@ -64,6 +64,7 @@ type Inbound struct {
 	proxy    *httputil.ReverseProxy
 	work     drain.Drain // requests and opaque connections
 	services services
+	streams  streams[*visit]
 	drills   drill.Board
 	door     door
 	// sockets are those of flows of datagrams, to the application.
@@ -318,7 +319,9 @@ func (in *Inbound) run(ctx, work context.Context, ln net.Listener) error {
 				in.tunnel(work, c, raw, a)
 			default:
 				in.arrivals.Store(c, a)
-				requests.Give(c)
+				if !requests.Offer(c) {
+					turnAway(c)
+				}
 			}
 		})
 	}
@@ -351,6 +354,7 @@ func (in *Inbound) handshake(ctx context.Context, raw net.Conn) (*tls.Conn, *arr
 	var leave func()
 	if err == nil {
 		if a.caller, leave = in.door.enter(a.peer.ID); a.caller == nil {
+			turnAway(c)
 			err = errFull
 		} else {
 			a.limiter = a.served.limiter(a.port)

@@ -57,7 +57,8 @@ type Outbound struct {
 
 	proxy   *httputil.ReverseProxy
 	servers []*http.Server // all of them, to be shut down
-	work    drain.Drain    // requests, and connections that no http.Server looks after any more
+	streams streams[*call]
+	work    drain.Drain // requests, and connections that no http.Server looks after any more
 
 	mu      sync.RWMutex
 	budgets map[topology.ServiceName]*balance.Budget // guarded by mu
@@ -148,13 +149,22 @@ func (o *Outbound) handler(where destinationOf) http.Handler {
 func (o *Outbound) serve(w http.ResponseWriter, r *http.Request, where destinationOf) {
 	done, ok := o.work.Add()
 	if !ok {
-		panic(http.ErrAbortHandler) // the server is closed, too
+		ending().write(w, r)
+		return
 	}
 	defer done()
 	q, failure := where(r)
 	ctx, c := o.begin(r, q)
 	ctx, cancel := within(ctx, timeoutOf(r.Header))
 	defer cancel()
+	if isGRPC(r) {
+		ctx, c.endStream = context.WithCancelCause(ctx)
+		defer c.endStream(nil)
+		defer o.streams.leave(c)
+	}
+	if r.ProtoMajor == 2 {
+		c.writer = w
+	}
 	r = r.WithContext(ctx)
 	whole := false
 	defer func() {
@@ -268,9 +278,15 @@ func (o *Outbound) rewrite(p *httputil.ProxyRequest) {
 
 // modifyResponse sees every response before the application does.
 func (o *Outbound) modifyResponse(resp *http.Response) error {
-	callOf(resp.Request.Context()).status = resp.StatusCode
+	ctx := resp.Request.Context()
+	c := callOf(ctx)
+	c.status = resp.StatusCode
 	stripOwn(resp.Header, headerError)
-	stripTrailers(resp)
+	stripTrailers(resp, c)
+	if c.endStream != nil {
+		grpcAnswer(resp, func(err error) *Failure { return o.brokenOff(ctx, c, err) })
+		o.streams.enter(ctx, c)
+	}
 	if len(resp.Trailer) > 0 {
 		resp.Header.Del("Content-Length") // HTTP/2 has both, HTTP/1.1 trailers only without
 	}
@@ -283,6 +299,8 @@ func (o *Outbound) answerError(w http.ResponseWriter, r *http.Request, err error
 	c := callOf(r.Context())
 	if expired(r.Context()) {
 		err = tooLate(c.query, "")
+	} else if errors.Is(context.Cause(r.Context()), errEnding) {
+		err = &Failure{Status: http.StatusBadGateway, Code: CodeAnswerLost, Text: errEnding.Error() + ", and " + host.String(c.query) + " had not answered yet", Err: errEnding}
 	} else if r.Context().Err() != nil {
 		panic(http.ErrAbortHandler)
 	}

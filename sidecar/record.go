@@ -31,7 +31,13 @@ type call struct {
 	hedged  bool // a second try was made beside the first
 	status  int  // 0: none was written
 	failure *Failure
+	// writer is that of a request that came over HTTP/2; nil: another.
+	writer http.ResponseWriter
+	// endStream ends a gRPC call, with what it ends with; nil: it is no gRPC call.
+	endStream context.CancelCauseFunc
 }
+
+func (c *call) hush() { hush(c.writer) }
 
 // event notes a failed attempt on the call's span.
 func (c *call) event(tried choice, out outcome) {
@@ -98,7 +104,7 @@ func (o *Outbound) end(r *http.Request, c *call) {
 
 // tally counts a call for control, if it was to a service that is known.
 func (o *Outbound) tally(c *call) {
-	failed := c.failure != nil || c.status == 0
+	failed := c.failure != nil && c.failure.Code != CodeMoved || c.status == 0
 	counts := c.tally
 	if counts == nil {
 		if c.plan == nil && (c.failure == nil || c.failure.Code != CodeNoCopy) {

@@ -7,6 +7,7 @@ import (
 	"os"
 	"strings"
 	"sync"
+	"time"
 
 	"github.com/isthmus-mesh/isthmus/internal/atomicfile"
 	"github.com/isthmus-mesh/isthmus/internal/ready"
@@ -21,7 +22,12 @@ func (s *Sidecar) Run(ctx context.Context) error {
 	ctx, fail := context.WithCancelCause(ctx)
 	defer fail(nil)
 	// What was accepted outlives ctx by the grace.
-	work, stopWork := context.WithCancel(context.WithoutCancel(ctx))
+	work, endWork := context.WithCancelCause(context.WithoutCancel(ctx))
+	stopWork := func() {
+		endWork(errEnding)
+		s.outbound.streams.hush()
+		s.inbound.streams.hush()
+	}
 	defer stopWork()
 	// What the work needs outlives the work.
 	support, stopSupport := context.WithCancel(context.WithoutCancel(ctx))
@@ -55,7 +61,7 @@ func (s *Sidecar) Run(ctx context.Context) error {
 
 	<-ctx.Done()
 	s.tell(func(c *ready.Checks) { c.Waiting(checkServing, "ending") })
-	s.drain(work)
+	s.drain(work, stopWork)
 	stopWork()
 	serving.Wait()
 	s.outbound.udp.close()
@@ -69,13 +75,24 @@ func (s *Sidecar) Run(ctx context.Context) error {
 	return failed
 }
 
-// drain lets everything in flight end, both ways at once.
-func (s *Sidecar) drain(work context.Context) {
-	grace, cancel := context.WithTimeout(work, s.config.DrainGrace)
+// lastWords is how much of the grace is left for telling those whose requests and streams have not ended by then that they won't.
+const lastWords = time.Second
+
+// drain lets everything in flight end, both ways at once. HTTP/2 connections are told at once to take no more requests (GOAWAY). What is left shortly before
+// the end of the grace hears an answer, or a status of gRPC, in place of what it waits for: that is what stopWork does.
+func (s *Sidecar) drain(work context.Context, stopWork func()) {
+	end, cancel := context.WithTimeout(context.WithoutCancel(work), s.config.DrainGrace)
+	defer cancel()
+	grace, cancel := context.WithTimeout(work, s.config.DrainGrace-min(lastWords, s.config.DrainGrace/2))
 	defer cancel()
 	var wg sync.WaitGroup
 	for _, server := range append(s.outbound.servers, s.inbound.server) {
-		wg.Go(func() { shutdown(grace, server) })
+		wg.Go(func() {
+			if server.Shutdown(grace) != nil {
+				stopWork()
+				shutdown(end, server)
+			}
+		})
 	}
 	wg.Wait()
 	// Connections that are no longer the servers'. What is left at the end of the grace is cut off when work ends.

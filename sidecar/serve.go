@@ -6,6 +6,7 @@ import (
 	"log/slog"
 	"net/http"
 	"net/http/httputil"
+	"sync"
 	"time"
 
 	"github.com/spiffe/go-spiffe/v2/spiffeid"
@@ -32,6 +33,23 @@ type visit struct {
 	span     trace.Span
 	status   int // 0: none was written, or it broke off
 	failure  *Failure
+
+	mu     sync.Mutex
+	writer http.ResponseWriter // guarded by mu; of a request that came over HTTP/2, until it has been served
+}
+
+// hush ends the request's body, unless the request has been served.
+func (v *visit) hush() {
+	v.mu.Lock()
+	defer v.mu.Unlock()
+	hush(v.writer)
+}
+
+// over says that it has.
+func (v *visit) over() {
+	v.mu.Lock()
+	defer v.mu.Unlock()
+	v.writer = nil
 }
 
 type visitKey struct{}
@@ -48,7 +66,9 @@ func (in *Inbound) serve(w http.ResponseWriter, r *http.Request) {
 	}
 	done, ok := in.work.Add()
 	if !ok {
-		panic(http.ErrAbortHandler) // the server is closed, too
+		w.Header().Set(headerOutcome, outcomeUnsent)
+		ending().writePlain(w)
+		return
 	}
 	defer done()
 	a.served.begin(a.from)
@@ -60,6 +80,13 @@ func (in *Inbound) serve(w http.ResponseWriter, r *http.Request) {
 	ctx, cancel := within(context.WithValue(ctx, visitKey{}, v), millisecondsOf(r.Header.Get(headerTimeout)))
 	defer cancel()
 	r = r.WithContext(ctx)
+	if r.ProtoMajor == 2 {
+		v.writer = w
+		defer v.over()
+	}
+	if isGRPC(r) {
+		defer in.streams.leave(v)
+	}
 	whole := false
 	defer func() {
 		if !whole {
@@ -162,7 +189,17 @@ func (in *Inbound) modifyResponse(resp *http.Response) error {
 			resp.Header[name] = values
 		}
 	}
-	stripTrailers(resp)
+	stripTrailers(resp, v)
+	if isGRPC(resp.Request) {
+		ctx := resp.Request.Context()
+		grpcAnswer(resp, func(error) *Failure {
+			if errors.Is(context.Cause(ctx), errEnding) {
+				v.failure = ending()
+			}
+			return v.failure
+		})
+		in.streams.enter(ctx, v)
+	}
 	stream(resp)
 	return nil
 }
@@ -175,6 +212,8 @@ func (in *Inbound) answerError(w http.ResponseWriter, r *http.Request, err error
 	}
 	if expired(r.Context()) {
 		err = &Failure{Status: http.StatusGatewayTimeout, Code: CodeAppLate, Text: "the application behind " + v.service.String() + " did not answer before the caller's deadline", Err: errDeadline}
+	} else if errors.Is(context.Cause(r.Context()), errEnding) {
+		err = &Failure{Status: http.StatusBadGateway, Code: CodeAppBroke, Text: "the sidecar of " + v.service.String() + " ends, and the application had not answered yet", Err: errEnding}
 	} else if r.Context().Err() != nil {
 		panic(http.ErrAbortHandler)
 	}

@@ -13,8 +13,8 @@ import (
 // tendEvery is how often what the application called lately is looked after.
 const tendEvery = 1 * time.Second
 
-// tend looks after what the application called lately, until ctx ends: that copies which do worse than their peers are left alone, and that there is a
-// session to where requests would go next.
+// tend looks after what the application called lately, until ctx ends: that copies which do worse than their peers are left alone, that there is a
+// session to where requests would go next, and that streams leave copies which are drained.
 func (o *Outbound) tend(ctx context.Context) {
 	ticker := time.NewTicker(tendEvery)
 	defer ticker.Stop()
@@ -23,6 +23,7 @@ func (o *Outbound) tend(ctx context.Context) {
 		case <-ticker.C:
 			o.ejectOutliers()
 			o.resolver.keepStandby()
+			o.endDrained()
 		case <-ctx.Done():
 			return
 		}

@@ -45,21 +45,26 @@ func (b *trailerBody) Read(p []byte) (int, error) {
 	return n, err
 }
 
-// stripTrailers takes from an answer's trailers what only the mesh may write. They come when the body has ended.
-func stripTrailers(resp *http.Response) {
+// stripTrailers takes from an answer's trailers what only the mesh may write. They come when the body has ended. One that breaks off ends the
+// request's body, too (hush): nobody takes that any more.
+func stripTrailers(resp *http.Response, request hushable) {
 	stripOwn(resp.Trailer)
 	if resp.StatusCode == http.StatusSwitchingProtocols || resp.Body == http.NoBody {
 		return // no trailers can come, and the body is a connection
 	}
 	if _, held := resp.Body.(*heldBody); !held {
-		resp.Body = &strippedBody{ReadCloser: resp.Body, resp: resp}
+		resp.Body = &strippedBody{ReadCloser: resp.Body, resp: resp, request: request}
 	}
 }
+
+// hushable is a request whose body can be ended.
+type hushable interface{ hush() }
 
 // strippedBody strips the trailers of resp when the body has ended: net/http has set them by then.
 type strippedBody struct {
 	io.ReadCloser
-	resp *http.Response
+	resp    *http.Response
+	request hushable
 }
 
 // Read reads the body.
@@ -67,6 +72,8 @@ func (b *strippedBody) Read(p []byte) (int, error) {
 	n, err := b.ReadCloser.Read(p)
 	if err == io.EOF { // io.Reader's contract is this very value
 		stripOwn(b.resp.Trailer)
+	} else if err != nil {
+		b.request.hush()
 	}
 	return n, err
 }

@@ -213,7 +213,7 @@ func (o *Outbound) tunnel(ctx context.Context, p *plan, ready func(error) (net.C
 	defer span.End()
 	done, ok := o.work.Add()
 	if !ok {
-		_, _ = ready(&Failure{Status: http.StatusServiceUnavailable, Code: CodeNotReady, Text: errEnding.Error(), Err: errEnding}) // fails with just that
+		_, _ = ready(ending()) // fails with just that
 		return
 	}
 	defer done()

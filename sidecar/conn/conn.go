@@ -149,10 +149,18 @@ func NewHandoff(address net.Addr) *Handoff {
 
 // Give hands c over, or closes it when nobody takes it any more.
 func (h *Handoff) Give(c net.Conn) {
+	if !h.Offer(c) {
+		_ = c.Close()
+	}
+}
+
+// Offer hands c over; taken is false when nobody takes it any more.
+func (h *Handoff) Offer(c net.Conn) (taken bool) {
 	select {
 	case h.conns <- c:
+		return true
 	case <-h.closed:
-		_ = c.Close()
+		return false
 	}
 }
 

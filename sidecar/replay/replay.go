@@ -44,6 +44,10 @@ type Body struct {
 	err     error      // guarded by mu; what source ended with
 	current *attempt   // guarded by mu
 	touched bool       // guarded by mu; the present attempt, or the last, has begun to read
+
+	// aside: source is read by a goroutine of its own, so that an attempt that is closed need not wait for what may never come.
+	aside bool
+	room  []byte // guarded by reading; what that reads into
 }
 
 // New returns a Body over source, of which nothing has been read; nil for a nil source. It never closes source: who made it does.
@@ -53,6 +57,16 @@ func New(source io.Reader) *Body {
 	}
 	b := &Body{source: source, whole: true}
 	b.arrived = sync.NewCond(&b.mu)
+	return b
+}
+
+// NewStream returns a Body as New does, over what may say nothing for long. Closing an attempt ends a Read of it that is under way: HTTP/2 clients count on
+// that when what they send to has gone, and otherwise wait for source to say something.
+func NewStream(source io.Reader) *Body {
+	b := New(source)
+	if b != nil {
+		b.aside = true
+	}
 	return b
 }
 
@@ -119,9 +133,15 @@ func (a *attempt) Read(p []byte) (int, error) {
 		case a.offset < len(b.kept):
 			n := copy(p, b.kept[a.offset:])
 			a.offset += n
+			if !b.whole && a.offset == len(b.kept) { // nobody will ask for it again
+				b.kept, a.offset = b.kept[:0], 0
+			}
 			return n, nil
 		case b.err != nil:
 			return 0, b.err
+		case !b.reading && b.aside:
+			b.reading = true
+			go b.readAside()
 		case !b.reading:
 			if n, done := b.read(a, p); done {
 				return n, nil
@@ -158,6 +178,34 @@ func (b *Body) read(a *attempt, p []byte) (n int, done bool) {
 	// Another attempt began while this read was under way: it has not seen these bytes yet.
 	b.kept = append(b.kept, p[:n]...)
 	return 0, false
+}
+
+// How much readAside reads at once: little, as long as little comes. Many streams may be open that say nothing.
+const (
+	firstAside = 1 << 10
+	mostAside  = 16 << 10
+)
+
+// readAside reads once from source, and keeps what came: all, or, above the limit, what no attempt has seen yet.
+func (b *Body) readAside() {
+	if b.room == nil {
+		b.room = make([]byte, firstAside)
+	}
+	n, err := b.source.Read(b.room)
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	if b.whole && len(b.kept)+n > Limit {
+		b.whole = false
+		if a := b.current; a != nil && a.offset == len(b.kept) { // another attempt may have begun meanwhile, which has not seen it yet
+			b.kept, a.offset = nil, 0
+		}
+	}
+	b.kept = append(b.kept, b.room[:n]...)
+	if n == len(b.room) && n < mostAside {
+		b.room = make([]byte, 4*n)
+	}
+	b.reading, b.err = false, err
+	b.arrived.Broadcast()
 }
 
 // Close ends the attempt, not the body.
