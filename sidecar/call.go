@@ -52,6 +52,7 @@ type choice struct {
 	tally     *tally // of its cluster
 	score     *balance.Score
 	probe     bool // the copy is ejected, and this request finds out whether it still has to be
+	anew      bool // likewise, or its place waits for a first answer (failback): it gets nothing else, and its silence until now proves nothing
 }
 
 // next returns the copy to try now: one that is due for a probe, else the best that was not tried yet, else the one that was
@@ -85,7 +86,9 @@ func (s *selection) due() (choice, bool) {
 	}
 	if len(s.plan.trials) > 0 {
 		if i, j, ok := s.plan.try(s.now(), overdue); ok {
-			return s.at(i, j), true
+			c := s.at(i, j)
+			c.anew = true
+			return c, true
 		}
 	}
 	for i := range s.plan.Tiers {
@@ -95,7 +98,7 @@ func (s *selection) due() (choice, bool) {
 		for j := range s.plan.Tiers[i].Candidates {
 			if s.health.Probe(s.now(), s.plan.Tiers[i].Candidates[j].Target, overdue) {
 				c := s.at(i, j)
-				c.probe = true
+				c.probe, c.anew = true, true
 				return c, true
 			}
 		}

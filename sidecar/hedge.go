@@ -73,7 +73,7 @@ func (r *race) calledOff() bool {
 func (f *forwarding) hedged(c choice) (*http.Response, choice, outcome) {
 	r := &f.race
 	r.first, r.off, r.Owner = c, make(chan struct{}), f
-	f.outbound.await(c.candidate.Target, &r.Wait)
+	f.outbound.await(c, &r.Wait)
 	resp, out := f.attempt(c)
 	f.answered()
 	r.mu.Lock()
@@ -114,7 +114,12 @@ func (f *forwarding) answered() {
 }
 
 // await begins the wait for a copy's answer.
-func (o *Outbound) await(t topology.Target, w *balance.Wait) {
+func (o *Outbound) await(c choice, w *balance.Wait) {
+	t := c.candidate.Target
+	if c.anew {
+		o.lookAfter(o.pace.BeginAnew(o.now(), t, w), t)
+		return
+	}
 	look, late, isLate := o.pace.Begin(o.now(), t, w)
 	if isLate {
 		late.Owner.Late(late.Since, late.Certain)

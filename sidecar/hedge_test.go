@@ -15,7 +15,9 @@ import (
 type hedging struct {
 	near, far *ledger
 	silent    atomic.Bool
-	release   func() // lets those go on that the silent copy holds
+	slow      atomic.Bool // the near one answers later than the far one
+	release   func()      // lets those go on that the silent copy holds
+	first     *side       // the near one's
 	caller    *side
 	client    *http.Client
 }
@@ -33,12 +35,16 @@ func newHedging(t *testing.T) *hedging {
 			case <-r.Context().Done():
 			}
 		}
+		if h.slow.Load() {
+			time.Sleep(15 * time.Millisecond)
+		}
 	}}
 	h.far = &ledger{name: "far"}
 	_, a := serveApp(t, h.near.ServeHTTP)
 	_, b := serveApp(t, h.far.ServeHTTP)
 	first, second := w.server(eu, "checkout", topology.HTTP, a), w.server(us, "checkout", topology.HTTP, b)
 	w.gateway("gateway-0", to(second))
+	h.first = first
 	h.caller = w.caller(view{endpoints: []topology.Endpoint{first.endpoint("checkout-0")}, remotes: []topology.Remote{remote(1, second)}}, nil)
 	h.client = h.caller.client()
 	for range 20 { // so that it is known how fast it is
@@ -83,6 +89,40 @@ func TestHedge(t *testing.T) {
 	}
 	if n := h.caller.counter("isthmus_hedges_total", "destination_service=checkout.shop"); n != float64(requests) {
 		t.Errorf("%v hedges of %d requests", n, requests)
+	}
+}
+
+// TestHedgeRecovers: a copy that was silent, and left alone for that, answers again, though slower than the one in its place: whoever tries it waits for
+// it, and it is back at the first try. Were that late from the start, for all the silence before, the other would answer first, and the next try be due
+// after twice the time.
+func TestHedgeRecovers(t *testing.T) {
+	h := newHedging(t)
+	h.first.rehearse(&topology.Drill{ID: "d-1", Ends: time.Now().Add(time.Hour), Left: time.Hour, Silent: true}) // nothing at all comes from it
+	q := topology.Query{Service: checkout, Port: 80}
+	excluded := func() bool {
+		x := h.caller.Explain(t.Context(), q)
+		return x.Rows[len(x.Rows)-1].State == topology.LastResort
+	}
+	for until := time.Now().Add(10 * time.Second); !excluded(); time.Sleep(20 * time.Millisecond) {
+		if time.Now().After(until) {
+			t.Fatal("the silent copy is not left alone")
+		}
+		h.get(t, "x", "far")
+	}
+	h.slow.Store(true)
+	h.first.rehearse(nil)
+	hedges := func() float64 {
+		return h.caller.counter("isthmus_hedges_total", "destination_service=checkout.shop")
+	}
+	before := hedges()
+	for until := time.Now().Add(10 * time.Second); ; time.Sleep(10 * time.Millisecond) {
+		_, body := get(t, h.client, checkoutURL+"?id=y")
+		if n := hedges() - before; n > 0 || time.Now().After(until) {
+			t.Fatalf("it is well, and %v requests that tried it were tried elsewhere, too; answered: %q", n, body)
+		}
+		if strings.HasPrefix(body, "near ") {
+			return
+		}
 	}
 }
 

@@ -8,7 +8,8 @@ type Wait struct {
 	// Owner is told that the answer is overdue.
 	Owner Waiter
 
-	began      time.Time // guarded by of.mu, as all that follows
+	began      time.Time     // guarded by of.mu, as all that follows
+	least      time.Duration // the answer is not overdue before
 	of         *pace
 	in         *waits // the list that it is in; nil: none
 	prev, next *Wait
@@ -37,18 +38,34 @@ func (p *Pace[K]) Begin(now time.Time, k K, w *Wait) (look time.Duration, late L
 	c := p.of(k)
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	w.began, w.of = now, c
+	w.began, w.least, w.of = now, 0, c
 	if c.silent() {
 		c.overdue++
 		c.late.add(w)
 		return 0, Late{w.Owner, c.since, c.overdue > certainAfter}, true
 	}
+	return c.wait(w), Late{}, false
+}
+
+// BeginAnew begins the wait of a request that finds out whether k is still silent. That it was before counts for nothing: who is asked after a while
+// gets the time that its answers take to give one, and silence the time that it has to last to count against it.
+func (p *Pace[K]) BeginAnew(now time.Time, k K, w *Wait) (look time.Duration) {
+	c := p.of(k)
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	w.began, w.least, w.of = now, leastSilence, c
+	c.overdue = 0
+	return c.wait(w)
+}
+
+// wait adds a wait, and returns when somebody has to look at it; 0: somebody will. c.mu is held.
+func (c *pace) wait(w *Wait) (look time.Duration) {
 	c.waiting.add(w)
 	if c.looking {
-		return 0, Late{}, false
+		return 0
 	}
 	c.looking = true
-	return c.patience(), Late{}, false
+	return c.patience()
 }
 
 // End ends a wait.
@@ -72,7 +89,7 @@ func (p *Pace[K]) Look(now time.Time, k K) (late []Late, again time.Duration) {
 	heard := time.Unix(0, c.heard.Load())
 	patience, quiet := c.patience(), c.quiet()
 	for w := c.waiting.first; w != nil; w = c.waiting.first {
-		due, since := w.began.Add(patience), w.began
+		due, since := w.began.Add(max(patience, w.least)), w.began
 		if h := heard.Add(quiet); h.After(due) {
 			due = h
 		}

@@ -167,3 +167,29 @@ func BenchmarkWait(b *testing.B) {
 		p.Heard(start, "a", time.Millisecond)
 	}
 }
+
+// TestWaitAnew: a copy that was silent is asked again. That wait is late by its own time alone, and not before that is long enough to count.
+func TestWaitAnew(t *testing.T) {
+	w := newWaiting(t)
+	w.p.Heard(w.now, "near", time.Millisecond) // what it takes is far less than what counts
+	silent := new(waiter)
+	silent.Owner = silent
+	w.p.Begin(w.now, "near", &silent.Wait)
+	w.after(200)
+	if late, _ := w.p.Look(w.now, "near"); len(late) != 1 || !w.p.Suspect("near") {
+		t.Fatalf("%d late, and suspect: %t", len(late), w.p.Suspect("near"))
+	}
+	w.after(1000)
+	began, r := w.now, new(waiter)
+	r.Owner = r
+	w.p.BeginAnew(w.now, "near", &r.Wait)
+	w.after(100)
+	late, again := w.p.Look(w.now, "near")
+	if len(late) != 0 || again != leastSilence-100*time.Millisecond || w.p.Suspect("near") {
+		t.Errorf("after 100 ms %d are late, and the next look is due in %s", len(late), again)
+	}
+	w.after(50)
+	if late, _ = w.p.Look(w.now, "near"); len(late) != 1 || !late[0].Since.Equal(began) || !w.p.Silent(w.now, "near", late[0].Since) {
+		t.Errorf("after 150 ms: %+v", late)
+	}
+}
