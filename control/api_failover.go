@@ -8,7 +8,7 @@ func (p *present) failoverPolicies() []admin.FailoverPolicy {
 	for i := range p.world.failover {
 		s := &p.world.failover[i]
 		a := admin.FailoverPolicy{
-			Namespace: s.Namespace, Name: s.Name, At: p.world.in.objects.Policies[i].String(), Conditions: conditionsOf(s.Conditions), Clusters: []admin.FailoverRow{},
+			Namespace: s.Namespace, Name: s.Name, At: s.Source.String(), Conditions: conditionsOf(s.Conditions), Clusters: []admin.FailoverRow{},
 		}
 		for _, r := range s.Rows {
 			a.Clusters = append(a.Clusters, admin.FailoverRow{

@@ -64,7 +64,7 @@ type world struct {
 	policing     *policing
 	policyStatus []PolicyStatus   // likewise
 	reigns       []reign          // of the FailoverPolicies, in their order
-	failover     []FailoverStatus // likewise
+	failover     []FailoverStatus // of all of them
 	problems     []Problem        // of objects that don't fit together
 }
 

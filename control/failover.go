@@ -26,6 +26,7 @@ const (
 type FailoverStatus struct {
 	Namespace, Name string
 	Generation      int64
+	Source          Source
 	Conditions      []Condition // Active
 	// Rows are where calls from this cluster go by it, as far as control knows; at most maxFailoverRows.
 	Rows []FailoverRow
@@ -121,7 +122,7 @@ func (w *world) policies(names map[topology.ServiceName]struct{}) map[topology.S
 	return out
 }
 
-// failoverStatus says of each FailoverPolicy what became of it.
+// failoverStatus says of each FailoverPolicy what became of it, ordered by namespace and name.
 func (w *world) failoverStatus() []FailoverStatus {
 	services := make(map[topology.ServiceName]*topology.Service, len(w.callable))
 	for _, s := range w.callable {
@@ -131,10 +132,18 @@ func (w *world) failoverStatus() []FailoverStatus {
 	for _, p := range w.peers {
 		clusters = append(clusters, w.cluster(p))
 	}
+	refused := make(map[string]*RefusedPolicy, len(w.in.objects.Refused))
+	for i := range w.in.objects.Refused {
+		refused[w.in.objects.Refused[i].Object()] = &w.in.objects.Refused[i]
+	}
 	var out []FailoverStatus
 	for i := range w.in.objects.Policies {
 		p, r := &w.in.objects.Policies[i], &w.reigns[i]
-		s := FailoverStatus{Namespace: p.Namespace, Name: p.Name, Generation: p.Generation}
+		s := FailoverStatus{Namespace: p.Namespace, Name: p.Name, Generation: p.Generation, Source: p.Source}
+		if now := refused[p.Object()]; now != nil { // what is said is said of what stands there now
+			s.Generation = now.Generation
+			delete(refused, p.Object())
+		}
 		some := false
 		for _, name := range r.services {
 			rows, used := w.failoverRows(services[name], clusters)
@@ -151,6 +160,15 @@ func (w *world) failoverStatus() []FailoverStatus {
 		}
 		out = append(out, s)
 	}
+	for _, p := range refused {
+		out = append(out, FailoverStatus{
+			Namespace: p.Namespace, Name: p.Name, Generation: p.Generation, Source: p.Source,
+			Conditions: []Condition{{Type: conditionActive, Status: False, Reason: reasonInvalid, Message: "no version of it is known that is understood: " + p.Reason}},
+		})
+	}
+	slices.SortFunc(out, func(a, b FailoverStatus) int {
+		return cmp.Or(cmp.Compare(a.Namespace, b.Namespace), cmp.Compare(a.Name, b.Name))
+	})
 	return out
 }
 

@@ -173,6 +173,14 @@ type FailoverPolicy struct {
 	Policy     topology.Policy
 }
 
+// RefusedPolicy is a FailoverPolicy that is not understood.
+type RefusedPolicy struct {
+	Meta
+
+	Generation int64 // as of a ServiceExport
+	Reason     string
+}
+
 // PolicyTarget is a service that a policy is for, named as ServiceImport or as Service; both mean the same calls. Or it is the policy's own
 // Namespace: all services in it that no policy names.
 type PolicyTarget struct {

@@ -37,12 +37,14 @@ type Objects struct {
 	Exports   []ServiceExport
 	Peers     []ClusterPeer
 	Policies  []FailoverPolicy
-	Domains   []FederatedTrustDomain
-	Access    []AccessPolicy
-	Quotas    []QuotaPolicy
-	Outside   Outside
-	Network   Network
-	Problems  []Problem
+	// Refused are the FailoverPolicies that are not understood as they stand. Of those that were before, Policies has that version.
+	Refused  []RefusedPolicy
+	Domains  []FederatedTrustDomain
+	Access   []AccessPolicy
+	Quotas   []QuotaPolicy
+	Outside  Outside
+	Network  Network
+	Problems []Problem
 }
 
 // Outside is where other clusters reach this one, as far as the registry knows it better than the programs do: by the load balancers in

@@ -3,11 +3,13 @@ package kube
 import (
 	"cmp"
 	"sort"
+	"strings"
 
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/types"
 	mcsv1beta1 "sigs.k8s.io/mcs-api/pkg/apis/v1beta1"
 
+	meshv1alpha1 "github.com/isthmus-mesh/isthmus/api/mesh/v1alpha1"
 	"github.com/isthmus-mesh/isthmus/control"
 	"github.com/isthmus-mesh/isthmus/control/manifest"
 )
@@ -50,7 +52,9 @@ func convert(now *reading, last memory) (*control.Objects, memory) {
 	c.out.Slices = copies.slices()
 	each(c, mcsv1beta1.ServiceExportKindName, present(now.exports), func(v conversion) { c.out.Exports = append(c.out.Exports, *v.value.Export) })
 	each(c, peerKind, present(now.peers), func(v conversion) { c.out.Peers = append(c.out.Peers, *v.value.Peer) })
-	each(c, failoverKind, present(now.policies), func(v conversion) { c.out.Policies = append(c.out.Policies, *v.value.Policy) })
+	policies := present(now.policies)
+	each(c, failoverKind, policies, func(v conversion) { c.out.Policies = append(c.out.Policies, *v.value.Policy) })
+	c.refused(policies)
 	// What refuses does so until it is gone.
 	each(c, accessKind, now.access, func(v conversion) { c.out.Access = append(c.out.Access, *v.value.Access) })
 	each(c, quotaKind, now.quotas, func(v conversion) { c.out.Quotas = append(c.out.Quotas, *v.value.Quota) })
@@ -74,6 +78,7 @@ func convert(now *reading, last memory) (*control.Objects, memory) {
 	byName(c.out.Peers, func(o *control.ClusterPeer) *control.Meta { return &o.Meta })
 	byName(c.out.Domains, func(o *control.FederatedTrustDomain) *control.Meta { return &o.Meta })
 	byName(c.out.Policies, func(o *control.FailoverPolicy) *control.Meta { return &o.Meta })
+	byName(c.out.Refused, func(o *control.RefusedPolicy) *control.Meta { return &o.Meta })
 	byName(c.out.Access, func(o *control.AccessPolicy) *control.Meta { return &o.Meta })
 	byName(c.out.Quotas, func(o *control.QuotaPolicy) *control.Meta { return &o.Meta })
 	return c.out, c.next
@@ -95,6 +100,22 @@ func each[T any, P interface {
 		c.out.Problems = append(c.out.Problems, v.problems...)
 		if v.good {
 			use(v)
+		}
+	}
+}
+
+// refused notes the FailoverPolicies that were converted and are not understood: an object says itself what is wrong with it.
+func (c *converter) refused(in []meshv1alpha1.FailoverPolicy) {
+	for i := range in {
+		p := &in[i]
+		var reasons []string
+		for _, problem := range c.next[object{failoverKind, p.Namespace, p.Name}].problems {
+			reasons = append(reasons, problem.Reason)
+		}
+		if reasons != nil {
+			c.out.Refused = append(c.out.Refused, control.RefusedPolicy{
+				Meta: control.Meta{Kind: failoverKind, Namespace: p.Namespace, Name: p.Name}, Generation: p.Generation, Reason: strings.Join(reasons, "; "),
+			})
 		}
 	}
 }

@@ -177,6 +177,42 @@ func TestLastGoodVersionStays(t *testing.T) {
 	}
 }
 
+// TestRefusedPolicies: what is not understood is told on the object itself, with the version that was looked at, whether or not an earlier one is in force.
+func TestRefusedPolicies(t *testing.T) {
+	policy := func(version string, generation int64, tiers ...string) meshv1alpha1.FailoverPolicy {
+		p := meshv1alpha1.FailoverPolicy{}
+		p.Namespace, p.Name, p.UID, p.ResourceVersion, p.Generation = "shop", "web", "1", version, generation
+		p.Spec.TargetRefs = []meshv1alpha1.TargetRef{{Kind: "Service", Name: "web"}}
+		for _, name := range tiers {
+			p.Spec.Tiers = append(p.Spec.Tiers, meshv1alpha1.FailoverTier{Name: name})
+		}
+		return p
+	}
+	refused := func(generation int64) []control.RefusedPolicy {
+		return []control.RefusedPolicy{{
+			Meta: control.Meta{Kind: failoverKind, Namespace: "shop", Name: "web"}, Generation: generation,
+			Reason: `spec.tiers[1].match: can't match: tier "a" before it takes all that it would`,
+		}}
+	}
+	var memory memory
+	for _, step := range []struct {
+		now      meshv1alpha1.FailoverPolicy
+		policies int
+		refused  []control.RefusedPolicy
+	}{
+		{policy("1", 1, "a", "b"), 0, refused(1)},
+		{policy("2", 2, "a"), 1, nil},
+		{policy("3", 3, "a", "b"), 1, refused(3)},
+		{policy("3", 3, "a", "b"), 1, refused(3)}, // not looked at again
+	} {
+		var out *control.Objects
+		out, memory = convert(&reading{policies: []meshv1alpha1.FailoverPolicy{step.now}}, memory)
+		if diff := cmp.Diff(step.refused, out.Refused); diff != "" || len(out.Policies) != step.policies {
+			t.Errorf("version %s: %d in force (want %d), refused (-want +got)\n%s", step.now.ResourceVersion, len(out.Policies), step.policies, diff)
+		}
+	}
+}
+
 func TestWithdrawnCountsAtOnce(t *testing.T) {
 	export, peer, service := exportFor("web"), peerOf("us"), serviceOf("web", nil, 80)
 	now := &reading{
