@@ -194,7 +194,7 @@ func TestRefusedPolicies(t *testing.T) {
 			Reason: `spec.tiers[1].match: can't match: tier "a" before it takes all that it would`,
 		}}
 	}
-	var memory memory
+	_, last := convert(new(reading), nil)
 	for _, step := range []struct {
 		now      meshv1alpha1.FailoverPolicy
 		policies int
@@ -206,7 +206,7 @@ func TestRefusedPolicies(t *testing.T) {
 		{policy("3", 3, "a", "b"), 1, refused(3)}, // not looked at again
 	} {
 		var out *control.Objects
-		out, memory = convert(&reading{policies: []meshv1alpha1.FailoverPolicy{step.now}}, memory)
+		out, last = convert(&reading{policies: []meshv1alpha1.FailoverPolicy{step.now}}, last)
 		if diff := cmp.Diff(step.refused, out.Refused); diff != "" || len(out.Policies) != step.policies {
 			t.Errorf("version %s: %d in force (want %d), refused (-want +got)\n%s", step.now.ResourceVersion, len(out.Policies), step.policies, diff)
 		}
