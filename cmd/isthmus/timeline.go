@@ -227,7 +227,10 @@ func evidenceText(all []admin.TimelineEvidence) string {
 		if e.Endpoint != "" {
 			place += "/" + e.Endpoint
 		}
-		parts = append(parts, strings.TrimSpace(place+" "+topology.Reason{Cause: topology.Cause(e.Cause), Detail: e.Detail}.String()))
+		part := strings.TrimSpace(place + " " + topology.Reason{Cause: topology.Cause(e.Cause), Detail: e.Detail}.String())
+		if !slices.Contains(parts, part) { // a limit is told of each copy that it holds for
+			parts = append(parts, part)
+		}
 	}
 	return strings.Join(parts, "; ")
 }

@@ -20,7 +20,7 @@ func TestTimeline(t *testing.T) {
 		{
 			ID: 1, At: at, Cluster: "eu", Kind: admin.EventTurn, Service: "checkout.shop", Port: 80, Callers: []string{"sidecar/shop/web"}, Count: 4,
 			Before: map[string]float64{"eu": 1}, After: map[string]float64{"eu": 0.3, "us": 0.7},
-			Evidence: []admin.TimelineEvidence{{Cluster: "eu", Endpoint: "checkout-0", Cause: "ejected", Detail: "3 resets in a row"}, {Cause: "spill", Detail: "30 % healthy"}, {Cluster: "ap", Cause: "gone"}},
+			Evidence: []admin.TimelineEvidence{{Cluster: "eu", Endpoint: "checkout-0", Cause: "ejected", Detail: "3 resets in a row"}, {Cause: "spill", Detail: "30 % healthy"}, {Cause: "spill", Detail: "30 % healthy"}, {Cluster: "ap", Cause: "gone"}},
 		},
 		{ID: 2, At: at.Add(2 * time.Second), Cluster: "eu", Kind: admin.EventTurn, Service: "checkout.shop", Callers: []string{"sidecar/shop/web"}, Count: 1, Before: map[string]float64{"us": 1}},
 	}}})
