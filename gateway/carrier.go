@@ -31,6 +31,8 @@ type carrier interface {
 	close(code quic.ApplicationErrorCode, why string)
 	// wait returns when all that the carrier runs has ended. After close.
 	wait()
+	// refused is closed when the peer's machine says that nobody listens there; nil where that shows otherwise.
+	refused() <-chan struct{}
 	state() tls.ConnectionState // of the connection with the control stream
 	remote() net.Addr
 	counts() counts
@@ -64,9 +66,13 @@ func reset(s lane, code quic.StreamErrorCode) {
 type quicCarrier struct {
 	*quic.Conn
 
+	nobody chan struct{} // see refused
+	refuse func()        // closes it
+
 	// The peer's address. Conn.RemoteAddr is none to ask later: it reads what quic-go sets anew, without a lock, when the
 	// connection moves to another path (quic-go 0.65, Conn.switchToNewPath). No path that is dialed changes the peer's address.
-	peer  net.Addr
+	peer net.Addr
+
 	paths paths
 	wg    sync.WaitGroup
 	free  func() // what the connection was made with
@@ -103,6 +109,8 @@ func (c *quicCarrier) wait() {
 	c.wg.Wait()
 	c.once.Do(c.free)
 }
+
+func (c *quicCarrier) refused() <-chan struct{} { return c.nobody }
 
 func (c *quicCarrier) state() tls.ConnectionState { return c.ConnectionState().TLS }
 func (c *quicCarrier) remote() net.Addr           { return c.peer }

@@ -32,4 +32,5 @@ var (
 	errUnwanted = errors.New("no longer in the configuration")
 	errRemoved  = errors.New("the cluster is no longer a peer")
 	errDead     = errors.New("nothing was heard")
+	errRefused  = errors.New("nobody listens there")
 )

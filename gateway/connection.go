@@ -132,6 +132,8 @@ func (c *connection) run(ctx context.Context, l life) error {
 				code = closeShutdown
 			}
 			return c.close(code, context.Cause(ctx))
+		case <-c.conn.refused():
+			return c.close(closeDead, errRefused)
 		case <-c.conn.Context().Done():
 			return context.Cause(c.conn.Context())
 		}

@@ -167,7 +167,18 @@ func (l *link) dialQUIC(dialing context.Context, gw topology.Gateway, policy tru
 	if err != nil {
 		return nil, fmt.Errorf("resolve: %w", err)
 	}
-	packets, transport, err := g.newTransport()
+	dialing, stop := context.WithCancelCause(dialing)
+	defer stop(nil)
+	c := &quicCarrier{nobody: make(chan struct{})}
+	c.refuse = sync.OnceFunc(func() { close(c.nobody) })
+	open := func() (net.PacketConn, *quic.Transport, error) {
+		return g.newTransport(func() {
+			c.refuse()
+			stop(errRefused)
+			l.refused(gw.QUIC)
+		})
+	}
+	packets, transport, err := open()
 	if err != nil {
 		return nil, err
 	}
@@ -186,10 +197,10 @@ func (l *link) dialQUIC(dialing context.Context, gw topology.Gateway, policy tru
 	}
 	watch(transport.Conn, conn)
 	g.windows.assign(conn, l.cluster)
-	c := &quicCarrier{Conn: conn, peer: conn.RemoteAddr(), paths: paths{conn: conn, open: g.newTransport, sockets: [2]*quic.Transport{transport}, onMove: func(moved bool) {
+	c.Conn, c.peer, c.paths = conn, conn.RemoteAddr(), paths{conn: conn, open: open, sockets: [2]*quic.Transport{transport}, onMove: func(moved bool) {
 		g.metrics.moved(l.cluster, moved)
 		l.log.DebugContext(conn.Context(), "bulk is slow: trying another path", "peer_gateway", gw.ID, "moved", moved)
-	}}}
+	}}
 	c.free = func() {
 		g.windows.release(conn)
 		c.paths.close()
@@ -199,11 +210,13 @@ func (l *link) dialQUIC(dialing context.Context, gw topology.Gateway, policy tru
 }
 
 // newTransport opens a socket for a connection. Each has its own: its own queue in the kernel, and when a path fails another one, perhaps on
-// another path.
-func (g *Gateway) newTransport() (net.PacketConn, *quic.Transport, error) {
+// another path. refused is called when the peer's machine says that nobody listens there.
+func (g *Gateway) newTransport(refused func()) (net.PacketConn, *quic.Transport, error) {
 	packets, err := g.cfg.DialPacket()
 	if err != nil {
 		return nil, nil, fmt.Errorf("open a socket: %w", err)
 	}
-	return packets, &quic.Transport{Conn: g.socket.prepare(packets)}, nil
+	prepared := g.socket.prepare(packets)
+	listen(prepared, refused)
+	return packets, &quic.Transport{Conn: prepared}, nil
 }

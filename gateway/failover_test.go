@@ -1,9 +1,11 @@
 package gateway
 
 import (
+	"context"
 	"errors"
 	"io"
 	"net"
+	"slices"
 	"sync"
 	"testing"
 	"testing/synctest"
@@ -111,6 +113,32 @@ func TestFirstBytesAreReplayed(t *testing.T) {
 			})
 		}
 		wg.Wait()
+	})
+}
+
+// TestNobodyListens: what one connection hears of a gateway's address is true of all that lead there, and of no other.
+func TestNobodyListens(t *testing.T) {
+	inBubble(t, func(w *world) {
+		t := w.t
+		eu, _ := twoClusters(w, 2)
+		l := (*eu.links.Load())[clusterName("us")]
+		conns := slices.Clone(l.live())
+		dead := conns[slices.IndexFunc(conns, func(c *connection) bool { return c.gateway.QUIC != "" })].gateway.QUIC
+		l.refused(dead)
+		synctest.Wait()
+		ended := 0
+		for _, c := range conns {
+			wants := c.gateway.QUIC == dead
+			if wants {
+				ended++
+			}
+			if err := context.Cause(c.conn.Context()); (err != nil) != wants {
+				t.Errorf("%s over %s: %v", c.gateway.ID, c.conn.transport(), err)
+			}
+		}
+		if ended < 2 || ended == len(conns) {
+			t.Fatalf("%d of %d connections led there", ended, len(conns))
+		}
 	})
 }
 

@@ -255,6 +255,16 @@ func (l *link) pick(service topology.ServiceName, tried []*connection) (*connect
 	}
 }
 
+// refused ends the QUIC connections to an address where nobody listens: each would hear so itself, but a machine says that seldom (Linux six times at
+// once, and then once a second).
+func (l *link) refused(address string) {
+	for _, c := range l.live() {
+		if q, ok := c.conn.(*quicCarrier); ok && c.gateway.QUIC == address {
+			q.refuse()
+		}
+	}
+}
+
 // novelty is how often c's transport was tried. One that has no way ready counts as tried: it would be late.
 func novelty(c *connection, tried []*connection) int64 {
 	if len(tried) == 0 {

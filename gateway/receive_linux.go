@@ -57,6 +57,8 @@ type receiver struct {
 	next   int // of bursts, to be cut
 	at     int // of its bytes
 
+	refusals *refusals // nil: nobody wants to hear of them
+
 	mu       sync.Mutex
 	conns    []served                    // guarded by mu
 	backlogs map[netip.AddrPort]*backlog // guarded by mu; by the peer's address
@@ -83,6 +85,9 @@ func (r *receiver) ReadBatch(messages []ipv4.Message, flags int) (n int, err err
 	if r.next == len(r.bursts) {
 		r.bursts, r.next, r.at = r.bursts[:burstsAtOnce], 0, 0
 		got, err := r.batch.ReadBatch(r.bursts, flags)
+		for err != nil && r.pending(err) {
+			got, err = r.batch.ReadBatch(r.bursts, flags)
+		}
 		r.bursts = r.bursts[:max(got, 0)]
 		if err != nil || got == 0 {
 			return 0, err

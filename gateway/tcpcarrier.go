@@ -120,6 +120,7 @@ func (c *tcpCarrier) shake(ctx context.Context, config *tls.Config) (*tls.Conn, 
 }
 
 func (c *tcpCarrier) transport() string          { return transportTCP }
+func (c *tcpCarrier) refused() <-chan struct{}   { return nil } // the connection is reset
 func (c *tcpCarrier) control() (lane, error)     { return c.ctl, nil }
 func (c *tcpCarrier) Context() context.Context   { return c.ctx }
 func (c *tcpCarrier) state() tls.ConnectionState { return c.cs }

@@ -93,6 +93,13 @@ func (s *socket) prepare(c net.PacketConn) net.PacketConn {
 	return newReceiver(u)
 }
 
+// listen has told called when a peer's machine says that nobody listens where a socket that was prepared sends to.
+func listen(packets net.PacketConn, told func()) {
+	if r, ok := packets.(*receiver); ok {
+		r.listen(told)
+	}
+}
+
 // watch tells a socket that was prepared which connection it serves, so that it gives no more packets than that takes.
 func watch(packets net.PacketConn, c *quic.Conn) {
 	if r, ok := packets.(*receiver); ok {
