@@ -242,8 +242,9 @@ func (f *forwarding) overdue(c choice, since time.Time) {
 	o.failed(t, balance.Broken, fmt.Errorf("%w: %s", errOverdue, f.now().Sub(since).Round(time.Millisecond)))
 }
 
-// leave tells those that wait for a copy that it is given up.
+// leave tells those that wait for a copy, or for a session to it, that it is given up.
 func (o *Outbound) leave(t topology.Target) {
+	o.sessions.Leave(t)
 	for _, l := range o.pace.Leave(o.now(), t) {
 		l.Owner.Late(l.Since, l.Certain)
 	}

@@ -1,7 +1,10 @@
 package sidecar
 
 import (
+	"errors"
+	"net"
 	"net/netip"
+	"strings"
 	"testing"
 	"time"
 
@@ -34,6 +37,42 @@ func TestStandby(t *testing.T) {
 	}
 	if n := g.streams(); n != 1 {
 		t.Errorf("%d streams: the standby session was not used", n)
+	}
+}
+
+// TestLeftWhileDialing: a request that waits for a session to a copy that is given up meanwhile goes elsewhere, whatever its method: nothing of it was
+// sent.
+func TestLeftWhileDialing(t *testing.T) {
+	w := newWorld(t)
+	far := &ledger{name: "far"}
+	_, b := serveApp(t, far.ServeHTTP)
+	_, a := serveApp(t, far.ServeHTTP)
+	mute, err := net.Listen("tcp", "127.0.0.1:0") // takes connections, and says nothing
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = mute.Close() })
+	near := w.server(eu, "checkout", topology.HTTP, a).endpoint("checkout-0")
+	near.Address = netip.MustParseAddrPort(mute.Addr().String())
+	second := w.server(us, "checkout", topology.HTTP, b)
+	w.gateway("gateway-0", to(second))
+	caller := w.caller(view{endpoints: []topology.Endpoint{near}, remotes: []topology.Remote{remote(1, second)}}, nil)
+	answered := make(chan string, 1)
+	go func() {
+		_, body := post(t, caller.client(), checkoutURL+"?id=1")
+		answered <- body
+	}()
+	c, err := mute.Accept()
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() { _ = c.Close() }()
+	caller.outbound.failed(topology.Target{Service: checkout, Port: 80, Cluster: cluster("eu"), Endpoint: "checkout-0"}, balance.Refused, errors.New("gone"))
+	if body := <-answered; !strings.HasPrefix(body, "far ") {
+		t.Errorf("answered %q", body)
+	}
+	if n := caller.counter("isthmus_session_dials_total", "result=failed"); n != 0 {
+		t.Error("it waited until the session could not be opened")
 	}
 }
 

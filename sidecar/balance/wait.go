@@ -96,7 +96,8 @@ func (p *Pace[K]) Look(now time.Time, k K) (late []Late, again time.Duration) {
 		if heard.After(since) {
 			since = heard
 		}
-		if due.After(now) {
+		// Where several wait in vain, all do: those that come now don't wait either (Begin).
+		if due.After(now) && c.overdue < certainAfter {
 			again = max(due.Sub(now), time.Millisecond)
 			break
 		}

@@ -98,6 +98,29 @@ func TestWaitSilence(t *testing.T) {
 	}
 }
 
+// TestWaitMany: once several wait in vain, all that wait hear so, however lately they began.
+func TestWaitMany(t *testing.T) {
+	w := newWaiting(t)
+	_, look := w.begin()
+	w.after(10)
+	second, _ := w.begin()
+	w.now = w.now.Add(look - 20*time.Millisecond)
+	late, _ := w.begin()
+	w.after(10)
+	w.look(1, 10*time.Millisecond) // one may be chance
+	if _, again := w.begin(); again != 0 {
+		t.Error("looked at twice")
+	}
+	w.after(10)
+	w.look(2, 0)
+	if second.told != 1 || late.told != 1 || second.certain || !late.certain {
+		t.Errorf("told %d and %d times", second.told, late.told)
+	}
+	if next, _ := w.begin(); !next.certain {
+		t.Error("four are no proof")
+	}
+}
+
 // TestWaitHeard: what is slow at a copy that answers others is not late.
 func TestWaitHeard(t *testing.T) {
 	w := newWaiting(t)

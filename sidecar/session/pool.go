@@ -61,8 +61,9 @@ type Pool struct {
 
 type dial struct {
 	done   chan struct{}
-	err    error // once done
-	wanted bool  // guarded by the pool's mu; a request waits for it, or traffic asked for it: failing proves something
+	err    error         // once done
+	left   chan struct{} // guarded by the pool's mu; closed when who waits for it is to go elsewhere
+	wanted bool          // guarded by the pool's mu; a request waits for it, or traffic asked for it: failing proves something
 }
 
 // InFlight returns how many requests the pool carries, those that wait for a session included.
@@ -77,6 +78,9 @@ func (p *Pool) Ready() bool {
 
 // ErrCalledOff is what Acquire returns when its caller has lost interest.
 var ErrCalledOff = errors.New("session: called off")
+
+// ErrLeft is what those hear who wait for a session to a place that is given up meanwhile.
+var ErrLeft = errors.New("session: given up meanwhile")
 
 // Acquire returns a session, opening one if there is none. The caller makes one RoundTrip on it. It waits until ctx ends or off is closed, which
 // may be nil.
@@ -96,12 +100,15 @@ func (p *Pool) Acquire(ctx context.Context, off <-chan struct{}) (*Requests, err
 		}
 		d := p.start(ctx)
 		d.wanted = true
+		left := d.left
 		p.mu.Unlock()
 		select {
 		case <-d.done:
 			if d.err != nil {
 				return nil, d.err
 			}
+		case <-left:
+			return nil, &Error{balance.Broken, ErrLeft}
 		case <-ctx.Done():
 			return nil, ctx.Err()
 		case <-off:
@@ -194,7 +201,7 @@ func (p *Pool) start(ctx context.Context) *dial {
 	if p.dial != nil {
 		return p.dial
 	}
-	d := &dial{done: make(chan struct{})}
+	d := &dial{done: make(chan struct{}), left: make(chan struct{})}
 	p.dial = d
 	to := p.to
 	p.set.dials.Go(func() {
@@ -226,6 +233,16 @@ func (p *Pool) opened(d *dial, s *Requests, err error) (wanted bool) {
 	s.pool = p
 	p.sessions = append(p.sessions, s)
 	return d.wanted
+}
+
+// leave sends those elsewhere that wait for a session. The dial goes on: who comes later may wait for it again.
+func (p *Pool) leave() {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if p.dial != nil {
+		close(p.dial.left)
+		p.dial.left = make(chan struct{})
+	}
 }
 
 // Condemn takes a session out of use: what it leads to answers for nobody. Its requests in flight go on.

@@ -409,6 +409,39 @@ func TestDialsAreShared(t *testing.T) {
 	})
 }
 
+// TestLeave: who waits for a session to a place that is given up hears so at once; who comes later may wait for it.
+func TestLeave(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		b := newBench(t, ok)
+		b.set.Leave(b.to.Target()) // nobody waits
+		b.freeze.Store(true)
+		left := make(chan error)
+		begun := time.Now()
+		go func() {
+			_, err := b.get()
+			left <- err
+		}()
+		synctest.Wait()
+		b.set.Leave(topology.Target{Service: checkout, Port: 81})
+		b.set.Leave(b.to.Target())
+		if err := <-left; !errors.Is(err, ErrLeft) || time.Since(begun) != 0 {
+			t.Errorf("got %v after %s", err, time.Since(begun))
+		}
+		go func() {
+			_, err := b.get()
+			left <- err
+		}()
+		if err := <-left; errors.Is(err, ErrLeft) || time.Since(begun) != openTimeout {
+			t.Errorf("who comes later got %v after %s", err, time.Since(begun))
+		}
+		b.freeze.Store(false)
+		b.mustGet()
+		if n := b.set.Pool(b.to).InFlight(); n != 0 {
+			t.Errorf("%d in flight", n)
+		}
+	})
+}
+
 // TestFull: more requests than streams wait; none is refused, and nothing is left behind.
 func TestFull(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {

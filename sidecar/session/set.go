@@ -13,6 +13,7 @@ import (
 	"go.opentelemetry.io/otel/trace"
 
 	"github.com/isthmus-mesh/isthmus/sidecar/balance"
+	"github.com/isthmus-mesh/isthmus/topology"
 )
 
 // tendEvery is how often sessions are looked after.
@@ -64,6 +65,17 @@ func (s *Set) Pool(to Destination) *Pool {
 	p.to = to
 	p.mu.Unlock()
 	return p
+}
+
+// Leave says that a place is given up: who waits for a session to it goes elsewhere, since nothing of his request was sent.
+func (s *Set) Leave(t topology.Target) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for k, p := range s.pools {
+		if k.target == t {
+			p.leave()
+		}
+	}
 }
 
 // Run looks after the sessions until ctx ends; then it closes them all and returns when every dial has ended.
