@@ -28,6 +28,7 @@ type connection struct {
 	active   atomic.Int64 // streams
 	released atomic.Int64 // when the last one ended, Unix nanoseconds
 	draining atomic.Bool  // no new streams
+	stays    atomic.Bool  // its streams can't be moved
 	aged     atomic.Bool  // new streams only where there is no other way: a successor is on its way
 }
 

@@ -12,6 +12,8 @@
 // later. A stream takes the connection with the fewest; until its far gateway has answered it can be moved to another one,
 // because its first bytes are kept. Its answer is never waited for before bytes are sent on.
 //
+// A stream that turns out to be bulk goes on over TCP, where that carries it better (move.go).
+//
 // Ways in. A stream from a gateway of a known peer goes to a copy of a service that the own cluster exports to that peer, and
 // nowhere else: never to a third cluster, so there can be no loop.
 //

@@ -7,6 +7,7 @@ import (
 	"net"
 	"os"
 	"slices"
+	"sync"
 	"sync/atomic"
 	"time"
 
@@ -25,6 +26,9 @@ type incoming struct {
 	peer   trust.Peer
 	end    func(quic.ApplicationErrorCode, string)
 	silent atomic.Int64 // streams that were reset because their preamble hadn't come
+
+	mu      sync.Mutex
+	streams map[uint64]*linkStream // guarded by mu: those that may move, by ID
 }
 
 // reset ends a stream that says nothing, and the connection when there were too many of them.
@@ -110,7 +114,9 @@ func (g *Gateway) serveExport(ctx context.Context, from *incoming, stream lane, 
 			way: func() (*datagramLink, uint64) { return g.datagramWay(from.conn, stream) },
 		})
 	} else {
+		forget := from.carries(stream, far)
 		_, err = relay.Pipe(ctx, far, near)
+		forget()
 	}
 	if err != nil {
 		g.metrics.broke(who)

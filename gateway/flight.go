@@ -352,6 +352,8 @@ func (f *flight) claim(a *attempt, reply preamble.Reply) error {
 		lane: a.stream, received: f.received, sent: f.sent, in: flow{of: a.c.bulk}, out: flow{of: a.c.bulk}, closed: f.fin,
 		hauls: f.link.hauls.of(f.service),
 	}
+	won := f.won
+	won.relocate = func() { f.link.relocate(won, a.c) }
 	f.carrier, f.path = a.c, reply.Path
 	f.forget(a)
 	f.settle()

@@ -45,6 +45,8 @@ type Gateway struct {
 	ofCallers shares[spiffeid.ID]          // and those that callers here opened
 	silent    shares[topology.ClusterName] // streams that peer clusters opened and that aren't carried yet
 	shaking   shaking                      // handshakes over TCP
+	movables  movables
+	moves     shares[topology.ClusterName] // connections over TCP on which peer clusters are about to move a stream
 	warm      shares[topology.ClusterName] // connections over TCP that peer clusters may use for a stream
 	callers   atomic.Int64                 // connections of sidecars now
 	wg        sync.WaitGroup

@@ -18,65 +18,111 @@ import (
 
 // linkStream is one stream of a link, past its opening.
 type linkStream struct {
-	lane
+	lane           // the first; there may be another one (move)
 	received, sent prometheus.Counter
 	in, out        flow
 	inRun, outRun  run
 	hauls          *atomic.Int64 // when the service has moved bulk; nil: nobody asks
+	relocate       func()        // called when it turns out to be bulk; nil: it stays
+
+	inlet   lane                 // of the reader: where it reads, once that is not the first lane
+	writing sync.Mutex           // held while something is written; nobody waits for it
+	onward  atomic.Pointer[move] // what is written is to go there
 
 	mu      sync.Mutex
-	closed  bool // guarded by mu: the sending half was ended or reset
+	outlet  lane  // changed with mu and writing held: where it writes, once that is not the first lane
+	moving  *move // guarded by mu
+	closed  bool  // guarded by mu: the sending half was ended or reset
+	gone    bool  // guarded by mu: both halves were
 	drained atomic.Bool
 }
 
 func (s *linkStream) Read(p []byte) (int, error) {
-	n, err := s.lane.Read(p)
+	from := s.inlet
+	if from == nil {
+		from = s.lane
+	}
+	n, err := from.Read(p)
 	s.received.Add(float64(n))
 	s.in.add(n)
-	if s.inRun.add(n, &s.outRun) {
-		s.haul()
-	}
+	s.ran(s.inRun.add(n, &s.outRun))
 	if errors.Is(err, io.EOF) {
-		s.drained.Store(true)
+		if s.inlet != nil {
+			s.drained.Store(true)
+			return n, err
+		}
+		there, broken := s.elsewhere()
+		switch {
+		case broken != nil:
+			return n, broken
+		case there == nil:
+			return n, err
+		}
+		s.inlet = there
+		if n > 0 {
+			return n, nil
+		}
+		return s.Read(p)
 	}
 	return n, err
 }
 
 func (s *linkStream) Write(p []byte) (int, error) {
-	n, err := s.lane.Write(p)
+	s.writing.Lock()
+	n, err := s.writes().Write(p)
 	s.sent.Add(float64(n))
 	s.out.add(n)
-	if s.outRun.add(n, &s.inRun) {
-		s.haul()
-	}
+	s.ran(s.outRun.add(n, &s.inRun))
+	s.writing.Unlock()
+	s.hurry()
 	return n, err
 }
 
-func (s *linkStream) haul() {
-	if s.hauls != nil {
+// writes returns where is written. writing is held.
+func (s *linkStream) writes() lane {
+	if s.outlet != nil {
+		return s.outlet
+	}
+	return s.lane
+}
+
+// ran takes in that so many bytes went one way without a turn, another bulkPiece of them.
+func (s *linkStream) ran(bytes uint64) {
+	if bytes == 0 {
+		return
+	}
+	if bytes >= bulkRun && s.hauls != nil {
 		s.hauls.Store(time.Now().UnixNano())
+	}
+	if s.relocate != nil {
+		s.relocate()
 	}
 }
 
 // CloseWrite sends the end of what was written. Like Write, it must not be called while a Write is under way.
 func (s *linkStream) CloseWrite() error {
-	if ended, err := s.closeWrite(); ended || err != nil {
+	s.writing.Lock()
+	to := s.writes()
+	ended, err := s.closeWrite(to)
+	s.writing.Unlock()
+	s.hurry()
+	if ended || err != nil {
 		return err
 	}
-	if t, ok := s.lane.(*tcpStream); ok {
+	if t, ok := to.(*tcpStream); ok {
 		return t.flushed() // while it counts among those that are carried
 	}
 	return nil
 }
 
-func (s *linkStream) closeWrite() (before bool, err error) {
+func (s *linkStream) closeWrite(to lane) (before bool, err error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if s.closed {
 		return true, nil
 	}
 	s.closed = true
-	return false, s.lane.Close()
+	return false, to.Close()
 }
 
 // Abort resets both halves. A FIN that was sent already stands only if the peer has got it.
@@ -94,12 +140,16 @@ func (s *linkStream) reset(code quic.StreamErrorCode) {
 	s.closed = true
 	s.CancelRead(code)
 	s.CancelWrite(code)
+	if s.end() && s.moving.to != nil {
+		s.moving.to.abort(errStreamCancelled)
+	}
 }
 
 // Close resets the halves that have not ended.
 func (s *linkStream) Close() error {
 	s.mu.Lock()
 	defer s.mu.Unlock()
+	over := s.drained.Load() && s.closed
 	if !s.drained.Load() {
 		s.CancelRead(resetBroken)
 	}
@@ -107,7 +157,23 @@ func (s *linkStream) Close() error {
 		s.closed = true
 		s.CancelWrite(resetBroken)
 	}
+	if s.end() && s.moving.to != nil && !over {
+		s.moving.to.abort(errStreamCancelled)
+	}
 	return nil
+}
+
+// end says that the stream is over. It reports whether there is a move. mu is held.
+func (s *linkStream) end() bool {
+	if s.moving == nil {
+		s.gone = true
+		return false
+	}
+	if !s.gone {
+		s.gone = true
+		close(s.moving.over)
+	}
+	return true
 }
 
 // callerStream is the TLS connection of a sidecar.

@@ -11,6 +11,8 @@ import (
 const (
 	// bulkRun is how many bytes in one direction, with next to nothing in the other, are bulk.
 	bulkRun = 1 << 20
+	// bulkPiece is after how many of them a stream is looked at: it may be bulk, and better off elsewhere.
+	bulkPiece = 256 << 10
 	// bulkFor is how long a service counts as one that has bulk to move, after it had.
 	bulkFor = 2 * time.Minute
 	// What the layers above acknowledge and grant is no turn: so much, and one byte in so many.
@@ -56,8 +58,8 @@ type run struct {
 	other uint64 // the other direction's total when it began
 }
 
-// add counts n bytes. It reports whether another bulkRun is full.
-func (r *run) add(n int, other *run) bool {
+// add counts n bytes. When another bulkPiece is full it returns how many bytes the run has, and otherwise 0.
+func (r *run) add(n int, other *run) uint64 {
 	size := uint64(n) //nolint:gosec // G115: of a buffer
 	r.total.Add(size)
 	if there := other.total.Load(); there-r.other > r.bytes/turnShare+turnBytes {
@@ -65,5 +67,8 @@ func (r *run) add(n int, other *run) bool {
 	}
 	before := r.bytes
 	r.bytes += size
-	return r.bytes/bulkRun > before/bulkRun
+	if r.bytes/bulkPiece == before/bulkPiece {
+		return 0
+	}
+	return r.bytes
 }

@@ -20,17 +20,18 @@ type labels struct{ source, destination, service string }
 const maxServices = 2000
 
 type metrics struct {
-	streams   *prometheus.CounterVec
-	broken    *prometheus.CounterVec
-	carried   *prometheus.CounterVec
-	active    *prometheus.GaugeVec
-	answer    *prometheus.HistogramVec
-	hedges    *prometheus.CounterVec
-	failed    *prometheus.CounterVec
-	endpoints *prometheus.CounterVec
-	lost      *prometheus.CounterVec
-	paths     *prometheus.CounterVec
-	shed      prometheus.Counter
+	streams     *prometheus.CounterVec
+	broken      *prometheus.CounterVec
+	carried     *prometheus.CounterVec
+	active      *prometheus.GaugeVec
+	answer      *prometheus.HistogramVec
+	hedges      *prometheus.CounterVec
+	failed      *prometheus.CounterVec
+	endpoints   *prometheus.CounterVec
+	lost        *prometheus.CounterVec
+	paths       *prometheus.CounterVec
+	relocations *prometheus.CounterVec
+	shed        prometheus.Counter
 
 	mu       sync.Mutex
 	services map[topology.ServiceName]struct{} // guarded by mu
@@ -60,8 +61,9 @@ func newMetrics(r prometheus.Registerer, g *Gateway) (*metrics, error) {
 		failed: counter("isthmus_gateway_handshake_failures_total", "Handshakes of sidecars that failed, by reason.", "listener", "reason"),
 		endpoints: counter("isthmus_gateway_endpoint_failures_total", "Connects to copies of exported services that failed.",
 			"service"),
-		lost:  counter("isthmus_link_connections_lost_total", "Connections to peer gateways that were up and ended unasked.", "cluster", "gateway"),
-		paths: counter("isthmus_link_path_moves_total", "Attempts to move a QUIC connection whose bulk was slow to another path, by result.", "cluster", "result"),
+		lost:        counter("isthmus_link_connections_lost_total", "Connections to peer gateways that were up and ended unasked.", "cluster", "gateway"),
+		paths:       counter("isthmus_link_path_moves_total", "Attempts to move a QUIC connection whose bulk was slow to another path, by result.", "cluster", "result"),
+		relocations: counter("isthmus_link_stream_moves_total", "Streams that turned out to be bulk and went on over TCP.", "cluster"),
 		shed: prometheus.NewCounter(prometheus.CounterOpts{
 			Name: "isthmus_gateway_connections_shed_total", Help: "Connections of sidecars that were dropped because there were too many.",
 		}),
@@ -70,7 +72,7 @@ func newMetrics(r prometheus.Registerer, g *Gateway) (*metrics, error) {
 	}
 	var errs []error
 	for _, c := range append(m.datagram.collectors(),
-		m.streams, m.broken, m.carried, m.active, m.answer, m.hedges, m.failed, m.endpoints, m.lost, m.paths, m.shed, &linkCollector{g},
+		m.streams, m.broken, m.carried, m.active, m.answer, m.hedges, m.failed, m.endpoints, m.lost, m.paths, m.relocations, m.shed, &linkCollector{g},
 	) {
 		errs = append(errs, r.Register(c))
 	}
@@ -98,6 +100,9 @@ func (m *metrics) moved(c topology.ClusterName, ok bool) {
 	}
 	m.paths.WithLabelValues(c.String(), result).Inc()
 }
+
+// relocated notes that a stream went on over TCP.
+func (m *metrics) relocated(c topology.ClusterName) { m.relocations.WithLabelValues(c.String()).Inc() }
 
 // codeLabel is a code as metrics and traces spell it. Without a code the caller left before there was one.
 func codeLabel(c streamv1.Code) string {

@@ -102,6 +102,7 @@ func (g *Gateway) servePeer(ctx context.Context, conn *quic.Conn) {
 	})
 	wg.Go(func() { g.tell(conn.Context(), peer, writer) })
 	from := &incoming{conn: conn, peer: peer, end: end}
+	defer g.movables.enter(from)()
 	for {
 		stream, err := conn.AcceptStream(conn.Context())
 		if err != nil {

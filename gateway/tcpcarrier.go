@@ -40,6 +40,7 @@ type tcpCarrier struct {
 	gateway  topology.Gateway
 	policy   trust.Policy
 	config   *tls.Config     // of streams
+	moving   *tls.Config     // of those that began on QUIC
 	ctx      context.Context //nolint:containedctx // its own life, as a quic.Conn has one
 	end      context.CancelCauseFunc
 	ctl      *tcpStream
@@ -83,7 +84,7 @@ func (l *link) dialTCP(ctx, dialing context.Context, gw topology.Gateway, policy
 		})
 	}
 	c := &tcpCarrier{
-		g: g, gateway: gw, policy: policy, config: config(preamble.ALPNLinkStream),
+		g: g, gateway: gw, policy: policy, config: config(preamble.ALPNLinkStream), moving: config(preamble.ALPNLinkMove),
 		dials: make(chan struct{}, maxDials), few: make(chan struct{}, 1), streams: make(map[*tcpStream]struct{}),
 	}
 	began := time.Now()
@@ -128,13 +129,7 @@ func (c *tcpCarrier) remote() net.Addr           { return c.peer }
 func (c *tcpCarrier) wait()                      { c.wg.Wait() }
 
 func (c *tcpCarrier) open() (lane, error) {
-	var s *tcpStream
-	s = newTCPStream(c.ctx, &c.wg, func() {
-		c.mu.Lock()
-		defer c.mu.Unlock()
-		delete(c.streams, s)
-	})
-	s.sent, s.received, s.parting = &c.sent, &c.received, c.count
+	s := c.stream()
 	w, ready, err := c.admit(s)
 	switch {
 	case err != nil:
@@ -148,6 +143,38 @@ func (c *tcpCarrier) open() (lane, error) {
 	default:
 	}
 	return s, nil
+}
+
+// branch makes a connection of its own for the rest of a stream, and waits for it.
+func (c *tcpCarrier) branch() (*tcpStream, error) {
+	w, err := c.make(c.ctx, c.moving)
+	if err != nil {
+		return nil, fmt.Errorf("dial: %w", err)
+	}
+	s := c.stream()
+	c.mu.Lock()
+	if err = context.Cause(c.ctx); err == nil {
+		c.streams[s] = struct{}{}
+	}
+	c.mu.Unlock()
+	if err != nil || !s.attach(w.conn, w.raw, w.release) {
+		w.drop()
+		s.abort(err)
+		return nil, cmp.Or(err, context.Cause(s.ctx))
+	}
+	return s, nil
+}
+
+// stream returns one that has no connection yet.
+func (c *tcpCarrier) stream() *tcpStream {
+	var s *tcpStream
+	s = newTCPStream(c.ctx, &c.wg, func() {
+		c.mu.Lock()
+		defer c.mu.Unlock()
+		delete(c.streams, s)
+	})
+	s.sent, s.received, s.parting = &c.sent, &c.received, c.count
+	return s
 }
 
 // admit counts a stream in, and finds it a ready connection or has one made.
@@ -213,7 +240,7 @@ func (w warmConn) drop() {
 
 // connect makes a connection for s.
 func (c *tcpCarrier) connect(s *tcpStream) {
-	w, err := c.make(s.ctx)
+	w, err := c.make(s.ctx, c.config)
 	c.mu.Lock()
 	c.waiting--
 	c.mu.Unlock()
@@ -226,7 +253,7 @@ func (c *tcpCarrier) connect(s *tcpStream) {
 }
 
 // make makes a connection for a stream.
-func (c *tcpCarrier) make(ctx context.Context) (warmConn, error) {
+func (c *tcpCarrier) make(ctx context.Context, config *tls.Config) (warmConn, error) {
 	select {
 	case c.dials <- struct{}{}:
 		defer func() { <-c.dials }()
@@ -236,7 +263,7 @@ func (c *tcpCarrier) make(ctx context.Context) (warmConn, error) {
 	dialing, cancel := context.WithTimeoutCause(ctx, dialTimeout, fmt.Errorf("no answer in %s", dialTimeout))
 	defer cancel()
 	began := time.Now()
-	conn, raw, err := c.shake(dialing, c.config)
+	conn, raw, err := c.shake(dialing, config)
 	if err != nil {
 		return warmConn{}, cmp.Or(context.Cause(dialing), err)
 	}
@@ -274,7 +301,7 @@ func (c *tcpCarrier) keepWarm() {
 		}
 		for range c.look(time.Now(), tick) {
 			c.wg.Go(func() {
-				w, err := c.make(c.ctx)
+				w, err := c.make(c.ctx, c.config)
 				c.mu.Lock()
 				c.warming--
 				if err != nil {

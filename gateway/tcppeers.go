@@ -72,7 +72,7 @@ func (g *Gateway) acceptTCP(ctx context.Context) error {
 func (g *Gateway) linkServer() *tls.Config {
 	return trust.ServerConfig(trust.TLS{
 		Identity: g.cfg.Identity, Bundles: g.cfg.Bundles, Policy: g.allowPeer,
-		Protocols: []string{preamble.ALPNLinkControl, preamble.ALPNLinkStream},
+		Protocols: []string{preamble.ALPNLinkControl, preamble.ALPNLinkStream, preamble.ALPNLinkMove},
 	})
 }
 
@@ -182,7 +182,11 @@ func (g *Gateway) serveLink(ctx context.Context, conn *tls.Conn, under *linkConn
 	}
 	stop := context.AfterFunc(ctx, func() { s.abort(errShutdown) })
 	defer stop()
-	g.serveTCPStream(ctx, s, peer, cluster)
+	if state.NegotiatedProtocol == preamble.ALPNLinkMove {
+		g.serveMove(ctx, s, peer, cluster)
+	} else {
+		g.serveTCPStream(ctx, s, peer, cluster)
+	}
 	s.leave()
 }
 

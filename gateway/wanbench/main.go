@@ -48,6 +48,7 @@ type options struct {
 	ways     []string
 	loads    []string
 	each     time.Duration
+	cold     bool
 	binaries string
 	report   string
 	markdown string
@@ -63,6 +64,7 @@ func parse(args []string) (options, error) {
 	ways := flags.String("ways", "direct,haproxy,h2,isthmus", "what is measured")
 	loads := flags.String("loads", "kept,new,bulk", "what the client does")
 	flags.DurationVar(&o.each, "each", 2600*time.Millisecond, "how long each measurement takes")
+	flags.BoolVar(&o.cold, "cold", false, "nothing is done before it is measured: one load on one link, as it meets a service that nobody has called")
 	flags.StringVar(&o.binaries, "binaries", "bin", "folder of the programs")
 	flags.StringVar(&o.report, "report", "", "file for the figures, as JSON")
 	flags.StringVar(&o.congestion, "congestion", "", "TCP's congestion control on every host, such as cubic; the default is the kernel's")

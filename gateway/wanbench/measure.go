@@ -65,8 +65,10 @@ func (s *stage) measure(ctx context.Context, out io.Writer) (all []figure, err e
 
 // one measures one load on one way.
 func (s *stage) one(ctx context.Context, w way, load string, quiet float64) (figure, error) {
-	if _, err := s.load(ctx, w, load, warmUp); err != nil {
-		return figure{}, err
+	if !s.cold {
+		if _, err := s.load(ctx, w, load, warmUp); err != nil {
+			return figure{}, err
+		}
 	}
 	used, sent, began := cpu(w.pids), datagrams(w.pids), time.Now()
 	r, err := s.load(ctx, w, load, s.each)

@@ -27,6 +27,7 @@ const (
 	ALPNLink        = "isthmus-link/1"         // gateway ↔ gateway, QUIC
 	ALPNLinkControl = "isthmus-link-control/1" // gateway ↔ gateway, TLS over TCP: what QUIC has on its first stream
 	ALPNLinkStream  = "isthmus-link-stream/1"  // gateway ↔ gateway, TLS over TCP, one stream each
+	ALPNLinkMove    = "isthmus-link-move/1"    // gateway ↔ gateway, TLS over TCP: the rest of a stream that began on QUIC
 
 	ALPNTCP = "isthmus-tcp/1" // sidecar → sidecar inside a stream, opaque bytes; HTTP says h2 or http/1.1
 	ALPNUDP = "isthmus-udp/1" // sidecar → sidecar inside a stream, datagrams beside it (internal/datagram)
