@@ -225,3 +225,29 @@ func TestNobodyElseMovesAStream(t *testing.T) {
 		w.wg.Go(func() { cut(c.raw) })
 	})
 }
+
+// An end is the stream's end where nothing moves; where it may have been the end of a first part alone, it is none.
+func TestWhatAnEndOfTheFirstLaneIs(t *testing.T) {
+	for name, tc := range map[string]struct {
+		asks  bool
+		known func(*linkStream, *move)
+		want  error // nil: it is the end
+	}{
+		"who asks has not said go":         {asks: true, known: func(*linkStream, *move) {}},
+		"who is asked hears that it stays": {known: func(s *linkStream, m *move) { s.settle(m, nil, nil) }},
+		"who is asked hears no more":       {known: func(s *linkStream, m *move) { s.settle(m, nil, errMoveBroken) }, want: errMoveBroken},
+	} {
+		s := new(linkStream)
+		m := s.mayMove(tc.asks)
+		tc.known(s, m)
+		if there, err := s.elsewhere(); there != nil || !errors.Is(err, tc.want) {
+			t.Errorf("%s: it goes on at %v, %v; want %v", name, there, err, tc.want)
+		}
+		if s.settle(m, new(tcpStream), nil) {
+			t.Errorf("%s: and then it moves", name)
+		}
+		if s.mayMove(tc.asks) != nil {
+			t.Errorf("%s: and may move again", name)
+		}
+	}
+}
