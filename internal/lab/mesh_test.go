@@ -45,6 +45,7 @@ type mesh struct {
 	promised bool
 	runtime  lab.Runtime
 	event    time.Time
+	heldUp   func() time.Duration // since then
 	killed   []killing
 	rows     *promise.Table
 	judged   map[string]bool // of loads

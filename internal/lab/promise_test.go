@@ -8,6 +8,7 @@ import (
 	"os"
 	"slices"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
@@ -123,8 +124,33 @@ func (m *mesh) happens(_ *testscript.TestScript, args []string) error {
 	if len(args) != 0 {
 		return errUsage
 	}
+	m.heldUp = heldUp(m.ctx)
 	m.event = time.Now()
 	return nil
+}
+
+// heldUp begins to look at how long this machine lets a program wait that wants to run. The function that it returns ends that, and says.
+func heldUp(ctx context.Context) func() time.Duration {
+	const rest = 2 * time.Millisecond
+	ctx, end := context.WithCancel(ctx)
+	longest := make(chan time.Duration, 1)
+	go func() {
+		most, last := time.Duration(0), time.Now()
+		for {
+			select {
+			case <-ctx.Done():
+				longest <- most
+				return
+			case <-time.After(rest):
+				now := time.Now()
+				most, last = max(most, now.Sub(last)-rest), now
+			}
+		}
+	}()
+	return sync.OnceValue(func() time.Duration {
+		end()
+		return <-longest
+	})
 }
 
 // flap makes a link go down and come back.
@@ -182,6 +208,7 @@ func (m *mesh) promise(ts *testscript.TestScript, args []string) error {
 		figures = append(figures, f)
 	}
 	row := promise.NewRow(args[0], string(m.runtime), figures)
+	row.HeldUp = m.heldUp()
 	m.rows.Add(row)
 	ts.Logf("%s", row)
 	ts.Logf("requests by second after the event: %s", bySecond(now, m.event))
@@ -191,6 +218,9 @@ func (m *mesh) promise(ts *testscript.TestScript, args []string) error {
 			told++
 			ts.Logf("failed: %s %s after the event, within %s: %s", a.Method, a.Sent.Sub(m.event).Round(time.Millisecond), a.Took.Round(time.Millisecond), a.Reason())
 		}
+	}
+	for _, a := range run.Slowest(maxTold) {
+		ts.Logf("slow: %s %s after the event took %s, by %s, %s", a.Method, a.Sent.Sub(m.event).Round(time.Millisecond), a.Took.Round(time.Millisecond), a.Cluster, a.ID)
 	}
 	if row.Verdict == promise.Broken {
 		return fmt.Errorf("not as promised: %s", row)

@@ -52,6 +52,21 @@ func TestMeasure(t *testing.T) {
 			a.Cluster = "ap"
 		}
 	})
+	losing := story(func(i int, a *traffic.Answer) {
+		if i == 489 {
+			a.Method, a.Status, a.Took = "POST", 502, 600*time.Millisecond
+		}
+	})
+	warming := story(func(i int, a *traffic.Answer) {
+		if i < 50 {
+			a.Took = 500 * time.Millisecond
+		}
+	})
+	noisy := story(func(i int, a *traffic.Answer) {
+		if i > 520 && i < 800 && i%20 == 0 {
+			a.Took += 10 * time.Millisecond
+		}
+	})
 	for _, c := range []struct {
 		words    string
 		run      Run
@@ -66,9 +81,16 @@ func TestMeasure(t *testing.T) {
 		{"moved<=500ms", story(nil), "traffic moved in 250ms", true},
 		{"moved<=200ms", story(nil), "traffic moved in 250ms", false},
 		{"moved<=200ms", Run{}, "traffic moved in not seen", false},
-		{"steady<=300ms", story(nil), "p99 steady in 180ms", true}, // from there on, one of a hundred is slow
+		{"steady<=300ms", story(nil), "p99 steady in 170ms", true}, // from there on, one of a hundred is slow
 		{"extra<=90ms", story(nil), "delay 240ms", false},
 		{"p99.9<=400ms", story(nil), "p99.9 280ms", true},
+		{"p99.9<=400ms", losing, "p99.9 280ms", true}, // no answer, so no slow one
+		{"extra<=90ms", losing, "delay 560ms", false}, // but felt
+		{"told<=500ms", losing, "failures told in 490ms", true},
+		{"told<=400ms", losing, "failures told in 490ms", false},
+		{"told<=400ms", story(nil), "failures told in 0s", true},
+		{"steady<=300ms", warming, "p99 steady in 170ms", true}, // and not at once, because all are faster than the first were
+		{"steady<=300ms", noisy, "p99 steady in 170ms", true},
 		{"ramp:2s<=5%", rising, "share within 2.5% of a ramp that began after 1s", true},
 		{"ramp:2s<=5%", story(nil), "share within 90.0% of a ramp that began after 0s", false},
 		{"ramp:2s<=5%", Run{}, "no ramp was seen", false},
@@ -94,18 +116,20 @@ func TestTable(t *testing.T) {
 	figures := []Figure{{Promise: "0 failed", Measured: "0 of 10 failed", Kept: true}, {Promise: "moved in 1s", Measured: "moved in 2s", Timing: true}}
 	var table Table
 	table.Add(NewRow("b", "local", figures[:1]))
-	table.Add(NewRow("a", "netns", figures))
+	held := NewRow("a", "netns", figures)
+	held.HeldUp = 70123 * time.Microsecond
+	table.Add(held)
 	table.Add(NewRow("a", "local", append(figures[1:], Figure{Promise: "0 failed", Measured: "1 of 10 failed"})))
-	want := `| event | on | promised | measured | |
-|---|---|---|---|---|
-| a | local | moved in 1s; 0 failed | moved in 2s; 1 of 10 failed | broken |
-| a | netns | 0 failed; moved in 1s | 0 of 10 failed; moved in 2s | late |
-| b | local | 0 failed | 0 of 10 failed | kept |
+	want := `| event | on | promised | measured | | machine held up |
+|---|---|---|---|---|---|
+| a | local | moved in 1s; 0 failed | moved in 2s; 1 of 10 failed | broken | 0s |
+| a | netns | 0 failed; moved in 1s | 0 of 10 failed; moved in 2s | late | 70ms |
+| b | local | 0 failed | 0 of 10 failed | kept | 0s |
 `
 	if got := Markdown(table.Rows()); got != want {
 		t.Errorf("\n%s\nwant\n%s", got, want)
 	}
-	if line := table.Rows()[1].String(); !strings.HasPrefix(line, `promise event="a" runtime=netns promised="0 failed; moved in 1s" measured=`) || !strings.HasSuffix(line, "verdict=late") {
+	if line := table.Rows()[1].String(); !strings.HasPrefix(line, `promise event="a" runtime=netns promised="0 failed; moved in 1s" measured=`) || !strings.HasSuffix(line, "verdict=late held_up=70ms") {
 		t.Error(line)
 	}
 }
