@@ -373,7 +373,9 @@ func echo(c net.Conn) {
 func (g *testGateway) up(cluster string, n int) {
 	g.c.w.t.Helper()
 	for range 1000 {
-		if l := (*g.links.Load())[clusterName(cluster)]; l != nil && len(l.live()) == n {
+		l := (*g.links.Load())[clusterName(cluster)]
+		isDead := func(c *connection) bool { return c.conn.Context().Err() != nil } // and not taken out yet
+		if l != nil && len(l.live()) == n && !slices.ContainsFunc(l.live(), isDead) {
 			return
 		}
 		time.Sleep(10 * time.Millisecond)
