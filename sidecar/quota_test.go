@@ -231,7 +231,8 @@ func TestQuotaOfOneSparesThatOfAll(t *testing.T) {
 		}
 	}
 	admin := w.start(must(trust.WorkloadID(eu, "shop", "admin")), w.snapshot(view{endpoints: []topology.Endpoint{near.endpoint("checkout-0")}}), nil)
-	if resp, _ := get(t, admin.client(), checkoutURL); resp.StatusCode != http.StatusOK || resp.Header.Get("Ratelimit") != `"all";r=6;t=14400, "each";r=2;t=3600` {
-		t.Errorf("another caller: %s %q", resp.Status, resp.Header.Get("Ratelimit"))
+	resp, _ := get(t, admin.client(), checkoutURL)
+	if left := resp.Header.Get("Ratelimit"); resp.StatusCode != http.StatusOK || !strings.HasPrefix(left, `"all";r=6;`) || !strings.Contains(left, `"each";r=2;`) {
+		t.Errorf("another caller: %s %q", resp.Status, left)
 	}
 }

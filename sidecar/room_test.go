@@ -87,8 +87,9 @@ func TestShedWhenCallersLeave(t *testing.T) {
 	server := w.server(eu, "checkout", topology.HTTP, here)
 	client := w.caller(view{endpoints: []topology.Endpoint{server.endpoint("checkout-0")}}, nil).client()
 	limiter := server.Sidecar.inbound.services.of(checkout).limiter(80)
+	wait := 100 * time.Millisecond
 	ask := func() {
-		ctx, cancel := context.WithTimeout(t.Context(), 100*time.Millisecond)
+		ctx, cancel := context.WithTimeout(t.Context(), wait)
 		defer cancel()
 		req, _ := http.NewRequestWithContext(ctx, http.MethodPost, checkoutURL, http.NoBody)
 		if resp, err := client.Do(req); err == nil {
@@ -105,11 +106,14 @@ func TestShedWhenCallersLeave(t *testing.T) {
 		for range 64 {
 			asking.Go(func() {
 				for range 15 {
-					ask()
+					if limiter.Limit() == 0 {
+						ask()
+					}
 				}
 			})
 		}
 		asking.Wait()
+		wait *= 2 // on a busy machine the application was not even asked
 		return limiter.Limit() > 0
 	})
 }
