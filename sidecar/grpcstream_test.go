@@ -7,6 +7,7 @@ import (
 	"net"
 	"net/http"
 	"strings"
+	"sync"
 	"sync/atomic"
 	"testing"
 	"time"
@@ -79,6 +80,14 @@ func (s *side) talk(t *testing.T) *talk {
 	return &talk{stream, t, cc}
 }
 
+// stopAside begins to stop a sidecar.
+func (s *side) stopAside(t *testing.T) {
+	t.Helper()
+	var stopping sync.WaitGroup
+	stopping.Go(func() { _ = s.stop() }) // the world looks at what comes of it
+	t.Cleanup(stopping.Wait)
+}
+
 // echoes says something, and returns why it was not said back.
 func (k *talk) echoes() error {
 	if err := k.SendMsg(&grpc_health_v1.HealthCheckRequest{Service: "hello"}); err != nil {
@@ -118,9 +127,7 @@ func TestStreamsEndWithNotice(t *testing.T) {
 		"the caller's sidecar stops": {CodeNotReady, func(t *testing.T, s stage, k *talk) {
 			t.Helper()
 			s.caller.config.DrainGrace = 3 * time.Second
-			stopped := make(chan error)
-			go func() { stopped <- s.caller.stop() }()
-			t.Cleanup(func() { _ = <-stopped })
+			s.caller.stopAside(t)
 			waitFor(t, "the client is told to use another connection", func() bool { return k.cc.GetState() != connectivity.Ready })
 			if err := k.echoes(); err != nil {
 				t.Errorf("within the grace: %v", err)
@@ -129,9 +136,7 @@ func TestStreamsEndWithNotice(t *testing.T) {
 		"the called sidecar stops": {CodeNotReady, func(t *testing.T, s stage, k *talk) {
 			t.Helper()
 			s.far.config.DrainGrace = 2 * time.Second
-			stopped := make(chan error)
-			go func() { stopped <- s.far.stop() }()
-			t.Cleanup(func() { _ = <-stopped })
+			s.far.stopAside(t)
 			if err := k.echoes(); err != nil {
 				t.Errorf("within the grace: %v", err)
 			}

@@ -24,6 +24,12 @@ type hedging struct {
 
 func newHedging(t *testing.T) *hedging {
 	t.Helper()
+	return newHedgingBy(t, nil)
+}
+
+// newHedgingBy is newHedging, by a clock.
+func newHedgingBy(t *testing.T, by *clock) *hedging {
+	t.Helper()
 	w := newWorld(t)
 	held := make(chan struct{})
 	h := &hedging{release: sync.OnceFunc(func() { close(held) })}
@@ -45,7 +51,11 @@ func newHedging(t *testing.T) *hedging {
 	first, second := w.server(eu, "checkout", topology.HTTP, a), w.server(us, "checkout", topology.HTTP, b)
 	w.gateway("gateway-0", to(second))
 	h.first = first
-	h.caller = w.caller(view{endpoints: []topology.Endpoint{first.endpoint("checkout-0")}, remotes: []topology.Remote{remote(1, second)}}, nil)
+	h.caller = w.caller(view{endpoints: []topology.Endpoint{first.endpoint("checkout-0")}, remotes: []topology.Remote{remote(1, second)}}, func(c *Config) {
+		if by != nil {
+			by.use(c)
+		}
+	})
 	h.client = h.caller.client()
 	for range 20 { // so that it is known how fast it is
 		h.get(t, "warm", "near")
@@ -148,13 +158,15 @@ func TestHedgeMany(t *testing.T) {
 // TestNoHedge: what may not be repeated waits for its answer, and so does what is slow at a copy that answers others meanwhile.
 func TestNoHedge(t *testing.T) {
 	t.Run("a POST", func(t *testing.T) {
-		h := newHedging(t)
+		clock := newClock()
+		h := newHedgingBy(t, clock)
 		h.silent.Store(true)
 		go func() {
 			for h.near.times("post") == 0 {
 				time.Sleep(time.Millisecond)
 			}
-			time.Sleep(4 * 30 * time.Millisecond) // several times what its answers take
+			clock.advance(time.Second)
+			time.Sleep(4 * 30 * time.Millisecond) // several times what its answers take: whoever looks for what is late has looked
 			h.release()
 		}()
 		req, err := http.NewRequestWithContext(t.Context(), http.MethodPost, checkoutURL+"?id=post", strings.NewReader("x"))
@@ -166,12 +178,14 @@ func TestNoHedge(t *testing.T) {
 		}
 	})
 	t.Run("a DELETE", func(t *testing.T) {
-		h := newHedging(t)
+		clock := newClock()
+		h := newHedgingBy(t, clock)
 		h.silent.Store(true)
 		go func() {
 			for h.near.times("delete") == 0 {
 				time.Sleep(time.Millisecond)
 			}
+			clock.advance(time.Second)
 			time.Sleep(4 * 30 * time.Millisecond)
 			h.release()
 		}()
@@ -184,7 +198,8 @@ func TestNoHedge(t *testing.T) {
 		}
 	})
 	t.Run("a slow answer of a copy that lives", func(t *testing.T) {
-		h := newHedging(t)
+		clock := newClock()
+		h := newHedgingBy(t, clock)
 		done := make(chan string, 1)
 		go func() {
 			_, body := get(t, h.client, strings.TrimSuffix(checkoutURL, "/")+"/hold?id=slow")
@@ -198,6 +213,7 @@ func TestNoHedge(t *testing.T) {
 			if _, body := get(t, other, checkoutURL); !strings.HasPrefix(body, "near ") {
 				t.Fatalf("answered %q", body)
 			}
+			clock.advance(2 * time.Millisecond)
 			time.Sleep(2 * time.Millisecond)
 		}
 		h.release()

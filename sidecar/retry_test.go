@@ -375,7 +375,7 @@ func TestEjection(t *testing.T) {
 	w := newWorld(t)
 	var broken atomic.Bool
 	broken.Store(true)
-	var clock atomic.Int64 // added to the real time
+	clock := newClock()
 	bad := &ledger{name: "bad", before: func(http.ResponseWriter, *http.Request) {
 		if broken.Load() {
 			panic(http.ErrAbortHandler)
@@ -385,9 +385,7 @@ func TestEjection(t *testing.T) {
 	_, b := serveApp(t, (&ledger{name: "well"}).ServeHTTP)
 	first, second := w.server(eu, "checkout", topology.HTTP, a), w.server(us, "checkout", topology.HTTP, b)
 	w.gateway("gateway-0", to(second))
-	c := w.caller(view{endpoints: []topology.Endpoint{first.endpoint("checkout-0")}, remotes: []topology.Remote{remote(1, second)}}, func(c *Config) {
-		c.Now = func() time.Time { return time.Now().Add(time.Duration(clock.Load())) }
-	})
+	c := w.caller(view{endpoints: []topology.Endpoint{first.endpoint("checkout-0")}, remotes: []topology.Remote{remote(1, second)}}, clock.use)
 	client := c.client()
 	for i := range 20 {
 		if resp, body := get(t, client, checkoutURL+"?id=x"); resp.StatusCode != http.StatusOK || !strings.HasPrefix(body, "well") {
@@ -408,7 +406,7 @@ func TestEjection(t *testing.T) {
 		t.Errorf("explained as %+v", r)
 	}
 	// Its time is up, it is still broken: one request looks, and is answered by the other.
-	clock.Add(int64(1100 * time.Millisecond))
+	clock.advance(1100 * time.Millisecond)
 	for range 5 {
 		if resp, body := get(t, client, checkoutURL+"?id=y"); resp.StatusCode != http.StatusOK || !strings.HasPrefix(body, "well") {
 			t.Fatalf("got %d %q", resp.StatusCode, body)
@@ -419,7 +417,7 @@ func TestEjection(t *testing.T) {
 	}
 	// What can't be repeated does not probe.
 	broken.Store(false)
-	clock.Add(int64(2100 * time.Millisecond))
+	clock.advance(2100 * time.Millisecond)
 	req, _ := http.NewRequestWithContext(t.Context(), http.MethodPost, checkoutURL, strings.NewReader("x"))
 	if _, body := do(t, client, req); !strings.HasPrefix(body, "well") {
 		t.Errorf("a POST probed: %q", body)

@@ -228,6 +228,7 @@ func (v *datagramVisit) open(number uint32) *appFlow {
 		return nil
 	}
 	v.flows[number] = f
+	v.served.begin(v.from)
 	v.mu.Unlock()
 	in.metrics.udp.flows.WithLabelValues(inbound).Inc()
 	in.apps.of(socket.To()).inFlight.Add(1)
@@ -273,6 +274,7 @@ func (f *appFlow) close(err error) {
 			delete(v.flows, f.number)
 		}
 		v.mu.Unlock()
+		v.served.end(v.from)
 		in.sockets.leave(f)
 		in.apps.of(f.socket.To()).inFlight.Add(-1)
 		_ = f.socket.Close()

@@ -32,7 +32,7 @@ func TestAccount(t *testing.T) {
 	_, there := serveApp(t, answering("us"))
 	near, far := w.server(eu, "checkout", topology.HTTP, here), w.server(us, "checkout", topology.HTTP, there)
 	w.gateway("gateway-0", to(far))
-	c := w.caller(view{endpoints: []topology.Endpoint{near.endpoint("checkout-0")}, remotes: []topology.Remote{remote(1, far)}}, nil)
+	c := w.caller(view{endpoints: []topology.Endpoint{near.endpoint("checkout-0")}, remotes: []topology.Remote{remote(1, far)}}, newClock().use)
 	if r := c.Account(false); r != nil {
 		t.Errorf("told before anything was called: %v", r)
 	}

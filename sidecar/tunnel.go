@@ -181,10 +181,12 @@ func (o *Outbound) tallyTunnel(ctx context.Context, q topology.Query, far *tunne
 		far.tally.ended(took, false, far.tries, false)
 	case ctx.Err() == nil:
 		refused, _ := errors.AsType[*Failure](err)
-		failed := refused == nil || refused.Code != CodeNotAllowed && refused.Code != CodeTooMany
-		o.tallies.of(q.Service, topology.ClusterName{}).ended(0, failed, 0, false)
+		o.tallies.of(q.Service, topology.ClusterName{}).ended(0, refused == nil || !refused.final(), 0, false)
 	}
 }
+
+// final reports whether the called side does not want what was asked: nothing has failed.
+func (f *Failure) final() bool { return f.Code == CodeNotAllowed || f.Code == CodeTooMany }
 
 // accept tells the application that its tunnel is open, and takes the connection over.
 func accept(w http.ResponseWriter) (net.Conn, error) {

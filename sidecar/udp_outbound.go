@@ -290,6 +290,9 @@ func (f *udpFlow) settled(p *plan, s *udpSession, err error) {
 		m.drop(outbound, service, udpNoCopy, uint64(len(waiting)))
 		if err != nil {
 			f.until = now.Add(udpPause)
+			if refused, _ := errors.AsType[*Failure](err); u.ctx.Err() == nil && (refused == nil || !refused.final()) {
+				u.o.tallies.of(service, topology.ClusterName{}).ended(0, true, 0, false)
+			}
 			u.o.log.LogAttrs(u.ctx, u.o.requestLevel, "no session for a flow", slog.String("destination", host.String(u.query)), slog.Int("port", int(u.query.Port)), slog.Any("error", err))
 		}
 		return
@@ -330,8 +333,11 @@ func (f *udpFlow) come(s *udpSession, now time.Time) error {
 		old.Send(datagram.Closed, f.number, nil)
 		old.leave(f.number)
 	}
-	if !f.last.Service.IsZero() && f.last != s.place.target {
-		f.listener.o.metrics.udp.moved.WithLabelValues(s.place.target.Service.String()).Inc()
+	if target := s.place.target; f.last != target {
+		if !f.last.Service.IsZero() {
+			f.listener.o.metrics.udp.moved.WithLabelValues(target.Service.String()).Inc()
+		}
+		f.listener.o.tallies.of(target.Service, target.Cluster).ended(0, false, 0, false)
 	}
 	f.via, f.number, f.last, f.since, f.well = s, number, s.place.target, now, false
 	return nil

@@ -295,3 +295,30 @@ func TestDatagramsIdle(t *testing.T) {
 		return c.counter("isthmus_udp_flows") == 0 && near.counter("isthmus_udp_flows") == 0
 	})
 }
+
+// TestDatagramsAreTold: control is told of flows as of requests: which cluster they came to, and what is open where they go.
+func TestDatagramsAreTold(t *testing.T) {
+	w := newWorld(t)
+	near, far := w.server(eu, "checkout", topology.UDP, newUDPApp(t, "near").at()), w.server(us, "checkout", topology.UDP, newUDPApp(t, "far").at())
+	w.gateway("gateway-0", to(far))
+	c, at := w.udpCaller(view{endpoints: []topology.Endpoint{near.endpoint("checkout-0")}, remotes: []topology.Remote{remote(1, far)}}, 0)
+	client := newUDPClient(t, at)
+	waitFor(t, "it is answered", func() bool { return client.ask("a") == "near a" })
+	waitFor(t, "it is answered again", func() bool { return client.ask("b") == "near b" })
+	if got := counts(c.Account(true))["checkout.shop eu"]; got.GetRequests() != 1 || got.GetFailed() != 0 {
+		t.Errorf("of one flow, control is told %v", got)
+	}
+	if got := near.Account(true).GetServed(); len(got) != 1 || got[0].GetActive() != 1 || got[0].GetRequests() != 1 {
+		t.Errorf("the called side says %v", got)
+	}
+	_ = near.stop()
+	waitFor(t, "it is answered by the other", func() bool { return client.ask("c") == "far c" })
+	if got := counts(c.Account(true))["checkout.shop us"]; got.GetRequests() != 1 {
+		t.Errorf("of the flow that has moved, control is told %v", got)
+	}
+	_ = far.stop()
+	waitFor(t, "nobody answers, which is told", func() bool {
+		_, _ = client.c.Write([]byte("d"))
+		return counts(c.Account(true))["checkout.shop "].GetFailed() > 0
+	})
+}

@@ -13,13 +13,13 @@ func TestApplied(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		news := 0
 		p := newPlane(t, func(cfg *configstream.ServerConfig) { cfg.OnApplied = func(*configstream.Session) { news++ } })
+		for n := range 5 { // before it connects: of those that follow it is told what is new to it, which a service is not that it does not use
+			p.server.Set(world(gateway("gateway-0"), service(t, "checkout.shop", n)))
+		}
 		c := startClient(t, p, nil)
 		applied := func() uint64 {
 			synctest.Wait()
 			return p.server.Sessions()[0].Applied()
-		}
-		for n := range 5 {
-			p.server.Set(world(gateway("gateway-0"), service(t, "checkout.shop", n)))
 		}
 		if got := applied(); got != 0 {
 			t.Errorf("revision %d, and the program has said nothing", got)

@@ -196,6 +196,7 @@ func (m *mesh) callUDP(ctx context.Context, r request) (string, error) {
 		return "", err
 	}
 	defer func() { _ = c.Close() }()
+	m.outside[c.LocalAddr().(*net.UDPAddr).IP.String()] = true // it is UDP's
 	heard := make([]byte, 1<<16)
 	for ctx.Err() == nil {
 		if _, err := io.WriteString(c, r.body); err != nil {

@@ -26,6 +26,7 @@ import (
 
 	"github.com/isthmus-mesh/isthmus/internal/lab"
 	"github.com/isthmus-mesh/isthmus/internal/lab/promise"
+	"github.com/isthmus-mesh/isthmus/internal/netns"
 )
 
 // mesh is what one scenario acts on. Its commands run one after the other.
@@ -37,8 +38,11 @@ type mesh struct {
 	pg       *lab.Playground
 	loads    map[string]*load
 	held     map[string]net.Conn
+	kept     map[string]*keptStream
 	servers  []*httptest.Server
 	watcher  *watcher
+	wires    *netns.Eavesdropper // in network namespaces
+	outside  map[string]bool     // the addresses that calls come from
 	isNet    bool
 
 	// Of scenarios of promises:
@@ -54,7 +58,7 @@ type mesh struct {
 
 func newMesh(binaries, dir string) *mesh {
 	ctx, cancel := context.WithCancel(context.Background())
-	return &mesh{binaries: binaries, dir: dir, ctx: ctx, cancel: cancel, loads: map[string]*load{}, held: map[string]net.Conn{}, judged: map[string]bool{}}
+	return &mesh{binaries: binaries, dir: dir, ctx: ctx, cancel: cancel, loads: map[string]*load{}, held: map[string]net.Conn{}, kept: map[string]*keptStream{}, outside: map[string]bool{}, judged: map[string]bool{}}
 }
 
 func (m *mesh) close() {
@@ -64,11 +68,17 @@ func (m *mesh) close() {
 	for _, c := range m.held {
 		_ = c.Close()
 	}
+	for _, k := range m.kept {
+		_ = k.close()
+	}
 	for _, s := range m.servers {
 		s.Close()
 	}
 	if m.watcher != nil {
 		m.watcher.close()
+	}
+	if m.wires != nil {
+		m.wires.Close()
 	}
 	if m.pg != nil {
 		_, _ = m.pg.Stop(m.ctx, time.Second)
@@ -86,6 +96,7 @@ var commands = map[string]func(ts *testscript.TestScript, neg bool, args []strin
 	"manifest":   command((*mesh).manifest),
 	"hold":       command((*mesh).hold),
 	"holds":      command((*mesh).holds),
+	"stream":     command((*mesh).stream),
 	"server":     command((*mesh).server),
 	"traffic":    command((*mesh).traffic),
 	"expect":     command((*mesh).expect),

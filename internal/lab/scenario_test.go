@@ -33,6 +33,10 @@ import (
 //	                                    Schemes: http, h2c, grpc, ws, tcp, udp. A call that fails prints "error: …"; it is for the script to judge
 //	hold NAME FROM tcp://HOST:PORT      a connection that stays open; or a WebSocket, ws://HOST/ws
 //	holds NAME open|closed|end          echoes still; waits until it is closed; closes it
+//	stream keep NAME FROM HOST:PORT     a gRPC stream both ways, opened anew whenever it ends, and steady calls beside it on the same connection
+//	stream with NAME CLUSTER            waits until the stream is with that cluster
+//	stream ended NAME N                 waits until it has ended that often at least
+//	stream close NAME                   fails if a call failed, or a stream ended but with a status of the mesh that says it may be opened anew
 //	server CLUSTER NAME                 an HTTP server that knows nothing of the mesh; sets $NAME_address and $NAME_port
 //	traffic start NAME FROM URL [BODY]  steady GETs, or POSTs of that body: 4 callers, 100 a second
 //	traffic pass NAME N [CLUSTER]       waits until N more were answered, by that cluster
@@ -43,7 +47,8 @@ import (
 //	eventually REGEXP COMMAND...        repeats call, logs, svid or isthmus until its output matches
 //	never N REGEXP COMMAND...           repeats it N times; its output must not match
 //	watch start TEXT, watch stop        listens on every wire for TEXT in the clear; fails if it is seen anywhere but between an
-//	                                    application and its own sidecar, or is not seen there
+//	                                    application and its own sidecar, or is not seen there. In network namespaces, datagrams that
+//	                                    are called with. It has to see one with TEXT that is sent for that, first
 //	isthmus ARGS...                     the command, speaking of this mesh
 //
 // Each scenario has traffic enough to mean something, and shows the opposite where that is cheap: that a call fails without the

@@ -6,10 +6,12 @@ import (
 	"errors"
 	"fmt"
 	"maps"
+	"net"
 	"slices"
 	"strings"
 	"sync"
 	"syscall"
+	"time"
 
 	"github.com/rogpeppe/go-internal/testscript"
 	"golang.org/x/sys/unix"
@@ -58,6 +60,30 @@ func newWatcher(text string) (*watcher, error) {
 	return w, nil
 }
 
+// prove says the text in the clear, in a datagram, and waits until that is seen; then it forgets it.
+func (w *watcher) prove() error {
+	from, err := net.Dial("udp4", net.JoinHostPort("127.0.0.1", "9"))
+	if err != nil {
+		return err
+	}
+	defer func() { _ = from.Close() }()
+	for range 100 {
+		_, _ = from.Write(w.text) // nobody takes it
+		time.Sleep(20 * time.Millisecond)
+		w.mu.Lock()
+		seen := len(w.seen)
+		w.mu.Unlock()
+		if seen > 0 {
+			time.Sleep(200 * time.Millisecond) // what was said before is seen by then
+			w.mu.Lock()
+			clear(w.seen)
+			w.mu.Unlock()
+			return nil
+		}
+	}
+	return errors.New("what was said in the clear was not seen: the loopback interface can't be watched")
+}
+
 func (w *watcher) close() {
 	w.once.Do(func() { close(w.done) })
 	w.reading.Wait()
@@ -100,15 +126,50 @@ func (w *watcher) packet(b []byte) {
 
 func (m *mesh) watch(ts *testscript.TestScript, args []string) (err error) {
 	switch {
-	case len(args) == 2 && args[0] == "start":
-		m.watcher, err = newWatcher(args[1])
+	case len(args) == 2 && args[0] == "start" && m.isNet:
+		m.wires, err = m.pg.Eavesdrop(m.ctx, args[1]) // once it has heard a datagram that says it
 		return err
+	case len(args) == 2 && args[0] == "start":
+		if m.watcher, err = newWatcher(args[1]); err != nil {
+			return err
+		}
+		return m.watcher.prove()
+	case len(args) == 1 && args[0] == "stop" && m.wires != nil:
+		return m.judgeWires(ts)
 	case len(args) == 1 && args[0] == "stop" && m.watcher != nil:
 		m.watcher.close()
 		return m.judge(ts)
 	default:
 		return errUsage
 	}
+}
+
+// judgeWires tells what was heard between the test, which stands in for applications, and their sidecars from all else.
+func (m *mesh) judgeWires(ts *testscript.TestScript) error {
+	heard := m.wires.Close()
+	own := 0
+	var leaks []string
+	for flow, n := range heard.Clear {
+		from, to, _ := strings.Cut(flow, ">")
+		if m.outside[hostOf(from)] || m.outside[hostOf(to)] {
+			own += n
+		} else {
+			leaks = append(leaks, fmt.Sprintf("%d times %s", n, flow))
+		}
+	}
+	ts.Logf("%d packets; in the clear: %d between an application and its sidecar, %v elsewhere", heard.Packets, own, leaks)
+	if len(leaks) > 0 || own == 0 {
+		return fmt.Errorf("of %d packets, in the clear: %d where it should be; where it should not: %v", heard.Packets, own, leaks)
+	}
+	return nil
+}
+
+func hostOf(address string) string {
+	host, _, err := net.SplitHostPort(address)
+	if err != nil {
+		return address
+	}
+	return host
 }
 
 // judge tells the hops that are in the clear by design, between an application and its own sidecar, from all others.

@@ -1,6 +1,6 @@
 // Package sample is the application that a playground's workloads run: it answers anything, and says who answered.
 //
-// One port speaks HTTP/1.1 and HTTP/2 without TLS, with gRPC health on it; another echoes bytes, and on UDP datagrams, each behind
+// One port speaks HTTP/1.1 and HTTP/2 without TLS, with gRPC health and a chat on it; another echoes bytes, and on UDP datagrams, each behind
 // "CLUSTER WORKLOAD " of who answers. Every answer over HTTP carries
 // Served-By-Cluster and Served-By-Workload. Paths with a meaning:
 //
@@ -126,6 +126,7 @@ func newHandler(cfg Config) http.Handler {
 	healthy := health.NewServer() // serving, for every service that is asked for by the empty name
 	rpc := grpc.NewServer()
 	healthv1.RegisterHealthServer(rpc, healthy)
+	rpc.RegisterService(&grpc.ServiceDesc{ServiceName: "isthmus.sample.Talk", HandlerType: (*any)(nil), Streams: []grpc.StreamDesc{Chat}}, nil)
 
 	mux := http.NewServeMux()
 	answer := func(w http.ResponseWriter, r *http.Request, status int) {
@@ -187,6 +188,30 @@ func newHandler(cfg Config) http.Handler {
 		mux.ServeHTTP(w, r)
 	})
 }
+
+// Chat is a gRPC method that sends each message back, for as long as its caller likes: a stream both ways. Its messages are those of the health service,
+// so that nothing has to be generated.
+var Chat = grpc.StreamDesc{
+	StreamName: "Chat", ServerStreams: true, ClientStreams: true,
+	Handler: func(_ any, s grpc.ServerStream) error {
+		for {
+			m := new(healthv1.HealthCheckRequest)
+			err := s.RecvMsg(m)
+			if errors.Is(err, io.EOF) {
+				return nil
+			}
+			if err == nil {
+				err = s.SendMsg(m)
+			}
+			if err != nil {
+				return err
+			}
+		}
+	},
+}
+
+// ChatMethod is its name.
+const ChatMethod = "/isthmus.sample.Talk/Chat"
 
 // traceOf returns the ID of the trace that a request is in; empty: of none (W3C Trace Context, section 3.2).
 func traceOf(r *http.Request) string {
