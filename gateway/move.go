@@ -37,6 +37,9 @@ const (
 	moveGo   = 3
 	moveStay = 4
 
+	// alertNoProtocol is what a gateway answers that knows of no moves (RFC 7301).
+	alertNoProtocol = 120
+
 	// moveTimeout bounds the wait for each of them.
 	moveTimeout = 2 * time.Second
 	// maxPeerMoves is how many connections of one peer cluster may be about to say which stream is meant, or to go.
@@ -53,10 +56,12 @@ type move struct {
 	known chan struct{} // closed when it is known
 	over  chan struct{} // closed when the stream is
 	bulk  *bulk         // of the connection that it goes on on
+	at    uint64        // what the stream had moved when it was asked for
 	asks  bool          // it is the own side that dialed, and that may leave it at that until it has said go
 
 	// The rest is guarded by the stream's mu, and final when known is closed.
 	settled bool
+	failed  bool       // nothing was agreed
 	to      *tcpStream // nil: it stays where it is
 	err     error      // it may not have ended where it seems to
 }
@@ -72,11 +77,25 @@ func secretOf(cs tls.ConnectionState) (s [moveSecret]byte, err error) {
 func (s *linkStream) mayMove(asks bool) *move {
 	s.mu.Lock()
 	defer s.mu.Unlock()
+	if m := s.moving; m != nil && m.failed && s.moved() >= 2*m.at {
+		s.moving = nil // another time
+	}
 	if s.moving != nil || s.closed || s.gone || s.drained.Load() {
 		return nil
 	}
-	s.moving = &move{asks: asks, known: make(chan struct{}), over: make(chan struct{})}
+	s.moving = &move{asks: asks, at: s.moved(), known: make(chan struct{}), over: make(chan struct{})}
 	return s.moving
+}
+
+// moved is how many bytes have gone both ways.
+func (s *linkStream) moved() uint64 { return s.inRun.total.Load() + s.outRun.total.Load() }
+
+// fail says that the stream stays, for now: who asks may ask again when it has moved twice as much.
+func (s *linkStream) fail(m *move) {
+	s.settle(m, nil, nil)
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	m.failed = true
 }
 
 // settle says where the stream goes on; false: it is over, or stays.
@@ -170,11 +189,11 @@ func (l *link) relocate(s *linkStream, from *connection) {
 		lane, err := l.agree(from, to.conn.(*tcpCarrier), q.StreamID()) //nolint:forcetypeassert // overTCP returns no other
 		switch {
 		case err != nil:
-			s.settle(m, nil, nil)
-			if !errors.Is(err, errMoveNo) {
+			s.fail(m)
+			if alert, ok := errors.AsType[tls.AlertError](err); ok && alert == alertNoProtocol {
 				from.stays.Store(true)
-				l.log.Info("bulk stays on QUIC", "peer_gateway", from.gateway.ID, "error", err)
 			}
+			l.log.Info("bulk stays on QUIC", "peer_gateway", from.gateway.ID, "error", err)
 			return
 		case !s.settle(m, lane, nil):
 			_, _ = lane.Write([]byte{moveStay})
