@@ -117,11 +117,11 @@ func (s *scenario) runIsthmus(args []string) (stdout, stderr string, err error) 
 	if len(args) < 2 {
 		return "", "", errUsage
 	}
-	c, err := s.mesh.member(args[0])
+	in, err := s.clusters(strings.Split(args[0], ","))
 	if err != nil {
 		return "", "", err
 	}
-	stdout, err = c.isthmus(s.ctx, args[1:]...)
+	stdout, err = isthmus(s.ctx, in, args[1:]...)
 	return stdout, "", err
 }
 

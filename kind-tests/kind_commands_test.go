@@ -160,6 +160,9 @@ func (c *member) startServer(ctx context.Context) error {
 // healNode undoes what a scenario has left undone, which it only does when it fails.
 func (c *member) healNode(ctx context.Context) error {
 	_, _, _ = run(ctx, "", "docker", "unpause", c.node) // fails where it is not paused
+	if err := c.nft(ctx, unblocked); err != nil {
+		return err
+	}
 	if _, _, err := run(ctx, "", "docker", "exec", c.node, "test", "-e", awayManifest); err != nil {
 		return nil //nolint:nilerr // it is where it belongs
 	}

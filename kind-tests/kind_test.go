@@ -37,6 +37,7 @@ var kindClusters = []string{"eu", "us"}
 //	never N REGEXP COMMAND...            it does not, in none of N times
 //	node pause|resume CLUSTER            the whole cluster stands still, as if its power were gone
 //	apiserver stop|start CLUSTER         its API server ends; is started again
+//	block udp|all|none CLUSTER           what its gateways and those of others send each other is dropped: datagrams, all of it, none of it
 //
 // Files of testdata/kind/common are there for each, in common/.
 func TestKind(t *testing.T) {

@@ -22,7 +22,7 @@ import (
 //	imports NAME FILE                    likewise the ServiceImports
 //	slices NAME FILE                     likewise the EndpointSlices of the imports
 //	still exports|imports NAME FILE      waits until every cluster has heard, and written, all that was declared before; then it must be so
-//	isthmus CLUSTER ARGS...              asks the cluster's control plane
+//	isthmus CLUSTER[,CLUSTER] ARGS...    asks the control plane of the cluster, or of several
 //	eventually REGEXP COMMAND...         repeats kubectl or isthmus until what it prints matches
 //	save NAME                            what was printed last, as $NAME
 //

@@ -7,6 +7,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
 	"time"
 
@@ -168,11 +169,20 @@ func (c *member) run(program, name string) (*child.Process, error) {
 
 // isthmus asks the cluster's control plane.
 func (c *member) isthmus(ctx context.Context, args ...string) (string, error) {
-	where := []string{"--control", c.socket}
-	if c.node != "" {
-		where = []string{"--context", c.name}
+	return isthmus(ctx, []*member{c}, args...)
+}
+
+// isthmus asks the control planes of several clusters at once.
+func isthmus(ctx context.Context, in []*member, args ...string) (string, error) {
+	args = slices.Clip(args)
+	for _, c := range in {
+		if c.node != "" {
+			args = append(args, "--context", c.name)
+		} else {
+			args = append(args, "--control", c.socket)
+		}
 	}
-	cmd := exec.CommandContext(ctx, filepath.Join(c.programs, "isthmus"), append(args, where...)...)
+	cmd := exec.CommandContext(ctx, filepath.Join(in[0].programs, "isthmus"), args...)
 	var out, errs bytes.Buffer
 	cmd.Stdout, cmd.Stderr = &out, &errs
 	err := cmd.Run()

@@ -79,6 +79,7 @@ var commands = map[string]func(ts *testscript.TestScript, neg bool, args []strin
 	"always":     command((*scenario).always),
 	"never":      command((*scenario).never),
 	"node":       command((*scenario).pauseNode),
+	"block":      command((*scenario).block),
 }
 
 var errUsage = errors.New("usage: see TestMCS and TestFaults")

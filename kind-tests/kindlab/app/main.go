@@ -1,8 +1,9 @@
 // App is what the tests call, and what calls it:
 //
 //	app serve ADDRESS    answers each HTTP request with: copy $POD of $CLUSTER
-//	app load URL         calls again and again, and prints each call that failed, and each second how many were answered, by which cluster,
-//	                     and of which clusters that answered earlier none did in the last three seconds (quiet)
+//	app load URL         calls again and again, and prints each call that failed, and each second which cluster answered nine of ten calls since the
+//	                     last time (mostly), how many were answered in all, by which cluster, and of which clusters that answered earlier none did in
+//	                     the last three seconds (quiet)
 package main
 
 import (
@@ -72,6 +73,7 @@ func load(ctx context.Context, url string) {
 	client := http.Client{Timeout: callTime}
 	answered, failed := map[string]int{}, 0
 	last := map[string]time.Time{}
+	told := map[string]int{}
 	next := time.Now().Add(time.Second)
 	for ctx.Err() == nil {
 		from, err := call(&client, url)
@@ -84,25 +86,33 @@ func load(ctx context.Context, url string) {
 		}
 		if time.Now().After(next) {
 			next = time.Now().Add(time.Second)
-			report(answered, failed, last)
+			report(answered, told, failed, last)
+			maps.Copy(told, answered)
 		}
 		time.Sleep(between)
 	}
-	report(answered, failed, last)
+	report(answered, told, failed, last)
 }
 
-func report(answered map[string]int, failed int, last map[string]time.Time) {
-	line, total := "", 0
+func report(answered, told map[string]int, failed int, last map[string]time.Time) {
+	line, total, before := "", 0, 0
 	for _, from := range slices.Sorted(maps.Keys(answered)) {
 		line += fmt.Sprintf(" %s=%d", from, answered[from])
 		total += answered[from]
+		before += told[from]
+	}
+	mostly := ""
+	for from, n := range answered {
+		if news := n - told[from]; news > 0 && 10*news >= 9*(total-before) {
+			mostly = " mostly=" + from
+		}
 	}
 	for _, from := range slices.Sorted(maps.Keys(last)) {
 		if time.Since(last[from]) > quiet {
 			line += " quiet=" + from
 		}
 	}
-	_, _ = fmt.Fprintf(os.Stdout, "%s answered=%d failed=%d%s\n", time.Now().UTC().Format(time.TimeOnly), total, failed, line)
+	_, _ = fmt.Fprintf(os.Stdout, "%s%s answered=%d failed=%d%s\n", time.Now().UTC().Format(time.TimeOnly), mostly, total, failed, line)
 }
 
 func call(client *http.Client, url string) (from string, err error) {
