@@ -220,10 +220,10 @@ type appBody struct {
 	open  atomic.Bool // it is being read, and has not ended
 }
 
-// Read reads the body.
+// Read reads the body, a little at a time: what an application does not take yet is to wait where its sender is held back for it.
 func (b *appBody) Read(p []byte) (int, error) {
 	b.open.Store(true)
-	n, err := b.Reader.Read(p)
+	n, err := b.Reader.Read(p[:min(len(p), bufferSize)])
 	if err != nil {
 		b.open.Store(false)
 	}

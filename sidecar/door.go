@@ -22,6 +22,15 @@ const (
 	maxFromCaller = 4096
 )
 
+// What a session may hold of requests' bodies that the application does not take is what its window lets in. Callers with few sessions, which most are, get wide
+// ones; more than that get narrow ones, with which uploads across a long way are slower. So all together hold 1 GiB at most (128 of 4 MiB, 8,192 of 64 KiB), and
+// one caller 320 MiB.
+const (
+	maxWide      = 128
+	maxWideFrom  = 16
+	narrowWindow = 64 << 10 // bytes, of a connection and of a stream
+)
+
 // maxRequests bounds the requests to the application, of all sessions together, and maxRequestsFrom those of one caller: whoever takes all
 // that it may leaves room for others.
 const (
@@ -37,11 +46,13 @@ type door struct {
 	waiting list.List              // guarded by mu; of net.Conn, the oldest first
 	inside  map[spiffeid.ID]*guest // guarded by mu; callers with a session, and no others: who vouches for them may make up any number
 	total   int                    // guarded by mu
+	wide    int                    // guarded by mu; sessions with a wide window
 }
 
 // guest is a caller that is in.
 type guest struct {
 	sessions int          // guarded by the door's mu
+	wide     int          // guarded by the door's mu
 	requests atomic.Int64 // to the application
 	shares   sync.Map     // *limit.Caller by *limit.Limiter: as many as ports are served
 }
@@ -109,5 +120,22 @@ func (d *door) enter(caller spiffeid.ID) (g *guest, leave func()) {
 		if g.sessions--; g.sessions == 0 {
 			delete(d.inside, caller)
 		}
+	})
+}
+
+// widen says whether a session of a caller gets a wide window. Call narrow when it has ended; nil: it gets a narrow one.
+func (d *door) widen(g *guest) (narrow func()) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	if d.wide >= maxWide || g.wide >= maxWideFrom {
+		return nil
+	}
+	d.wide++
+	g.wide++
+	return sync.OnceFunc(func() {
+		d.mu.Lock()
+		defer d.mu.Unlock()
+		d.wide--
+		g.wide--
 	})
 }

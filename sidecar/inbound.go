@@ -60,7 +60,8 @@ type Inbound struct {
 
 	config   *tls.Config
 	policy   trust.Policy
-	server   *http.Server
+	server   *http.Server // of sessions with wide windows
+	narrow   *http.Server // of the others
 	proxy    *httputil.ReverseProxy
 	work     drain.Drain // requests and opaque connections
 	services services
@@ -115,13 +116,20 @@ func (in *Inbound) init() {
 		ErrorHandler:   in.answerError,
 		ErrorLog:       slog.NewLogLogger(in.log.Handler(), slog.LevelDebug),
 	}
-	in.server = newServer(http.HandlerFunc(in.serve), in.log)
-	in.server.IdleTimeout = inboundIdle
-	in.server.Protocols.SetHTTP2(true)
-	in.server.ConnContext = func(ctx context.Context, c net.Conn) context.Context {
+	in.server, in.narrow = in.newServer(), in.newServer()
+	in.narrow.HTTP2.MaxReceiveBufferPerConnection, in.narrow.HTTP2.MaxReceiveBufferPerStream = narrowWindow, narrowWindow
+}
+
+// newServer returns a server of inner sessions.
+func (in *Inbound) newServer() *http.Server {
+	s := newServer(http.HandlerFunc(in.serve), in.log)
+	s.IdleTimeout = inboundIdle
+	s.Protocols.SetHTTP2(true)
+	s.ConnContext = func(ctx context.Context, c net.Conn) context.Context {
 		a, _ := in.arrivals.LoadAndDelete(c) // run puts it there
 		return context.WithValue(ctx, arrivalKey{}, a)
 	}
+	return s
 }
 
 // mayOpen lets in callers alone. What is no workload's identity in a cluster may be one in a trust domain that is no cluster's: there, the
@@ -291,13 +299,15 @@ func only(p *topology.InboundPort, host netip.Addr) *topology.InboundPort {
 
 // run takes connections until ctx ends; work is what they run in.
 func (in *Inbound) run(ctx, work context.Context, ln net.Listener) error {
-	requests := conn.NewHandoff(ln.Addr())
-	in.server.BaseContext = func(net.Listener) context.Context { return work }
+	requests, narrow := conn.NewHandoff(ln.Addr()), conn.NewHandoff(ln.Addr())
 	defer context.AfterFunc(ctx, func() { _ = ln.Close() })()
 	var wg sync.WaitGroup
 	defer wg.Wait()
-	wg.Go(func() { _ = serve(ctx, in.server, requests) }) // it ends with requests
-	defer func() { _ = requests.Close() }()
+	for server, sessions := range map[*http.Server]*conn.Handoff{in.server: requests, in.narrow: narrow} {
+		server.BaseContext = func(net.Listener) context.Context { return work }
+		wg.Go(func() { _ = serve(ctx, server, sessions) }) // it ends with them
+		defer func() { _ = sessions.Close() }()
+	}
 	watching, stop := context.WithCancel(ctx)
 	defer stop()
 	wg.Go(func() { in.recheck(watching) })
@@ -319,7 +329,15 @@ func (in *Inbound) run(ctx, work context.Context, ln net.Listener) error {
 				in.tunnel(work, c, raw, a)
 			default:
 				in.arrivals.Store(c, a)
-				if !requests.Offer(c) {
+				to := requests
+				if c.ConnectionState().NegotiatedProtocol == session.HTTP2 { // HTTP/1.1 has no window
+					if leave := in.door.widen(a.caller); leave != nil {
+						c.NetConn().(*conn.Told).OnClose(leave) // nothing else is given to tls.Server
+					} else {
+						to = narrow
+					}
+				}
+				if !to.Offer(c) {
 					turnAway(c)
 				}
 			}

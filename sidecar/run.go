@@ -86,7 +86,7 @@ func (s *Sidecar) drain(work context.Context, stopWork func()) {
 	grace, cancel := context.WithTimeout(work, s.config.DrainGrace-min(lastWords, s.config.DrainGrace/2))
 	defer cancel()
 	var wg sync.WaitGroup
-	for _, server := range append(s.outbound.servers, s.inbound.server) {
+	for _, server := range append(s.outbound.servers, s.inbound.server, s.inbound.narrow) {
 		wg.Go(func() {
 			if server.Shutdown(grace) != nil {
 				stopWork()
