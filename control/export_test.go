@@ -15,6 +15,7 @@ import (
 	configv1 "github.com/isthmus-mesh/isthmus/api/config/v1"
 	identityv1 "github.com/isthmus-mesh/isthmus/api/identity/v1"
 	"github.com/isthmus-mesh/isthmus/federation"
+	"github.com/isthmus-mesh/isthmus/internal/configstream"
 	"github.com/isthmus-mesh/isthmus/topology"
 	"github.com/isthmus-mesh/isthmus/trust"
 	"github.com/isthmus-mesh/isthmus/trust/bundleendpoint"
@@ -180,6 +181,21 @@ func NewTimeline(cluster string, now func() time.Time) Timeline {
 	return Timeline{newTimeline(cluster, now)}
 }
 
+// Tell notes what control did.
+func (t Timeline) Tell(kind, service, detail string) {
+	name, _ := topology.ParseServiceName(service)
+	t.tell(kind, name, detail)
+}
+
+// Capacity notes of a cluster that it has so many ready copies, and had so many.
+func (t Timeline) Capacity(service, cluster string, was, is int) {
+	name, _ := topology.ParseServiceName(service)
+	t.capacity(name, cluster, was, is)
+}
+
+// Of returns what is kept of a service.
+func (t Timeline) Of(service string) []admin.TimelineEvent { return t.of(service, time.Time{}) }
+
 // Turn takes in what a program told.
 func (t Timeline) Turn(by string, m *configv1.Turn) { t.turn(by, m.GetService(), m) }
 
@@ -202,4 +218,63 @@ func CallersKept(first, second []*configv1.ServedCaller) map[string]int {
 		out[c.String()] = v.active
 	}
 	return out
+}
+
+// Traffic is what programs told of their calls, for tests outside the package.
+type Traffic struct {
+	*traffic
+	sessions map[string]*configstream.Session
+}
+
+// NewTraffic returns an empty one, to which every program may tell of every service.
+func NewTraffic(now func() time.Time) Traffic {
+	t := newTraffic(now, func(topology.ClusterName) bool { return true })
+	t.holds = func(*configstream.Session, topology.ServiceName) bool { return true }
+	return Traffic{t, make(map[string]*configstream.Session)}
+}
+
+// Report takes in what a program tells, on the one stream that it has.
+func (t Traffic) Report(by string, told ...*configv1.Traffic) {
+	if t.sessions[by] == nil {
+		t.sessions[by] = &configstream.Session{Receiver: by}
+	}
+	t.report(t.sessions[by], &configv1.Report{Traffic: told})
+}
+
+// Minutes counts the minutes in which something is known of a service.
+func (t Traffic) Minutes(service string) int {
+	seen := make(map[int64]bool)
+	for key, line := range t.series {
+		for _, m := range line.minutes {
+			if m != nil && key.service.String() == service {
+				seen[m.number] = true
+			}
+		}
+	}
+	return len(seen)
+}
+
+// Held counts what is kept, and panics when it was not counted right.
+func (t Traffic) Held() (series, minutes int) {
+	told := make(map[string]telling)
+	for _, line := range t.series {
+		o := told[line.by]
+		o.series++
+		for _, m := range line.minutes {
+			if m != nil {
+				o.minutes++
+				minutes++
+			}
+		}
+		told[line.by] = o
+	}
+	for by, has := range t.tellers {
+		if told[by] != *has {
+			panic("what " + by + " has was not counted right")
+		}
+	}
+	if len(told) != len(t.tellers) || minutes != t.minutes {
+		panic("not counted right")
+	}
+	return len(t.series), minutes
 }

@@ -15,7 +15,7 @@ func (t *timeline) observe(before, now *world) {
 	for _, c := range slices.SortedFunc(maps.Keys(now.in.links), topology.ClusterName.Compare) {
 		was, is := before.in.links[c].state, now.in.links[c].state
 		if was != is && is != topology.LinkUnknown && (was != topology.LinkUnknown || is == topology.LinkDown) {
-			t.tell(admin.EventLink, topology.ServiceName{}, fmt.Sprintf("the link to %s is %s", c, is))
+			t.saw(ofCluster(c.String()), admin.EventLink, topology.ServiceName{}, fmt.Sprintf("the link to %s is %s", c, is))
 		}
 	}
 	known := make(map[topology.ServiceName]*topology.Service, len(before.callable))
@@ -54,27 +54,30 @@ func (t *timeline) compare(before, now *world, was, is *topology.Service) {
 		old := remotes[r.Cluster]
 		delete(remotes, r.Cluster)
 		if old == nil {
-			t.tell(admin.EventCapacity, is.Name, fmt.Sprintf("%s offers it, with %d ready copies", r.Cluster, r.Ready))
+			t.saw(ofCluster(r.Cluster.String()), admin.EventCapacity, is.Name, fmt.Sprintf("%s offers it, with %d ready copies", r.Cluster, r.Ready))
 			old = &topology.Remote{Ready: r.Ready}
 		}
 		t.capacity(is.Name, r.Cluster.String(), old.Ready, r.Ready)
 		switch {
 		case r.Drain != nil && old.Drain == nil:
-			t.tell(admin.EventDrain, is.Name, fmt.Sprintf("%s is drained, over %s: its owner's word", r.Cluster, r.Drain.Over))
+			t.saw(ofCluster(r.Cluster.String()), admin.EventDrain, is.Name, fmt.Sprintf("%s is drained, over %s: its owner's word", r.Cluster, r.Drain.Over))
 		case r.Drain == nil && old.Drain != nil:
-			t.tell(admin.EventUndrain, is.Name, fmt.Sprintf("%s is in use again: its owner's word", r.Cluster))
+			t.saw(ofCluster(r.Cluster.String()), admin.EventUndrain, is.Name, fmt.Sprintf("%s is in use again: its owner's word", r.Cluster))
 		}
 	}
 	for _, c := range slices.SortedFunc(maps.Keys(remotes), topology.ClusterName.Compare) {
-		t.tell(admin.EventCapacity, is.Name, fmt.Sprintf("%s offers it no more", c))
+		t.saw(ofCluster(c.String()), admin.EventCapacity, is.Name, fmt.Sprintf("%s offers it no more", c))
 	}
 }
+
+// ofCluster is by whom what is of a cluster's own doing counts. The own cluster's copies that come and go are no operator's word either.
+func ofCluster(name string) string { return "cluster/" + name }
 
 func (t *timeline) capacity(name topology.ServiceName, cluster string, was, is int) {
 	switch {
 	case was > 0 && is == 0:
-		t.tell(admin.EventCapacity, name, cluster+" has no ready copies")
+		t.saw(ofCluster(cluster), admin.EventCapacity, name, cluster+" has no ready copies")
 	case was == 0 && is > 0:
-		t.tell(admin.EventCapacity, name, fmt.Sprintf("%s has %d ready copies again", cluster, is))
+		t.saw(ofCluster(cluster), admin.EventCapacity, name, fmt.Sprintf("%s has %d ready copies again", cluster, is))
 	}
 }

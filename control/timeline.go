@@ -20,7 +20,7 @@ import (
 const (
 	maxEvents        = 8_192 // in all
 	maxServiceEvents = 512   // of one service, and of the cluster as a whole
-	maxCallerEvents  = 1_024 // that one program alone told, of all services: past it, it drives out its own
+	maxCallerEvents  = 1_024 // that one program alone told, or that are of one cluster, of all services: past it, they drive out each other
 	maxTellers       = 4_096 // programs of which it is remembered what they told; past it, who tells again may be heard twice
 	maxEventCallers  = 8     // named in one event
 	maxEventClusters = 64    // in its shares
@@ -51,7 +51,7 @@ type timeline struct {
 type happened struct {
 	admin.TimelineEvent
 
-	by string // the program that told it first; empty: control itself
+	by string // the program that told it first, or "cluster/NAME" of which it is; empty: control itself
 }
 
 // turnKey tells a program's turns apart.
@@ -68,15 +68,20 @@ func newTimeline(cluster string, now func() time.Time) *timeline {
 	}
 }
 
-// tell notes what control did or saw itself.
+// tell notes what control did itself.
 func (t *timeline) tell(kind string, service topology.ServiceName, detail string) {
+	t.saw("", kind, service, detail)
+}
+
+// saw notes what control saw of somebody: who comes and goes all the time drives out what is of it, and nothing else.
+func (t *timeline) saw(of, kind string, service topology.ServiceName, detail string) {
 	name := ""
 	if !service.IsZero() {
 		name = service.String()
 	}
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	t.add(&happened{TimelineEvent: admin.TimelineEvent{At: t.now(), Kind: kind, Service: name, Detail: printable(detail)}})
+	t.add(&happened{TimelineEvent: admin.TimelineEvent{At: t.now(), Kind: kind, Service: name, Detail: printable(detail)}, by: of})
 }
 
 // report takes in the turns that a program told. holds says whether it uses a service: of others it has nothing to say.

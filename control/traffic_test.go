@@ -130,3 +130,41 @@ func TestServedCallersBounded(t *testing.T) {
 		}
 	}
 }
+
+// However much one program tells of, what others tell of is kept.
+func TestTrafficShared(t *testing.T) {
+	now := time.Date(2026, 1, 2, 3, 4, 5, 0, time.UTC)
+	s := control.NewTraffic(func() time.Time { return now })
+	requests := uint64(0)
+	loud := func(services int) {
+		requests += 10
+		for first := 0; first < services; first += 1000 { // as many as a report has
+			var told []*configv1.Traffic
+			for i := range min(1000, services-first) {
+				told = append(told, &configv1.Traffic{Service: fmt.Sprintf("s%d.loud", first+i), Requests: requests})
+			}
+			s.Report("sidecar/shop/loud", told...)
+		}
+	}
+	quiet := func(n uint64) {
+		s.Report("sidecar/shop/web", &configv1.Traffic{Service: "checkout.shop", Cluster: "us", Requests: n})
+		s.Report("sidecar/shop/other", &configv1.Traffic{Service: "s7.loud", Requests: n}) // the loud one told of it first
+	}
+	loud(1)
+	quiet(1)
+	for i := range 17 {
+		now = now.Add(time.Minute)
+		loud(5_000)
+		quiet(uint64(i+1) * 100)
+		now = now.Add(time.Second)
+		loud(5_000)
+	}
+	for service, want := range map[string]int{"checkout.shop": 14, "s7.loud": 14} {
+		if got := s.Minutes(service); got < want {
+			t.Errorf("%s: %d minutes are kept, want %d at least", service, got, want)
+		}
+	}
+	if series, minutes := s.Held(); series > 4_096 || minutes > 4_096 || minutes < 3_000 {
+		t.Errorf("%d series and %d minutes are kept", series, minutes)
+	}
+}
