@@ -70,10 +70,7 @@ func (c *Control) Introduction() admin.Introduction {
 
 func (c *Control) postToken(w http.ResponseWriter, r *http.Request) {
 	var ask admin.TokenRequest
-	decoder := json.NewDecoder(http.MaxBytesReader(w, r.Body, maxAsk))
-	decoder.DisallowUnknownFields()
-	if err := decoder.Decode(&ask); err != nil {
-		refuse(w, http.StatusBadRequest, fmt.Errorf("token request: %w", err))
+	if !decodeAsk(w, r, "token request", maxAsk, &ask) {
 		return
 	}
 	program, name, err := asked(ask)

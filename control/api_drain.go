@@ -64,7 +64,7 @@ func (c *Control) putDrain(w http.ResponseWriter, r *http.Request) {
 func (c *Control) deleteDrain(w http.ResponseWriter, r *http.Request) {
 	service, dry := r.URL.Query().Get("service"), r.URL.Query().Get("dry_run") == "true"
 	p := c.presentOr(w)
-	if p == nil {
+	if p == nil || !awaited(w, r) {
 		return
 	}
 	var next *drainSet

@@ -1,7 +1,6 @@
 package control
 
 import (
-	"encoding/json"
 	"errors"
 	"fmt"
 	"maps"
@@ -18,7 +17,11 @@ import (
 func (c *Control) serveDrills(mux *http.ServeMux) {
 	mux.HandleFunc("GET /v1/drills", func(w http.ResponseWriter, _ *http.Request) { answer(w, c.drills.list()) })
 	mux.HandleFunc("POST /v1/drills", c.postDrill)
-	mux.HandleFunc("PUT /v1/drills/{id}", held(c.drills.renew))
+	mux.HandleFunc("PUT /v1/drills/{id}", func(w http.ResponseWriter, r *http.Request) {
+		if awaited(w, r) {
+			held(c.drills.renew)(w, r)
+		}
+	})
 	mux.HandleFunc("DELETE /v1/drills/{id}", held(c.drills.stop))
 }
 
@@ -36,10 +39,7 @@ func held(do func(id string) (admin.Drill, error)) http.HandlerFunc {
 
 func (c *Control) postDrill(w http.ResponseWriter, r *http.Request) {
 	var ask admin.DrillRequest
-	decoder := json.NewDecoder(http.MaxBytesReader(w, r.Body, maxAsk))
-	decoder.DisallowUnknownFields()
-	if err := decoder.Decode(&ask); err != nil {
-		refuse(w, http.StatusBadRequest, fmt.Errorf("drill: %w", err))
+	if !decodeAsk(w, r, "drill", maxAsk, &ask) {
 		return
 	}
 	p := c.present.Load()

@@ -1,8 +1,10 @@
 package control_test
 
 import (
+	"context"
 	"fmt"
 	"net/http"
+	"net/http/httptest"
 	"os"
 	"path/filepath"
 	"strings"
@@ -111,6 +113,16 @@ spec: {selector: {app: checkout}, ports: [{name: http, port: 81, targetPort: htt
 		})
 		if err := told(-1)(); err != nil {
 			t.Errorf("a dry run did something: %v", err)
+		}
+		// Nobody waits for it any more.
+		gone, leave := context.WithCancel(t.Context())
+		leave()
+		for method, path := range map[string]string{http.MethodPut: "/v1/drains", http.MethodDelete: "/v1/drains", http.MethodPost: "/v1/drills"} {
+			w := httptest.NewRecorder()
+			us.API().ServeHTTP(w, httptest.NewRequestWithContext(gone, method, path, strings.NewReader(`{}`)))
+			if drained := get[admin.Drains](t, us, "/v1/drains").Drains; w.Code != http.StatusRequestTimeout || len(drained) > 0 {
+				t.Errorf("%s %s: %d, drained %v", method, path, w.Code, drained)
+			}
 		}
 		d, code := ask[admin.Drains](t, us, http.MethodPut, "/v1/drains", `{"over_ns":7000000000}`)
 		if code != http.StatusOK || d.Already || len(d.Services) != 1 || d.Services[0].Service != "checkout.shop" || len(d.Untouched) != 1 || d.Untouched[0] != "local.shop" {

@@ -278,3 +278,8 @@ func (t Traffic) Held() (series, minutes int) {
 	}
 	return len(t.series), minutes
 }
+
+// JoinPorts returns the ports that a service has, by its own and what is imported: those that are carried, and the others.
+func JoinPorts(own []topology.Port, imported []federation.ImportPort) ([]topology.Port, []topology.OtherPort) {
+	return joinPorts(own, imported)
+}

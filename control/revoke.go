@@ -47,6 +47,9 @@ func (c *Control) postRevocation(w http.ResponseWriter, r *http.Request) {
 
 func (c *Control) deleteRevocation(w http.ResponseWriter, r *http.Request) {
 	subject := r.URL.Query().Get("subject")
+	if !awaited(w, r) {
+		return
+	}
 	if err := c.revoked.remove(subject); err != nil {
 		refuse(w, revocationCode(err), err)
 		return

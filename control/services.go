@@ -8,6 +8,7 @@ import (
 	"strings"
 
 	"github.com/isthmus-mesh/isthmus/federation"
+	"github.com/isthmus-mesh/isthmus/internal/configstream"
 	"github.com/isthmus-mesh/isthmus/topology"
 )
 
@@ -36,8 +37,7 @@ func (w *world) callables(valid map[topology.ServiceName]*ServiceExport, exports
 		if i := imports[name]; i != nil {
 			s.Imported = true
 			s.ClusterSetIPs = i.IPs
-			s.Ports = joinPorts(s.Ports, i.Import.Ports)
-			s.OtherPorts = otherPorts(i.Import.Ports)
+			s.Ports, s.OtherPorts = joinPorts(s.Ports, i.Import.Ports)
 			if w.services[name] == nil {
 				s.Headless = i.Import.Type == federation.Headless
 			}
@@ -67,23 +67,36 @@ func (w *world) offers(exports map[topology.ClusterName][]federation.Export) map
 	return out
 }
 
-// joinPorts adds to the own ports those that only other clusters have. Where both have a number, the import's word on the
+// joinPorts adds to the own ports those that only other clusters have, as far as programs can be told of them: what they can't would be withheld with
+// all that the service has. Where both have a number, the import's word on the
 // protocol counts: it is the same in every cluster.
-func joinPorts(own []topology.Port, imported []federation.ImportPort) []topology.Port {
+func joinPorts(own []topology.Port, imported []federation.ImportPort) (ports []topology.Port, others []topology.OtherPort) {
 	byNumber := make(map[portKey]topology.Port, len(own)+len(imported))
+	has := make(map[bool]int) // those for TCP, and all others
 	for _, p := range own {
-		byNumber[portKey{p.Protocol == topology.UDP, p.Number}] = p
+		key := portKey{p.Protocol == topology.UDP, p.Number}
+		byNumber[key] = p
+		has[key.udp]++
 	}
 	for _, p := range imported {
+		key := portKey{p.Transport == federation.UDP, p.Number}
+		if _, known := byNumber[key]; !known || !carried(p.Transport) {
+			other := p.Transport != federation.TCP
+			if has[other] >= configstream.MaxPorts {
+				continue
+			}
+			has[other]++
+		}
 		switch p.Transport {
 		case federation.TCP:
-			byNumber[portKey{false, p.Number}] = topology.Port{Name: p.Name, Number: p.Number, Protocol: p.Protocol()}
+			byNumber[key] = topology.Port{Name: p.Name, Number: p.Number, Protocol: p.Protocol()}
 		case federation.UDP:
-			byNumber[portKey{true, p.Number}] = topology.Port{Name: p.Name, Number: p.Number, Protocol: topology.UDP}
+			byNumber[key] = topology.Port{Name: p.Name, Number: p.Number, Protocol: topology.UDP}
 		case federation.SCTP: // has a name, no more
+			others = append(others, topology.OtherPort{Name: p.Name, Number: p.Number, Protocol: strings.ToLower(string(p.Transport))})
 		}
 	}
-	return slices.SortedFunc(maps.Values(byNumber), comparePorts)
+	return slices.SortedFunc(maps.Values(byNumber), comparePorts), others
 }
 
 // portKey tells ports of a service apart.
@@ -121,17 +134,6 @@ func comparePorts(a, b topology.Port) int {
 
 // carried reports whether the mesh carries what is sent to such a port.
 func carried(t federation.Transport) bool { return t == federation.TCP || t == federation.UDP }
-
-// otherPorts returns the ports of an import that are named in DNS and not carried.
-func otherPorts(imported []federation.ImportPort) []topology.OtherPort {
-	var out []topology.OtherPort
-	for _, p := range imported {
-		if !carried(p.Transport) {
-			out = append(out, topology.OtherPort{Name: p.Name, Number: p.Number, Protocol: strings.ToLower(string(p.Transport))})
-		}
-	}
-	return out
-}
 
 // remotes is what other clusters say of an import: only on the ports that each exposes (KEP-1645).
 func remotes(i *ImportStatus, offers []offer) []topology.Remote {

@@ -17,6 +17,7 @@ import (
 
 	"github.com/isthmus-mesh/isthmus/api/admin"
 	"github.com/isthmus-mesh/isthmus/federation"
+	"github.com/isthmus-mesh/isthmus/internal/telemetry"
 	"github.com/isthmus-mesh/isthmus/trust"
 	"github.com/isthmus-mesh/isthmus/trust/bundleendpoint"
 )
@@ -191,7 +192,19 @@ func (c *Control) bundleInForce(td spiffeid.TrustDomain) (trust.Bundle, uint64, 
 	return trust.Bundle{}, 0, false
 }
 
-// decodeAsk reads the body of a request, or answers.
+// errNobodyWaits answers a request whose client has given up. Nobody reads it, as a rule.
+var errNobodyWaits = errors.New("whoever asked for this has gone: nothing was done")
+
+// awaited reports whether the client of a request that changes something is still there, or answers: who gave up expects nothing to happen.
+func awaited(w http.ResponseWriter, r *http.Request) bool {
+	if telemetry.Awaited(r) {
+		return true
+	}
+	refuse(w, http.StatusRequestTimeout, errNobodyWaits)
+	return false
+}
+
+// decodeAsk reads the body of a request that is waited for, or answers.
 func decodeAsk(w http.ResponseWriter, r *http.Request, what string, limit int64, into any) bool {
 	decoder := json.NewDecoder(http.MaxBytesReader(w, r.Body, limit))
 	decoder.DisallowUnknownFields()
@@ -199,7 +212,7 @@ func decodeAsk(w http.ResponseWriter, r *http.Request, what string, limit int64,
 		refuse(w, http.StatusBadRequest, fmt.Errorf("%s: %w", what, err))
 		return false
 	}
-	return true
+	return awaited(w, r)
 }
 
 func (c *Control) postRotation(w http.ResponseWriter, r *http.Request) {

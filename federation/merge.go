@@ -104,9 +104,12 @@ func mergeOne(claims []claim) Import {
 	}
 }
 
+// MaxImportPorts is how many ports an import has: what the config stream can tell of one service. Each cluster may have maxPorts, and they add up.
+const MaxImportPorts = 256
+
 // mergePorts makes the union of ports, oldest first. A name, and a pair of transport and number, belongs to who had it first:
 // a service with two ports of one name, or of one pair, would be none. A cluster serves a port of the union when it exposes
-// that pair, under whatever name: calls carry the number, not the name.
+// that pair, under whatever name: calls carry the number, not the name. Past MaxImportPorts those of the younger exports are left out.
 func mergePorts(claims []claim) []ImportPort {
 	type pair struct {
 		transport Transport
@@ -120,7 +123,7 @@ func mergePorts(claims []claim) []ImportPort {
 	for _, c := range claims {
 		for _, p := range c.Ports {
 			key := pair{p.Transport, p.Number}
-			if _, taken := byPair[key]; taken || names[p.Name] {
+			if _, taken := byPair[key]; taken || names[p.Name] || len(union) >= MaxImportPorts {
 				continue
 			}
 			names[p.Name], byPair[key] = true, len(union)

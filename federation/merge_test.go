@@ -1,6 +1,7 @@
 package federation_test
 
 import (
+	"fmt"
 	"strings"
 	"testing"
 	"time"
@@ -286,5 +287,22 @@ func TestMergeAudience(t *testing.T) {
 		if len(m.Imports) != 1 || words(m.Imports[0].Clusters) != test.clusters || m.Conditions[name][us][0].Reason != test.reason {
 			t.Errorf("seen from %s: %+v, want %s with %s", test.own, m, test.clusters, test.reason)
 		}
+	}
+}
+
+// The ports of many clusters add up to no more than a service can have; the oldest exports' are kept.
+func TestMergePortsBounded(t *testing.T) {
+	exports := make(map[topology.ClusterName][]federation.Export)
+	for i := range 10 {
+		e := federation.Export{Name: serviceName(t, "web.shop"), Created: t0.Add(time.Duration(i) * time.Hour)}
+		for j := range 64 {
+			number := uint16(1 + 64*i + j)
+			e.Ports = append(e.Ports, federation.Port{Name: fmt.Sprintf("p%d", number), Number: number})
+		}
+		exports[clusterName(t, fmt.Sprintf("c%d", i))] = []federation.Export{e}
+	}
+	merged := federation.Merge(clusterName(t, "c9"), exports)
+	if n := len(merged.Imports[0].Ports); n != federation.MaxImportPorts || merged.Imports[0].Ports[n-1].Number != federation.MaxImportPorts {
+		t.Errorf("%d ports: %+v", n, merged.Imports[0].Ports[max(0, n-3):])
 	}
 }

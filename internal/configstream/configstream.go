@@ -33,6 +33,8 @@ import (
 const (
 	// MaxMessage is what a Response is filled up to. A single resource may exceed it, up to MaxResource.
 	MaxMessage = 1 << 20
+	// MaxPorts is how many ports a service may have: as many for TCP, and as many for all else.
+	MaxPorts = 256
 	// MaxResource is the largest resource that is sent; a World withholds a larger one.
 	MaxResource = 2 << 20
 	// MaxReceive is what either end takes in one message: a resource of MaxResource and its frame, or a Hello with MaxHave.

@@ -22,7 +22,7 @@ import (
 
 // What one resource may hold at most. Kubernetes allows no more of what comes from there; the rest is far above any use.
 const (
-	maxPorts       = 256
+	maxPorts       = MaxPorts
 	maxIPs         = 16
 	maxEndpoints   = 10_000
 	maxRemotes     = 1_000

@@ -35,6 +35,7 @@ func Admin(metrics *prometheus.Registry, checks *ready.Checks) *http.ServeMux {
 func ServeHTTP(ctx context.Context, ln net.Listener, h http.Handler) error {
 	server := &http.Server{
 		Handler:           h,
+		ConnContext:       withConn,
 		ReadHeaderTimeout: headerTimeout,
 		WriteTimeout:      writeTimeout,
 		IdleTimeout:       idleTimeout,
