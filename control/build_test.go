@@ -247,7 +247,11 @@ func describeWorld(t *testing.T, b control.Built) string {
 		}
 	}
 	for _, p := range b.Problems {
-		fmt.Fprintf(&out, "problem %s\n", p)
+		kind := "problem"
+		if p.Note {
+			kind = "note"
+		}
+		fmt.Fprintf(&out, "%s %s\n", kind, p)
 	}
 	return out.String()
 }

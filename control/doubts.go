@@ -80,7 +80,7 @@ func (w *world) doubtSlice(s *EndpointSlice) {
 // serviceNameLabel is how an EndpointSlice says whose it is (discovery.k8s.io/v1).
 const serviceNameLabel = "kubernetes.io/service-name"
 
-// doubtCopies: what has no copies at all was likely not meant to be exported yet, or is misspelt.
+// doubtCopies: what has no copies at all was likely not meant to be exported yet, or is misspelt; or it is scaled to zero, which is nothing wrong.
 func (w *world) doubtCopies(e *ServiceExport, r *resolved) {
 	if r.copies > 0 {
 		return
@@ -90,6 +90,7 @@ func (w *world) doubtCopies(e *ServiceExport, r *resolved) {
 		why = fmt.Sprintf("no workload has the labels %s and one of its ports, and %s", selectorText(r.service.Selector), why)
 	}
 	w.doubtful(&e.Meta, "the Service has no copies: %s", why)
+	w.problems[len(w.problems)-1].Note = true
 }
 
 func selectorText(s map[string]string) string {

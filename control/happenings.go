@@ -29,6 +29,15 @@ func (t *timeline) observe(before, now *world) {
 	}
 }
 
+// noteLimit notes that a called program has more to do than it can, and takes so many requests at a time; or all, again.
+func (c *Control) noteLimit(receiver string, service topology.ServiceName, limit int) {
+	what := fmt.Sprintf("%s in %s takes all requests again", receiver, c.cfg.Cluster)
+	if limit > 0 {
+		what = fmt.Sprintf("%s in %s has more to do than it can: it takes %d requests at a time, and the rest goes elsewhere", receiver, c.cfg.Cluster, limit)
+	}
+	c.timeline.saw(receiver, admin.EventCapacity, service, what)
+}
+
 // compare notes what of one service is not what it was.
 func (t *timeline) compare(before, now *world, was, is *topology.Service) {
 	if !reflect.DeepEqual(was.Policy, is.Policy) {

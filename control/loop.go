@@ -153,7 +153,13 @@ func (l *loop) step(ctx context.Context) (again time.Duration) {
 	l.setStatus(ctx, w, now)
 	c.present.Store(&present{world: w, fleet: fleet, views: views, status: l.status, buses: l.neighbours.states()})
 	c.cfg.Checks.Done(checkManifests)
-	c.metrics.observe(w, len(l.status.Problems))
+	wrong := 0
+	for i := range l.status.Problems {
+		if !l.status.Problems[i].Note {
+			wrong++
+		}
+	}
+	c.metrics.observe(w, wrong)
 	if l.statusDue {
 		later = earliest(later, retryStatus)
 	}

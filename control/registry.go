@@ -84,6 +84,7 @@ type Problem struct {
 	Source
 	Object string // "Kind namespace/name"; empty when it is not known
 	Reason string
+	Note   bool // it may well be meant: it is said, and is nothing wrong
 }
 
 // String returns the problem in one line: where it is, as far as that is known, and what.

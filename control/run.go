@@ -158,7 +158,7 @@ func New(cfg Config) (*Control, error) {
 	c.directory = &directory{domain: cfg.Domain, registry: cfg.Registry, fleet: c.fleet, nodes: nodeNames{cfg.NodeProxies, cfg.Attestor != nil}}
 	c.leases = newLeases(c.directory, cfg.Now)
 	c.drills = newDrills(cfg.Now, cfg.Log, c.poke, func(s topology.ServiceName, what string) { c.timeline.tell(admin.EventDrill, s, what) })
-	c.traffic, c.served = newTraffic(cfg.Now, c.knowsCluster), newServed(cfg.Now)
+	c.traffic, c.served = newTraffic(cfg.Now, c.knowsCluster), newServed(cfg.Now, c.noteLimit)
 	c.stream = configstream.NewServer(configstream.ServerConfig{
 		Log: cfg.Log, Peer: c.peerID, Admit: c.directory.admit, Lease: c.leases.lease,
 		OnConnect:    c.fleet.connect,

@@ -1,10 +1,13 @@
 package control
 
 import (
+	"cmp"
 	"maps"
+	"slices"
 	"sync"
 	"time"
 
+	"github.com/isthmus-mesh/isthmus/api/admin"
 	configv1 "github.com/isthmus-mesh/isthmus/api/config/v1"
 	"github.com/isthmus-mesh/isthmus/internal/configstream"
 	"github.com/isthmus-mesh/isthmus/topology"
@@ -13,12 +16,16 @@ import (
 // maxServedOfAll bounds what is kept of all programs together.
 const maxServedOfAll = 100_000
 
+// maxOverloads bounds what is shown of overloads.
+const maxOverloads = 100
+
 // maxServedCallers bounds the clusters that are kept of one service and program.
 const maxServedCallers = 64
 
 // served is what the called programs of the own cluster told last of the work they have. Safe for concurrent use.
 type served struct {
-	now func() time.Time
+	now     func() time.Time
+	limited func(receiver string, service topology.ServiceName, limit int) // a program takes so many requests at a time from now on; 0: all, again
 
 	mu       sync.Mutex
 	programs map[string]*servedBy // guarded by mu: by receiver
@@ -42,6 +49,7 @@ type load struct {
 	shed     uint64 // refused because there were too many
 	limit    int    // requests at a time; 0: none
 
+	refused time.Time // when it was last told that one was refused; zero: none was, on this stream
 	last    time.Time // when something came in, or was open, last; zero: not on this stream
 	begun   uint64    // requests in the last second that was told of
 	callers map[topology.ClusterName]callerLoad
@@ -63,8 +71,8 @@ func perSecond(begun uint64, at, now time.Time) float64 {
 	return float64(begun)
 }
 
-func newServed(now func() time.Time) *served {
-	return &served{now: now, programs: make(map[string]*servedBy)}
+func newServed(now func() time.Time, limited func(receiver string, service topology.ServiceName, limit int)) *served {
+	return &served{now: now, limited: limited, programs: make(map[string]*servedBy)}
 }
 
 // report takes in what a program told. serves says whether it has anything to do with a service.
@@ -100,7 +108,13 @@ func (s *served) report(from *configstream.Session, r *configv1.Report, serves f
 		}
 		next := load{
 			receiver: from.Receiver, at: now, active: int(m.GetActive()), requests: m.GetRequests(), shed: m.GetShed(), limit: int(m.GetLimit()),
-			last: before.last, callers: before.callers,
+			last: before.last, refused: before.refused, callers: before.callers,
+		}
+		if known && next.shed > before.shed {
+			next.refused = now
+		}
+		if (next.limit > 0) != (before.limit > 0) {
+			s.limited(from.Receiver, name, next.limit)
 		}
 		if known || p.first.Before(now) {
 			next.begun = m.GetRequests() - min(before.requests, m.GetRequests())
@@ -155,6 +169,28 @@ func (s *served) of(service topology.ServiceName) []load {
 		}
 	}
 	return out
+}
+
+// shedFor is how long it is shown that a program refused requests.
+const shedFor = time.Minute
+
+// overloads returns the programs that refused requests lately because they had too much to do, ordered by service and program.
+func (s *served) overloads() []admin.Overload {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	now := s.now()
+	var out []admin.Overload
+	for _, p := range s.programs {
+		for name, l := range p.services {
+			if !l.refused.IsZero() && now.Sub(l.refused) < shedFor {
+				out = append(out, admin.Overload{Service: name.String(), Program: l.receiver, Limit: l.limit, Shed: l.shed, Last: l.refused})
+			}
+		}
+	}
+	slices.SortFunc(out, func(a, b admin.Overload) int {
+		return cmp.Or(b.Last.Compare(a.Last), cmp.Compare(a.Service, b.Service), cmp.Compare(a.Program, b.Program))
+	})
+	return out[:min(len(out), maxOverloads)]
 }
 
 // told says from when on it is known what a program has to do, and what it told of a service last; ok is false when nothing is known.

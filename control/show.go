@@ -21,7 +21,7 @@ func (c *Control) Status() admin.Status {
 	s := admin.Status{
 		Cluster: c.cfg.Cluster.String(), TrustDomain: c.cfg.Domain.Name(), Region: c.cfg.Region,
 		Version: c.cfg.Version, Started: c.started, Now: c.cfg.Now(), ClusterSetCIDR: c.cfg.ClusterSetCIDR.String(), Ready: len(missing) == 0, Missing: missing,
-		Manifests: c.manifests(), Peers: []admin.Peer{}, Links: []admin.Link{}, Proxies: c.proxies(),
+		Manifests: c.manifests(), Peers: []admin.Peer{}, Links: []admin.Link{}, Proxies: c.proxies(), Overloads: c.served.overloads(),
 	}
 	for _, root := range c.authority.Roots() {
 		if root.NotAfter.After(s.RootExpires) {
@@ -43,7 +43,7 @@ func (c *Control) manifests() admin.ManifestState {
 	}
 	out := admin.ManifestState{Source: p.world.in.objects.Source, Objects: p.world.in.objects.Len(), Loaded: p.world.in.objects.Loaded}
 	for _, problem := range p.status.Problems {
-		out.Problems = append(out.Problems, admin.Problem{File: problem.File, Line: problem.Line, Object: problem.Object, Reason: problem.Reason})
+		out.Problems = append(out.Problems, admin.Problem{File: problem.File, Line: problem.Line, Object: problem.Object, Reason: problem.Reason, Note: problem.Note})
 	}
 	return out
 }

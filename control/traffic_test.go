@@ -168,3 +168,52 @@ func TestTrafficShared(t *testing.T) {
 		t.Errorf("%d series and %d minutes are kept", series, minutes)
 	}
 }
+
+// An application that has more to do than it can is shown in the status, for a while, and in the timeline of what it serves.
+func TestOverloadShown(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		m := newMesh(t)
+		eu := m.start("eu", filepath.Join(t.TempDir(), "eu"), nil)
+		eu.registry.declare(t, checkoutManifest)
+		time.Sleep(time.Second)
+		var says teller
+		busy := func(shed uint64, limit uint32) {
+			says.mu.Lock()
+			defer says.mu.Unlock()
+			says.served = []*configv1.Served{{Service: "checkout.shop", Requests: 100 + shed, Shed: shed, Limit: limit}}
+		}
+		busy(7, 0) // before it was first heard: not now
+		eu.join(t, sidecarHello("shop/checkout-0"), eu.token(t, `{"workload":"shop/checkout-0"}`), says.account)
+		shown := func(want ...admin.Overload) {
+			t.Helper()
+			time.Sleep(5 * time.Second)
+			got := get[admin.Status](t, eu, "/v1/status").Overloads
+			for i := range got {
+				got[i].Last = time.Time{}
+			}
+			if d := cmp.Diff(want, got); d != "" {
+				t.Errorf("overloads (-want +got):\n%s", d)
+			}
+		}
+		shown()
+		busy(12, 40)
+		shown(admin.Overload{Service: "checkout.shop", Program: "sidecar/shop/checkout-0", Limit: 40, Shed: 12})
+		busy(12, 0)
+		shown(admin.Overload{Service: "checkout.shop", Program: "sidecar/shop/checkout-0", Shed: 12})
+		time.Sleep(time.Minute)
+		shown()
+		var said []string
+		for _, e := range get[admin.Timeline](t, eu, "/v1/timeline?service=checkout.shop").Events {
+			if e.Kind == admin.EventCapacity {
+				said = append(said, e.Detail)
+			}
+		}
+		want := []string{
+			"sidecar/shop/checkout-0 in eu has more to do than it can: it takes 40 requests at a time, and the rest goes elsewhere",
+			"sidecar/shop/checkout-0 in eu takes all requests again",
+		}
+		if d := cmp.Diff(want, said); d != "" {
+			t.Errorf("timeline (-want +got):\n%s", d)
+		}
+	})
+}

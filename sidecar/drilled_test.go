@@ -72,6 +72,12 @@ func TestDrill(t *testing.T) {
 	if last := x.Rows[len(x.Rows)-1]; last.State != topology.LastResort {
 		t.Errorf("explained as %+v", x.Rows)
 	}
+	for who, c := range map[string]*side{"an open session": old, "a new session": fresh} {
+		rows := c.Explain(t.Context(), topology.Query{Service: checkout, Port: 80}).Rows
+		if last := rows[len(rows)-1]; !strings.Contains(last.Reason, "failover drill") || strings.Contains(last.Reason, "tls:") {
+			t.Errorf("%s: why is said as %q", who, last.Reason)
+		}
+	}
 	near.rehearse(nil)
 	client := old.client()
 	waitFor(t, "it answers again", func() bool {

@@ -10,7 +10,7 @@ const maxTimedBody = 64 << 10
 
 // room asks whether the application can take one request more (package limit).
 func (in *Inbound) room(v *visit) *Failure {
-	if v.limited = v.limiter.Begin(v.share); v.limited {
+	if v.limited = v.limiter.Begin(v.share) || v.limiter.Ease(in.now()) && v.limiter.Begin(v.share); v.limited {
 		return nil
 	}
 	v.served.shed.Add(1)

@@ -64,7 +64,7 @@ func TestShed(t *testing.T) {
 	if n := caller.counter("isthmus_session_dials_total", "destination_cluster=eu"); n != 1 {
 		t.Errorf("%v sessions to the copy that is full", n)
 	}
-	reports := first.Sidecar.inbound.services.report(false)
+	reports := first.Sidecar.inbound.services.report(false, time.Now())
 	if len(reports) != 1 || reports[0].GetShed() != 5 || reports[0].GetLimit() == 0 {
 		t.Errorf("reported %v", reports)
 	}

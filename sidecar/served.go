@@ -3,6 +3,7 @@ package sidecar
 import (
 	"sync"
 	"sync/atomic"
+	"time"
 
 	"github.com/spiffe/go-spiffe/v2/spiffeid"
 
@@ -70,12 +71,13 @@ func (s *served) limiter(port uint16) *limit.Limiter {
 	return l
 }
 
-// limit returns how many requests are taken at a time, by the port that takes the fewest; 0: all.
-func (s *served) limit() uint32 {
+// limit returns how many requests are taken at a time, by the port that takes the fewest; 0: all. It eases those that nothing speaks for any more.
+func (s *served) limit(now time.Time) uint32 {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	least := 0
 	for _, l := range s.limiters {
+		l.Ease(now)
 		if n := l.Limit(); n > 0 && (least == 0 || n < least) {
 			least = n
 		}
@@ -142,7 +144,7 @@ func (s *services) of(name topology.ServiceName) *served {
 }
 
 // report returns what has changed since it was last called, or all; what is too much for one report comes with the next.
-func (s *services) report(all bool) []*configv1.Served {
+func (s *services) report(all bool, now time.Time) []*configv1.Served {
 	s.mu.RLock()
 	defer s.mu.RUnlock()
 	var out []*configv1.Served
@@ -152,7 +154,7 @@ func (s *services) report(all bool) []*configv1.Served {
 			v.forgetTold()
 		}
 		active, requests, known := v.now()
-		shed, limit := v.shed.Load(), v.limit()
+		shed, limit := v.shed.Load(), v.limit(now)
 		if known && shed == v.told.shed && limit == v.told.limit || len(out) >= configstream.MaxServed {
 			continue
 		}

@@ -124,7 +124,7 @@ func (t *tallies) report(all bool) []*configv1.Traffic {
 // Account returns what control is to know of what the sidecar carries, as configstream.Client.Account wants it; nil: there is nothing new.
 func (s *Sidecar) Account(all bool) *configv1.Report {
 	r := &configv1.Report{
-		Traffic: s.outbound.tallies.report(all), Served: s.inbound.services.report(all), Turns: s.outbound.resolver.turns.report(all, s.config.Now()),
+		Traffic: s.outbound.tallies.report(all), Served: s.inbound.services.report(all, s.config.Now()), Turns: s.outbound.resolver.turns.report(all, s.config.Now()),
 	}
 	if len(r.GetTraffic())+len(r.GetServed())+len(r.GetTurns()) == 0 && !all {
 		return nil

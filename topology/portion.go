@@ -195,7 +195,7 @@ func share(spots []spot, sites []site, weights bool, spill float64, load Load, i
 		if level := load.level(LevelKey{Tier: id, Cluster: c.Cluster}); level.Part < 1 {
 			out[i].Limits = append(out[i].Limits, Reason{Recovery, level.Why})
 		}
-		if level := load.level(LevelKey{Cluster: c.Cluster}); level.Part < 1 {
+		if level := load.level(LevelKey{Cluster: c.Cluster}); level.Part < 1 || level.Why != "" { // also when it has only begun
 			out[i].Limits = append(out[i].Limits, Reason{Drained, level.Why})
 		}
 	}

@@ -3,6 +3,8 @@ package topology_test
 import (
 	"math"
 	"strconv"
+	"strings"
+	"testing"
 
 	"pgregory.net/rapid"
 
@@ -225,5 +227,25 @@ func levelOfOne(t *rapid.T, _ world) {
 	got, want := plan.Tiers[0].Portion*plan.Tiers[0].Candidates[1].Share, part*float64(b)/float64(a+b)
 	if math.Abs(got-want) > epsilon {
 		t.Fatalf("gets %v, and should %v", got, want)
+	}
+}
+
+// TestDrainIsSaid: from its first moment on, while the copies still get all, until they get nothing.
+func TestDrainIsSaid(t *testing.T) {
+	service := &topology.Service{
+		Name: name(t, "svc.ns"), Ports: []topology.Port{{Number: 80}}, Imported: true,
+		Remotes: []topology.Remote{{Cluster: cluster(t, "c1"), Ports: []uint16{80}, Ready: 1}, {Cluster: cluster(t, "c2"), Ports: []uint16{80}, Ready: 1}},
+	}
+	s := topology.NewSnapshot(topology.SnapshotSpec{Self: topology.Self{Cluster: cluster(t, "c0")}, Services: []*topology.Service{service}})
+	for _, part := range []float64{1, 0.4, 0} {
+		x := topology.Explain(topology.Choose(s, topology.Query{Service: service.Name, Port: 80}, topology.Load{Levels: map[topology.LevelKey]topology.Level{
+			{Cluster: cluster(t, "c1")}: {Part: part, Why: "since noon"},
+		}}))
+		for _, r := range x.Rows {
+			said := strings.Join(append(r.Limits, r.Reason), "; ")
+			if want := r.Cluster.String() == "c1"; strings.Contains(said, "drained: since noon") != want {
+				t.Errorf("at %v, of %s: %q", part, r.Cluster, said)
+			}
+		}
 	}
 }

@@ -48,6 +48,8 @@ type Status struct {
 	Services    int           `json:"services"`
 	Exports     int           `json:"exports"`
 	Imports     int           `json:"imports"`
+	// Overloads are the called programs that have refused requests in the last minute because their applications had too much to do.
+	Overloads []Overload `json:"overloads,omitempty"`
 	// ClusterSetCIDR is where the addresses of imports come from.
 	ClusterSetCIDR string `json:"cluster_set_cidr"`
 }
@@ -66,6 +68,17 @@ type Problem struct {
 	Line   int    `json:"line,omitempty"`
 	Object string `json:"object,omitempty"` // Kind namespace/name
 	Reason string `json:"reason"`
+	Note   bool   `json:"note,omitempty"` // it may well be meant, as that what is exported is scaled to zero
+}
+
+// Overload is a program whose application has more to do than it can: GET /v1/status. What is too much for it is refused as not executed, and goes elsewhere;
+// where there is no elsewhere, callers get IST2110.
+type Overload struct {
+	Service string    `json:"service"`         // name.namespace
+	Program string    `json:"program"`         // "sidecar/shop/checkout-0"
+	Limit   int       `json:"limit,omitempty"` // requests that it takes at a time; 0: all, again
+	Shed    uint64    `json:"shed"`            // refused since it connected
+	Last    time.Time `json:"last"`            // when one was refused last
 }
 
 // Peer is another cluster, as control knows it.

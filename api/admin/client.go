@@ -128,7 +128,11 @@ func ask[T any](ctx context.Context, c *Client, method, path string, body any) (
 	}
 	resp, err := c.http.Do(req)
 	if err != nil {
-		return into, fmt.Errorf("control at %s: %w: %w", c.where, ErrUnreachable, errors.Unwrap(err))
+		cause := errors.Unwrap(err)
+		if dial, ok := errors.AsType[*net.OpError](cause); ok && dial.Op == "dial" {
+			cause = dial.Err // where to has been said
+		}
+		return into, fmt.Errorf("control at %s: %w: %w", c.where, ErrUnreachable, cause)
 	}
 	defer func() { _ = resp.Body.Close() }()
 	answer, err := io.ReadAll(io.LimitReader(resp.Body, MaxAnswer))

@@ -537,3 +537,24 @@ func TestStatusBeforeAllIsRead(t *testing.T) {
 		t.Errorf("exit %d: %s%s", code, out, chatter)
 	}
 }
+
+// What may well be meant, and who has too much to do, is said, and is nothing wrong.
+func TestStatusNotes(t *testing.T) {
+	alone(t)
+	s := healthy
+	s.Manifests.Problems = []admin.Problem{{File: "shop.yaml", Line: 6, Object: "ServiceExport shop/checkout", Reason: "the Service has no copies", Note: true}}
+	s.Now = s.Started
+	s.Overloads = []admin.Overload{{Service: "pay.shop", Program: "sidecar/shop/pay-0", Limit: 40, Shed: 12, Last: s.Now.Add(-2 * time.Second)}}
+	out, said, code := isthmus(t, "status", "--control", control(t, map[string]any{"/v1/status": s, "/v1/exports": []admin.Export{}}))
+	for _, want := range []string{
+		"NOTES\neu: shop.yaml:6: ServiceExport shop/checkout: the Service has no copies\n", "4 objects\n",
+		"eu: pay.shop: sidecar/shop/pay-0 has more to do than it can: it refused 12 request(s), the last 2s ago (IST2110), and takes 40 at a time now\n",
+	} {
+		if !strings.Contains(out, want) {
+			t.Errorf("no %q in:\n%s", want, out)
+		}
+	}
+	if code != exitOK || strings.Contains(out, "FINDINGS") || strings.Contains(out, "bad") {
+		t.Errorf("exit %d: %s\n%s", code, said, out)
+	}
+}

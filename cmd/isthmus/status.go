@@ -64,7 +64,7 @@ It exits with 1 when something is not as it should be, and with 3 when a control
 					cs.Cluster, cs.Status = a.status.Cluster, &a.status
 					cs.Findings = findingsOf(a.status, a.answer.exports, a.answer.trust)
 					found, notes := trustFindings(a.answer.trust, a.status.Proxies)
-					cs.Findings, cs.Notes, cs.Drained = append(cs.Findings, found...), notes, a.answer.drains
+					cs.Findings, cs.Notes, cs.Drained = append(cs.Findings, found...), append(notesOf(a.status), notes...), a.answer.drains
 					findings += len(cs.Findings)
 				}
 				all = append(all, cs)
@@ -166,12 +166,9 @@ func findingsOf(s admin.Status, exports []admin.Export, t *admin.Trust) []string
 		out = append(out, "not ready")
 	}
 	for _, p := range s.Manifests.Problems {
-		where := p.File
-		if p.Line > 0 {
-			where += ":" + strconv.Itoa(p.Line)
+		if !p.Note {
+			out = append(out, problemText(p))
 		}
-		said := []string{where, p.Object, p.Reason}
-		out = append(out, strings.Join(slices.DeleteFunc(said, func(s string) bool { return s == "" }), ": "))
 	}
 	for _, e := range exports {
 		for _, c := range e.Conditions {
@@ -194,6 +191,33 @@ func findingsOf(s admin.Status, exports []admin.Export, t *admin.Trust) []string
 		if !p.Connected {
 			out = append(out, fmt.Sprintf("%s %s: not connected%s", p.Program, p.Name, whyAway(s, p, t)))
 		}
+	}
+	return out
+}
+
+func problemText(p admin.Problem) string {
+	where := p.File
+	if p.Line > 0 {
+		where += ":" + strconv.Itoa(p.Line)
+	}
+	said := []string{where, p.Object, p.Reason}
+	return strings.Join(slices.DeleteFunc(said, func(s string) bool { return s == "" }), ": ")
+}
+
+// notesOf lists, in words, what somebody should know of a cluster, and is nothing wrong.
+func notesOf(s admin.Status) []string {
+	var out []string
+	for _, p := range s.Manifests.Problems {
+		if p.Note {
+			out = append(out, problemText(p))
+		}
+	}
+	for _, o := range s.Overloads {
+		text := fmt.Sprintf("%s: %s has more to do than it can: it refused %d request(s), the last %s ago (IST2110)", o.Service, o.Program, o.Shed, age(s.Now, o.Last))
+		if o.Limit > 0 {
+			text += fmt.Sprintf(", and takes %d at a time now", o.Limit)
+		}
+		out = append(out, text)
 	}
 	return out
 }
@@ -264,7 +288,10 @@ func printStatus(w io.Writer, format output.Format, all []clusterStatus) error {
 			notes = append(notes, s.Cluster+": "+n)
 		}
 	}
-	tables := []output.Table{clusters, peers, links}
+	tables := []output.Table{clusters}
+	if slices.ContainsFunc(all, func(c clusterStatus) bool { return c.Status != nil }) { // else nobody knows of any
+		tables = append(tables, peers, links)
+	}
 	if len(drained) > 0 {
 		tables = append(tables, drainTable(drained))
 	}
@@ -317,7 +344,8 @@ func rtt(l *admin.Link) string {
 }
 
 func manifests(m admin.ManifestState) string {
-	if n := len(m.Problems); n > 0 {
+	bad := slices.DeleteFunc(slices.Clone(m.Problems), func(p admin.Problem) bool { return p.Note })
+	if n := len(bad); n > 0 {
 		return fmt.Sprintf("%d objects, %d bad", m.Objects, n)
 	}
 	return fmt.Sprintf("%d objects", m.Objects)

@@ -141,10 +141,11 @@ func Problems(in []control.Problem) ([]byte, error) {
 		Line   int    `json:"line,omitempty"`
 		Object string `json:"object,omitempty"`
 		Reason string `json:"reason"`
+		Note   bool   `json:"note,omitempty"`
 	}
 	out := make([]problem, 0, len(in))
 	for _, p := range in {
-		out = append(out, problem{File: p.File, Line: p.Line, Object: p.Object, Reason: p.Reason})
+		out = append(out, problem{File: p.File, Line: p.Line, Object: p.Object, Reason: p.Reason, Note: p.Note})
 	}
 	data, err := yaml.Marshal(map[string]any{"problems": out})
 	if err != nil {

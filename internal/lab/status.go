@@ -134,6 +134,9 @@ func (p *Playground) controlView(ctx context.Context, c Cluster) (links []LinkSt
 		problems = append(problems, "links are unknown: "+err.Error())
 	}
 	for _, m := range st.Manifests.Problems {
+		if m.Note {
+			continue
+		}
 		problems = append(problems, fmt.Sprintf("%s:%d: %s", m.File, m.Line, m.Reason))
 	}
 	for _, o := range p.state.Spec.Clusters {

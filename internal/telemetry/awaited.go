@@ -30,8 +30,8 @@ func hungUp(conn syscall.Conn) bool {
 	}
 	gone := false
 	err = raw.Control(func(fd uintptr) {
-		n, _, err := syscall.Recvfrom(int(fd), make([]byte, 1), syscall.MSG_PEEK|syscall.MSG_DONTWAIT)
-		gone = err == nil && n == 0 || err != nil && !errors.Is(err, syscall.EAGAIN) && !errors.Is(err, syscall.EINTR)
+		n, _, problem := syscall.Recvfrom(int(fd), make([]byte, 1), syscall.MSG_PEEK|syscall.MSG_DONTWAIT)
+		gone = problem == nil && n == 0 || problem != nil && !errors.Is(problem, syscall.EAGAIN) && !errors.Is(problem, syscall.EINTR)
 	})
 	return gone || err != nil
 }

@@ -43,6 +43,8 @@ const (
 	// gives what the application goes on doing for nobody so long to be through. Who waited longer than longestWait waits for an event.
 	trialGone   = 5 * time.Second
 	longestWait = 10 * time.Second
+	// easeAfter is how long a limit stands for which there is no evidence any more: too few answers, or none that say how long the application takes.
+	easeAfter = 10 * time.Second
 	// callerShare is how much of the limit one caller may have while others wait for room.
 	callerShare = 0.8
 )
@@ -52,6 +54,7 @@ type Limiter struct {
 	inFlight atomic.Int64
 	limit    atomic.Int64 // 0: none
 	told     atomic.Int64 // what Changed said
+	blank    atomic.Int64 // ended without evidence, since the limit was last decided on
 
 	mu      sync.Mutex
 	began   time.Time                 // guarded by mu; of the window
@@ -68,6 +71,7 @@ type Limiter struct {
 	before  time.Duration             // guarded by mu; the median before it
 	rested  time.Time                 // guarded by mu; no trial before
 	rest    time.Duration             // guarded by mu; after the last trial that was in vain
+	eased   time.Time                 // guarded by mu; when the limit was last raised for want of evidence
 }
 
 // Caller is one caller's part. The zero value is in use.
@@ -94,12 +98,41 @@ func (l *Limiter) Begin(c *Caller) (ok bool) {
 	return false
 }
 
+// Ease raises a limit for which there has been no evidence for a while, or takes it away, and reports whether it did. There is little to do: it is over.
+// Or requests come and go that say nothing of how the application is (answers of 500 and above, uploads), and would be held to it for ever. Where
+// nothing is answered at all, it stays. Call it when something was refused, and now and then.
+func (l *Limiter) Ease(now time.Time) bool {
+	if l.limit.Load() == 0 {
+		return false
+	}
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	limit := l.limit.Load()
+	if limit == 0 || now.Sub(l.began) < easeAfter || now.Sub(l.eased) < easeAfter {
+		return false
+	}
+	next := 2 * limit
+	switch {
+	case l.inFlight.Load() < limit/2 || next > most:
+		next = 0
+	case l.blank.Load() < limit:
+		return false
+	}
+	l.eased, l.trial = now, time.Time{}
+	l.blank.Store(0)
+	l.limit.Store(next)
+	return true
+}
+
 // End takes it out again. took is how long the application took; 0 when that says nothing of how it is: it wasn't asked, or what it does takes as long
 // as it takes (streams, upgrades).
 func (l *Limiter) End(now time.Time, c *Caller, took time.Duration) {
 	peak := l.inFlight.Add(-1) + 1
 	c.inFlight.Add(-1)
 	if took <= 0 {
+		if l.limit.Load() != 0 {
+			l.blank.Add(1)
+		}
 		return
 	}
 	l.mu.Lock()
@@ -132,6 +165,7 @@ func (l *Limiter) sample(now time.Time, took time.Duration, peak int64) {
 	if now.Sub(l.began) >= window && l.n >= minSamples {
 		l.decide(now)
 		l.began, l.n, l.peak, l.gone = now, 0, 0, 0
+		l.blank.Store(0)
 	}
 }
 

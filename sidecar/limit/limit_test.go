@@ -287,3 +287,67 @@ func BenchmarkLimiter(b *testing.B) {
 		}
 	})
 }
+
+// TestEase: a limit does not outlive what is known of the application, unless that answers nothing at all.
+func TestEase(t *testing.T) {
+	limited := func() (*application, *Caller) {
+		a, c := newApplication(8, fixed(5*time.Millisecond)), new(Caller)
+		a.run(5*time.Second, 8/0.005/2, true, time.Second, c)
+		a.run(20*time.Second, 3*8/0.005, true, time.Second, c)
+		if a.l.Limit() == 0 || a.l.Ease(start.Add(a.now)) {
+			t.Fatal("there is no limit, or it was eased while there is evidence for it")
+		}
+		return a, c
+	}
+	t.Run("nothing to do", func(t *testing.T) {
+		a, c := limited()
+		for a.l.inFlight.Load() > 0 { // they all fail
+			a.l.End(start.Add(a.now), c, 0)
+		}
+		if a.l.Ease(start.Add(a.now + easeAfter/2)); a.l.Limit() == 0 {
+			t.Error("it was eased at once")
+		}
+		if !a.l.Ease(start.Add(a.now+2*easeAfter)) || a.l.Limit() != 0 {
+			t.Errorf("the limit is still %d", a.l.Limit())
+		}
+	})
+	t.Run("answers say nothing", func(t *testing.T) {
+		a, _ := limited()
+		last, now := a.l.Limit(), start.Add(a.now)
+		for range 20 {
+			for range 20 { // half a second each: more than it may, and all that are taken fail
+				var taken []*Caller
+				for range 2 * most {
+					if c := new(Caller); a.l.Begin(c) {
+						taken = append(taken, c)
+					} else {
+						a.l.Ease(now)
+						break
+					}
+				}
+				for _, c := range taken {
+					a.l.End(now, c, 0)
+				}
+				now = now.Add(500 * time.Millisecond)
+			}
+			if n := a.l.Limit(); n != 0 && n < last {
+				t.Fatalf("from %d to %d", last, n)
+			} else if last = n; n == 0 {
+				return
+			}
+		}
+		t.Errorf("the limit is still %d", last)
+	})
+	t.Run("no answers", func(t *testing.T) {
+		a, _ := limited()
+		before := a.l.Limit()
+		for a.l.Begin(new(Caller)) {
+		}
+		for i := range 20 {
+			a.l.Ease(start.Add(a.now + time.Duration(i)*easeAfter))
+		}
+		if a.l.Limit() != before {
+			t.Errorf("from %d to %d, though nothing is answered", before, a.l.Limit())
+		}
+	})
+}

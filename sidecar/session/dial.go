@@ -173,7 +173,7 @@ func (d *Dialer) handshake(ctx context.Context, carrier *conn.Told, to Destinati
 	}))
 	if err := inner.HandshakeContext(ctx); err != nil {
 		_ = carrier.Close()
-		return nil, fmt.Errorf("inner handshake: %w", err)
+		return nil, fmt.Errorf("inner handshake: %w", inWords(err))
 	}
 	state := inner.ConnectionState()
 	peer, err := trust.PeerOf(state)
