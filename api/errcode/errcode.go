@@ -104,6 +104,11 @@ var entries = []Entry{
 		"The answer says what was tried. See how long answers take: isthmus_request_duration_seconds.",
 	},
 	{
+		"IST2016", "A stream was ended, because its copy is drained",
+		"A gRPC stream was open to a copy that its owner takes out of use, and did not end by itself within three times the drain's --over.",
+		"Open the stream anew: it goes to another copy. isthmus status says what is drained.",
+	},
+	{
 		"IST2101", "The called workload does not serve this",
 		"The call reached the sidecar of a workload that serves no such service or port: what its caller knew was old.",
 		"It passes by itself. If it stays: compare isthmus get services there with isthmus get endpoints here.",

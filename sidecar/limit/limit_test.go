@@ -318,12 +318,12 @@ func TestEase(t *testing.T) {
 			for range 20 { // half a second each: more than it may, and all that are taken fail
 				var taken []*Caller
 				for range 2 * most {
-					if c := new(Caller); a.l.Begin(c) {
-						taken = append(taken, c)
-					} else {
+					c := new(Caller)
+					if !a.l.Begin(c) {
 						a.l.Ease(now)
 						break
 					}
+					taken = append(taken, c)
 				}
 				for _, c := range taken {
 					a.l.End(now, c, 0)
