@@ -23,6 +23,8 @@ const (
 	maxFingerprints = 256
 	// maxQuote is how much of a refusal is read.
 	maxQuote = 64
+	// maxAgain is how often a packet is tried again that the kernel fails for earlier ones: more may be refused meanwhile.
+	maxAgain = 8
 )
 
 type fingerprint [fingerprintSize]byte
@@ -61,7 +63,7 @@ func (r *receiver) WriteMsgUDP(b, oob []byte, addr *net.UDPAddr) (n, oobn int, e
 	}
 	r.refusals.note(b)
 	n, oobn, err = r.UDPConn.WriteMsgUDP(b, oob, addr)
-	if err != nil && r.pending(err) && !errors.Is(err, unix.EMSGSIZE) { // that one is of this packet
+	for again := 0; again < maxAgain && err != nil && r.pending(err) && !errors.Is(err, unix.EMSGSIZE); again++ { // that one is of this packet
 		n, oobn, err = r.UDPConn.WriteMsgUDP(b, oob, addr)
 	}
 	return n, oobn, err
@@ -98,14 +100,15 @@ func (r *receiver) pending(err error) bool {
 	if r.refusals == nil {
 		return false
 	}
-	if _, ok := errors.AsType[syscall.Errno](err); !ok {
+	errno, ok := errors.AsType[syscall.Errno](err)
+	if !ok {
 		return false
 	}
 	raw, err := r.SyscallConn()
 	if err != nil {
 		return false
 	}
-	heard, refused := false, false
+	heard, refused := isTold(errno), false
 	quote, control := make([]byte, maxQuote), make([]byte, controlSize)
 	_ = raw.Control(func(fd uintptr) {
 		for {
@@ -124,6 +127,17 @@ func (r *receiver) pending(err error) bool {
 		r.refusals.told()
 	}
 	return heard
+}
+
+// isTold reports whether errno is one that ICMP stands behind. The kernel may tell who reads and who writes, each of another packet, and one of them
+// takes all that there is to hear before the other looks: quic-go would give up the connection for what a stranger sent.
+func isTold(errno syscall.Errno) bool {
+	switch errno {
+	case unix.ECONNREFUSED, unix.EHOSTUNREACH, unix.ENETUNREACH, unix.EHOSTDOWN, unix.ENONET, unix.ENOPROTOOPT, unix.EOPNOTSUPP, unix.EPROTO, unix.EACCES, unix.EMSGSIZE:
+		return true // icmp_err_convert, icmpv6_err_convert
+	default:
+		return false
+	}
 }
 
 // isRefusal reports whether what the kernel says of a packet is that nobody listens where it went, and that the other machine said so.

@@ -9,7 +9,20 @@ import (
 	"time"
 
 	"golang.org/x/net/ipv4"
+	"golang.org/x/sys/unix"
 )
+
+// TestRefusalHeardByAnother: a call that fails for a refusal which another goroutine has heard meanwhile is made again. Errors of the socket itself are errors.
+func TestRefusalHeardByAnother(t *testing.T) {
+	r := newReceiver(udpSocket(t))
+	r.listen(func() { t.Error("nothing was refused") })
+	for errno, want := range map[unix.Errno]bool{unix.ECONNREFUSED: true, unix.EHOSTUNREACH: true, unix.EMSGSIZE: true, unix.EBADF: false, unix.ENOBUFS: false} {
+		err := &net.OpError{Op: "read", Net: "udp", Err: os.NewSyscallError("recvmsg", errno)}
+		if got := r.pending(err); got != want {
+			t.Errorf("%v: made again: %t, want %t", err, got, want)
+		}
+	}
+}
 
 // TestRefusalIsHeard: a socket hears that nobody listens where it sends to, believes it only of packets that it has sent, and goes on.
 func TestRefusalIsHeard(t *testing.T) {
