@@ -160,7 +160,7 @@ func (a *apps) RoundTrip(req *http.Request) (*http.Response, error) {
 		try.URL = new(*req.URL)
 		try.URL.Host = target.String()
 		if req.Body != nil {
-			try.Body = &appBody{Reader: req.Body, visit: v} // a target that takes no connection must not cost the others the body
+			try.Body = &appBody{Reader: req.Body, visit: v, now: a.now} // a target that takes no connection must not cost the others the body
 		}
 		k.inFlight.Add(1)
 		resp, err := transport.RoundTrip(try)
@@ -217,6 +217,7 @@ func (a *apps) close() {
 type appBody struct {
 	io.Reader
 	visit *visit
+	now   func() time.Time
 	open  atomic.Bool // it is being read, and has not ended
 }
 
@@ -224,8 +225,10 @@ type appBody struct {
 func (b *appBody) Read(p []byte) (int, error) {
 	b.open.Store(true)
 	n, err := b.Reader.Read(p[:min(len(p), bufferSize)])
+	b.visit.said.Store(int64(b.now().Sub(b.visit.started)))
 	if err != nil {
 		b.open.Store(false)
+		b.visit.whole.Store(errors.Is(err, io.EOF))
 	}
 	return n, err
 }

@@ -185,8 +185,13 @@ func (o *Outbound) endDrained() {
 	if snapshot == nil {
 		return
 	}
+	plans := make(map[topology.Query]*plan) // thousands of streams may stay that have nowhere else to go
 	for _, c := range drainedFor(&o.streams, snapshot, o.now()) {
-		p := o.resolver.choose(snapshot, c.query)
+		p := plans[c.query]
+		if p == nil {
+			p = o.resolver.choose(snapshot, c.query)
+			plans[c.query] = p
+		}
 		if p.err != nil || p.Tiers[0].Drained || p.Tiers[0].LastResort {
 			continue
 		}

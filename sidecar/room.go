@@ -26,12 +26,13 @@ func (v *visit) leave(now time.Time, took time.Duration) {
 	}
 }
 
-// abandoned makes room for a request whose caller did not wait for the answer any longer.
+// abandoned makes room for a request whose caller did not wait for the answer any longer. That is evidence only of a request that was whole: who leaves
+// before would have others shed for what the application never got.
 func (in *Inbound) abandoned(v *visit, r *http.Request) {
-	if v.limited && timed(r) {
+	if v.limited && timed(r) && (r.Body == nil || v.whole.Load()) {
 		v.limited = false
 		now := in.now()
-		v.limiter.Gone(now, v.share, now.Sub(v.started))
+		v.limiter.Gone(now, v.share, v.asked(now))
 		in.tellLimit(v)
 	}
 }
@@ -42,7 +43,12 @@ func (in *Inbound) tellLimit(v *visit) {
 	}
 }
 
-// timed is whether how long the answer to r takes says something of the application: a body comes as fast as its sender sends.
+// asked is for how long the application has had what there is of the request: a body comes as fast as its sender sends.
+func (v *visit) asked(now time.Time) time.Duration {
+	return now.Sub(v.started) - time.Duration(v.said.Load())
+}
+
+// timed is whether how long the answer to r takes says something of the application.
 func timed(r *http.Request) bool {
 	return r.ContentLength <= maxTimedBody && (r.ContentLength >= 0 || isGRPC(r))
 }
@@ -51,7 +57,7 @@ func timed(r *http.Request) bool {
 // answer says nothing of how much it has to do when it failed, when it has become another protocol, or when it waited for the request's body.
 func (in *Inbound) evidence(v *visit, resp *http.Response) {
 	now := in.now()
-	took := max(now.Sub(v.started), 1)
+	took := max(v.asked(now), 1)
 	if resp.StatusCode >= http.StatusInternalServerError || resp.StatusCode < http.StatusOK || !timed(resp.Request) {
 		took = 0
 	}

@@ -2,6 +2,7 @@ package sidecar
 
 import (
 	"context"
+	"io"
 	"net/http"
 	"strings"
 	"sync"
@@ -116,4 +117,41 @@ func TestShedWhenCallersLeave(t *testing.T) {
 		wait *= 2 // on a busy machine the application was not even asked
 		return limiter.Limit() > 0
 	})
+}
+
+// TestShedNobodyForUnsentRequests: callers that leave before they have said what they want prove nothing against the application, and nobody is shed for them.
+func TestShedNobodyForUnsentRequests(t *testing.T) {
+	w := newWorld(t)
+	_, here := serveApp(t, func(_ http.ResponseWriter, r *http.Request) { _, _ = io.Copy(io.Discard, r.Body) })
+	server := w.server(eu, "checkout", topology.HTTP, here)
+	client := w.caller(view{endpoints: []topology.Endpoint{server.endpoint("checkout-0")}}, nil).client()
+	limiter := server.Sidecar.inbound.services.of(checkout).limiter(80)
+	ask := func(body io.Reader, wait time.Duration) {
+		ctx, cancel := context.WithTimeout(t.Context(), wait)
+		defer cancel()
+		req, _ := http.NewRequestWithContext(ctx, http.MethodPost, checkoutURL, body)
+		req.Header.Set("Content-Type", "application/grpc")
+		if resp, err := client.Do(req); err == nil {
+			_ = resp.Body.Close()
+		}
+	}
+	for range 20 {
+		ask(http.NoBody, time.Minute) // how long it takes
+	}
+	var asking sync.WaitGroup
+	for range 64 {
+		asking.Go(func() {
+			for range 15 {
+				never, end := io.Pipe()
+				leaves := time.AfterFunc(150*time.Millisecond, func() { _ = end.CloseWithError(context.Canceled) })
+				ask(never, time.Minute)
+				leaves.Stop()
+				if n := limiter.Limit(); n != 0 {
+					t.Errorf("the limit is %d", n)
+					return
+				}
+			}
+		})
+	}
+	asking.Wait()
 }

@@ -7,6 +7,7 @@ import (
 	"net/http"
 	"net/http/httputil"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/spiffe/go-spiffe/v2/spiffeid"
@@ -29,7 +30,9 @@ type visit struct {
 	decision access.Decision // of the policies; the zero one: they were not asked
 	quotas   http.Header     // what quotas tell the caller
 	started  time.Time
-	limited  bool // the limiter has let it in, and was not told of its answer
+	limited  bool         // the limiter has let it in, and was not told of its answer
+	said     atomic.Int64 // how long after started its body was last heard of; as whole, for who carries that to the application
+	whole    atomic.Bool  // its body came to its end
 	span     trace.Span
 	status   int // 0: none was written, or it broke off
 	failure  *Failure
