@@ -53,7 +53,7 @@ func (c *Control) postDrill(w http.ResponseWriter, r *http.Request) {
 		return
 	}
 	if !ask.DryRun {
-		if d, err = c.drills.begin(name, d, ask.For); err != nil {
+		if d, err = c.drills.begin(name, d, ask.For, ask.Force); err != nil {
 			refuse(w, http.StatusConflict, err)
 			return
 		}
@@ -90,8 +90,8 @@ func (p *present) drill(ask admin.DrillRequest, now time.Time) (name topology.Se
 		Service: name.String(), Cluster: self, How: ask.How,
 		Programs: slices.Sorted(maps.Keys(r.inbounds)), Others: make(map[string]int),
 	}
-	if r := p.world.rival(name, now); r != nil {
-		return conflict("there is %s: both would leave %s to nobody; wait for it, or end it (isthmus drill list, isthmus drill stop)", r, name)
+	if r := p.world.rival(name, now); r != nil && !ask.Force {
+		return conflict("there is %s: both would leave %s to nobody; wait for it, or end it (isthmus drill list, isthmus drill stop); --force does it all the same", r, name)
 	}
 	for _, s := range p.world.callable {
 		if s.Name != name {

@@ -43,7 +43,8 @@ type drills struct {
 type heldDrill struct {
 	admin.Drill
 
-	word topology.Drill // as programs are told
+	word   topology.Drill // as programs are told
+	forced bool           // though another one may be on elsewhere
 }
 
 func newDrills(now func() time.Time, log *slog.Logger, wake func(), note func(topology.ServiceName, string)) *drills {
@@ -51,7 +52,7 @@ func newDrills(now func() time.Time, log *slog.Logger, wake func(), note func(to
 }
 
 // begin begins a drill that was found to make sense.
-func (d *drills) begin(name topology.ServiceName, as admin.Drill, lasts time.Duration) (admin.Drill, error) {
+func (d *drills) begin(name topology.ServiceName, as admin.Drill, lasts time.Duration, forced bool) (admin.Drill, error) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	now := d.sweep().Truncate(time.Millisecond) // peers are told so
@@ -64,7 +65,7 @@ func (d *drills) begin(name topology.ServiceName, as admin.Drill, lasts time.Dur
 	id := make([]byte, 4)
 	_, _ = rand.Read(id) // never fails
 	as.ID, as.Began, as.Ends = "d-"+hex.EncodeToString(id), now, now.Add(lasts)
-	h := &heldDrill{Drill: as}
+	h := &heldDrill{Drill: as, forced: forced}
 	h.renew(now)
 	d.on[name] = h
 	d.log.Warn("drill begun: the service looks dead here", "drill", h.ID, "service", h.Service, "how", h.How, "ends", h.Ends)

@@ -34,7 +34,7 @@ func rivalDrills(views []*federation.View, exports map[topology.ClusterName][]fe
 		}
 		for i := range exports[v.Cluster] {
 			e := &exports[v.Cluster][i]
-			if e.Drill == nil {
+			if e.Drill == nil || e.Ready() == 0 { // where nothing is ready, a drill takes nothing away
 				continue
 			}
 			if out == nil {
@@ -55,14 +55,15 @@ func (w *world) rival(name topology.ServiceName, now time.Time) *rivalDrill {
 	return nil
 }
 
-// giveWay ends the own drills that come after another cluster's.
+// giveWay ends the own drills that come after another cluster's, but for those that were begun by force: a peer that tells of drills without end
+// keeps nobody from rehearsing.
 func (d *drills) giveWay(self topology.ClusterName, rivals map[topology.ServiceName][]rivalDrill) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	now := d.sweep()
 	for name, all := range rivals {
 		h := d.on[name]
-		if h == nil {
+		if h == nil || h.forced {
 			continue
 		}
 		if i := slices.IndexFunc(all, func(r rivalDrill) bool {

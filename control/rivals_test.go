@@ -60,6 +60,16 @@ func TestDrillsAtOnce(t *testing.T) {
 		if _, code := begin(us); code != http.StatusConflict {
 			t.Errorf("while there is one in eu: %d", code)
 		}
+		// A peer whose drill never ends keeps nobody from rehearsing who means it.
+		forced, code := ask[admin.Drill](t, us, http.MethodPost, "/v1/drills", `{"service":"checkout.shop","for_ns":600000000000,"force":true}`)
+		for range 5 {
+			time.Sleep(time.Second)
+			if why := on(us, forced.ID); why != "" || code != http.StatusOK {
+				t.Fatalf("by force: %d, %s", code, why)
+			}
+			on(eu, first.ID)
+		}
+		ask[any](t, us, http.MethodDelete, "/v1/drills/"+forced.ID, "")
 		ask[any](t, eu, http.MethodDelete, "/v1/drills/"+first.ID, "")
 		eventually(t, 10*time.Second, func() error {
 			if _, code := begin(us); code != http.StatusOK {

@@ -170,5 +170,6 @@ func (f *forwarding) ranOut(c choice, began time.Time) {
 
 // isGRPC reports whether r is a gRPC call.
 func isGRPC(r *http.Request) bool {
-	return strings.HasPrefix(r.Header.Get("Content-Type"), "application/grpc")
+	rest, is := strings.CutPrefix(r.Header.Get("Content-Type"), "application/grpc")
+	return is && (rest == "" || rest[0] == '+' || rest[0] == ';')
 }

@@ -202,3 +202,15 @@ func TestDeadlineTooShort(t *testing.T) {
 		t.Error("a silent copy is not ejected")
 	}
 }
+
+func TestIsGRPC(t *testing.T) {
+	for contentType, want := range map[string]bool{
+		"application/grpc": true, "application/grpc+proto": true, "application/grpc;x=y": true,
+		"application/grpc-web": false, "application/grpc-web-text+proto": false, "application/json": false, "": false,
+	} {
+		r := &http.Request{Header: http.Header{"Content-Type": {contentType}}}
+		if got := isGRPC(r); got != want {
+			t.Errorf("%q: %t", contentType, got)
+		}
+	}
+}

@@ -118,7 +118,9 @@ func (f *forwarding) attempt(c choice) (*http.Response, outcome) {
 	inner, err := f.session(ctx, c)
 	if err != nil {
 		if !f.race.calledOff() && ctx.Err() == nil {
-			c.score.Failed()
+			if !errors.Is(err, session.ErrLeft) { // that it is given up, others have found out
+				c.score.Failed()
+			}
 			f.outbound.notOpened(ctx, c, err, f.upgrade)
 		}
 		return nil, outcome{err: err, unsent: true}

@@ -6,6 +6,7 @@ import (
 	"errors"
 	"io"
 	"maps"
+	"math/rand/v2"
 	"net/http"
 	"net/url"
 	"sync"
@@ -20,7 +21,8 @@ import (
 // it may be tried again), between two messages. One that is in the midst of a message is broken off, as what is no gRPC is.
 
 const (
-	// A stream to a copy that is drained may go on for drainSpans times what its owner's drain takes, and for leastDrain: most end by themselves by then.
+	// A stream to a copy that is drained may go on for drainSpans times what its owner's drain takes, or up to one more, by chance; and for leastDrain: most
+	// end by themselves by then.
 	drainSpans = 3
 	leastDrain = 5 * time.Second
 )
@@ -36,7 +38,7 @@ type messages struct {
 func (m *messages) pass(p []byte) {
 	for len(p) > 0 {
 		if m.left > 0 {
-			n := min(len(p), int(m.left))
+			n := min(uint64(len(p)), uint64(m.left))
 			m.left -= uint32(n) //nolint:gosec // G115: it is at most m.left
 			p = p[n:]
 			continue
@@ -118,7 +120,7 @@ type streams[C interface {
 	hush()
 }] struct {
 	mu   sync.Mutex
-	open map[C]time.Time // guarded by mu; since when its copy is known to be drained; zero: it isn't
+	open map[C]time.Time // guarded by mu; from when its copy counts as drained; zero: it isn't
 }
 
 // enter notes a call; leave follows before it has been served.
@@ -169,8 +171,8 @@ func drainedFor(s *streams[*call], snapshot *topology.Snapshot, now time.Time) [
 		switch {
 		case d == nil:
 			since = time.Time{}
-		case since.IsZero():
-			since = now
+		case since.IsZero(): // not all at once: opened anew, they are as many calls
+			since = now.Add(rand.N(d.Over + 1)) //nolint:gosec // G404: spreading needs no secret
 		case now.Sub(since) >= max(drainSpans*d.Over, leastDrain):
 			over = append(over, c)
 		}

@@ -321,6 +321,9 @@ func (in *Inbound) run(ctx, work context.Context, ln net.Listener) error {
 			c, a, err := in.handshake(work, raw)
 			done()
 			switch {
+			case errors.Is(err, errFull): // it has no place among those who have still to say who they are
+				in.log.DebugContext(work, "session turned away", slog.String("from", raw.RemoteAddr().String()), slog.Any("error", err))
+				turnAway(c)
 			case err != nil:
 				in.log.DebugContext(work, "session refused", slog.String("from", raw.RemoteAddr().String()), slog.Any("error", err))
 			case a.datagrams:
@@ -350,7 +353,7 @@ func beneath(c net.Conn) *datagram.Conn {
 	return c.(*conn.Told).Conn.(*datagram.Conn) // nothing else is given to tls.Server
 }
 
-// handshake makes c of raw, which it closes on failure.
+// handshake makes c of raw, which it closes on failure; but not on errFull, with which c is returned.
 func (in *Inbound) handshake(ctx context.Context, raw net.Conn) (*tls.Conn, *arrival, error) {
 	ctx, cancel := context.WithTimeout(ctx, handshakeTimeout)
 	defer cancel()
@@ -372,8 +375,7 @@ func (in *Inbound) handshake(ctx context.Context, raw net.Conn) (*tls.Conn, *arr
 	var leave func()
 	if err == nil {
 		if a.caller, leave = in.door.enter(a.peer.ID); a.caller == nil {
-			turnAway(c)
-			err = errFull
+			return c, nil, errFull
 		} else {
 			a.limiter = a.served.limiter(a.port)
 			a.share = a.caller.share(a.limiter)

@@ -2,8 +2,8 @@ package sidecar
 
 import (
 	"context"
-	"io"
 	"net/http"
+	"net/http/httptest"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -122,36 +122,34 @@ func TestShedWhenCallersLeave(t *testing.T) {
 // TestShedNobodyForUnsentRequests: callers that leave before they have said what they want prove nothing against the application, and nobody is shed for them.
 func TestShedNobodyForUnsentRequests(t *testing.T) {
 	w := newWorld(t)
-	_, here := serveApp(t, func(_ http.ResponseWriter, r *http.Request) { _, _ = io.Copy(io.Discard, r.Body) })
-	server := w.server(eu, "checkout", topology.HTTP, here)
-	client := w.caller(view{endpoints: []topology.Endpoint{server.endpoint("checkout-0")}}, nil).client()
-	limiter := server.Sidecar.inbound.services.of(checkout).limiter(80)
-	ask := func(body io.Reader, wait time.Duration) {
-		ctx, cancel := context.WithTimeout(t.Context(), wait)
-		defer cancel()
-		req, _ := http.NewRequestWithContext(ctx, http.MethodPost, checkoutURL, body)
-		req.Header.Set("Content-Type", "application/grpc")
-		if resp, err := client.Do(req); err == nil {
-			_ = resp.Body.Close()
+	_, here := serveApp(t, answering("eu"))
+	in := w.server(eu, "checkout", topology.HTTP, here).Sidecar.inbound
+	limiter := in.services.of(checkout).limiter(80)
+	a := &arrival{service: checkout, port: 80, limiter: limiter, share: new(limit.Caller)}
+	request := httptest.NewRequestWithContext(t.Context(), http.MethodPost, checkoutURL, strings.NewReader("x"))
+	leave := func(whole bool) {
+		visits := make([]*visit, 64)
+		for i := range visits {
+			limiter.Begin(a.share)
+			visits[i] = &visit{arrival: a, limited: true, started: in.now().Add(-time.Second)}
+			visits[i].whole.Store(whole)
+		}
+		time.Sleep(10 * time.Millisecond)
+		for _, v := range visits {
+			in.abandoned(v, request)
+			v.leave(in.now(), 0)
 		}
 	}
-	for range 20 {
-		ask(http.NoBody, time.Minute) // how long it takes
+	for range 100 {
+		limiter.Begin(a.share)
+		time.Sleep(2 * time.Millisecond)
+		limiter.End(in.now(), a.share, time.Millisecond) // how long it takes
 	}
-	var asking sync.WaitGroup
-	for range 64 {
-		asking.Go(func() {
-			for range 15 {
-				never, end := io.Pipe()
-				leaves := time.AfterFunc(150*time.Millisecond, func() { _ = end.CloseWithError(context.Canceled) })
-				ask(never, time.Minute)
-				leaves.Stop()
-				if n := limiter.Limit(); n != 0 {
-					t.Errorf("the limit is %d", n)
-					return
-				}
-			}
-		})
+	for range 200 {
+		leave(false)
 	}
-	asking.Wait()
+	if n := limiter.Limit(); n != 0 {
+		t.Errorf("the limit is %d", n)
+	}
+	waitFor(t, "a limit", func() bool { leave(true); return limiter.Limit() > 0 })
 }

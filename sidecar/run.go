@@ -95,7 +95,8 @@ func (s *Sidecar) drain(work context.Context, stopWork func()) {
 		})
 	}
 	wg.Wait()
-	// Connections that are no longer the servers'. What is left at the end of the grace is cut off when work ends.
+	// Connections that are no longer the servers'. What is left when work ends is cut off: at the end of the grace, or before the last words where
+	// requests were still under way, too.
 	_ = s.outbound.work.Wait(grace)
 	_ = s.inbound.work.Wait(grace)
 }

@@ -13,7 +13,7 @@ type DrillRequest struct {
 	Service string        `json:"service"` // name.namespace
 	For     time.Duration `json:"for_ns"`
 	How     string        `json:"how,omitempty"`   // DrillRefuse, which is the default, or DrillSilent
-	Force   bool          `json:"force,omitempty"` // even if no other cluster has a ready copy
+	Force   bool          `json:"force,omitempty"` // even if no other cluster has a ready copy, or a drill of it is on elsewhere
 	DryRun  bool          `json:"dry_run,omitempty"`
 }
 

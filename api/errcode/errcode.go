@@ -105,7 +105,7 @@ var entries = []Entry{
 	},
 	{
 		"IST2016", "A stream was ended, because its copy is drained",
-		"A gRPC stream was open to a copy that its owner takes out of use, and did not end by itself within three times the drain's --over.",
+		"A gRPC stream was open to a copy that its owner takes out of use, and did not end by itself within three to four times the drain's --over.",
 		"Open the stream anew: it goes to another copy. isthmus status says what is drained.",
 	},
 	{

@@ -95,7 +95,7 @@ It exits with 1 unless the verdict is PASS. --report says where the page goes th
 	flags.Float64Var(&f.load, "load", defaultDrillLoad, "requests a second that the drill makes; in a playground where there is too little traffic, elsewhere only when given; 0: none")
 	flags.StringVar(&f.loadURL, "load-url", "", "`URL` that the load asks for (default: http://NAME.NAMESPACE.svc.clusterset.local/)")
 	flags.StringVar(&f.proxy, "load-proxy", "", "`host:port` of the sidecar's proxy that carries the load (default: the playground's caller; elsewhere http_proxy)")
-	flags.BoolVar(&f.force, "force", false, "although no other cluster has a ready copy")
+	flags.BoolVar(&f.force, "force", false, "although no other cluster has a ready copy, or one tells of a drill of the service")
 	flags.BoolVar(&f.dryRun, "dry-run", false, "say what would happen, and touch nothing")
 	flags.StringVar(&f.report, "report", "", "`file` for the page (default: drill-SERVICE-TIME.html here)")
 	flags.VarP(&f.format, "output", "o", "output `format`: "+strings.Join(output.Formats, ", "))
