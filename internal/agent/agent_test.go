@@ -46,6 +46,12 @@ func TestJoinRenewAndConfigure(t *testing.T) {
 		if joins, renews := c.counts(); joins != 1 || renews < 20 || renews > 28 {
 			t.Errorf("%d joins and %d renewals in 12 lifetimes, want 1 and about 24", joins, renews)
 		}
+		for range 60 { // an old identity's connection may just have ended
+			if p.Stream.Connected() {
+				break
+			}
+			time.Sleep(time.Second)
+		}
 		if !p.Stream.Connected() {
 			t.Errorf("no stream: %v", p.Stream.Problems())
 		}
