@@ -188,7 +188,11 @@ func (d *draining) say(now admin.Drains, what string) {
 	case now.Already:
 		said = what + " is drained already"
 	default:
-		said = fmt.Sprintf("%s is drained, over %s. Undo it with: isthmus undrain", what, d.over)
+		undo := now.Cluster
+		if what != "cluster "+now.Cluster {
+			undo = what + " --cluster " + now.Cluster
+		}
+		said = fmt.Sprintf("%s is drained, over %s. Undo it with: isthmus undrain %s", what, d.over, undo)
 	}
 	_, _ = fmt.Fprintln(d.chatter, said)
 }

@@ -40,8 +40,12 @@ us        checkout.shop   12s     10s    3      1.2          eu     eu (4 ready)
 
 Not exported, so not touched: local.shop
 `
-	if d := cmp.Diff(want, out); d != "" || code != exitOK || !strings.Contains(chatter, "cluster us is drained, over 10s") {
+	if d := cmp.Diff(want, out); d != "" || code != exitOK || !strings.Contains(chatter, "cluster us is drained, over 10s. Undo it with: isthmus undrain us\n") {
 		t.Errorf("exit %d, %s, output (-want +got):\n%s", code, chatter, d)
+	}
+	// The command that undoes it can be pasted as it stands.
+	if _, chatter, _ = isthmus(t, "drain", "shop/checkout", "--control", open); !strings.Contains(chatter, "Undo it with: isthmus undrain checkout.shop --cluster us\n") {
+		t.Error(chatter)
 	}
 	if out, _, code = isthmus(t, "status", "--control", open); code != exitOK || !strings.Contains(out, "us        checkout.shop   12s") {
 		t.Errorf("exit %d: %s", code, out)

@@ -111,7 +111,7 @@ func supposed(asIf []string) (down []string, err error) {
 	for _, s := range asIf {
 		place, is, ok := strings.Cut(s, "=")
 		if !ok || is != "down" || place == "" {
-			return nil, usage{fmt.Errorf("--as-if %q: want CLUSTER=down or CLUSTER/COPY=down", s)}
+			return nil, usage{fmt.Errorf("--as-if %q: want CLUSTER=down or CLUSTER/COPY=down; for several places, give --as-if for each", s)}
 		}
 		down = append(down, place)
 	}

@@ -282,7 +282,7 @@ func order(r *Result) Order {
 	}
 	switch {
 	case !o.Known:
-		o.Words = "not known: no caller's sidecar could be asked beforehand, or none called"
+		o.Words = "not known: no caller's sidecar could be asked beforehand, none called, or the drill was over too soon after they had moved"
 	case len(off) > 0:
 		o.Words = strings.Join(off, "; ")
 	default:
