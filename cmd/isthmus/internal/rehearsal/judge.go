@@ -242,15 +242,22 @@ func callers(asked []Caller, points []point, r *Result, lasted float64) []Caller
 	return asked
 }
 
-// takers tells who answered once requests had moved, the most first.
+// takers tells who answered once requests had moved, the most first. Of a drill that was over before reports tell that, it is who answered
+// meanwhile, besides the drilled cluster.
 func takers(points []point, r *Result, lasted float64) []Taker {
-	by := make(map[string]uint64)
-	total := uint64(0)
-	for _, p := range points {
-		if p.answers != "" && float64(p.second) >= r.settled() && within(p.second, 0, lasted) {
-			by[p.answers] += p.Requests
-			total += p.Requests
+	answered := func(from float64, but string) (by map[string]uint64, total uint64) {
+		by = make(map[string]uint64)
+		for _, p := range points {
+			if p.answers != "" && p.answers != but && float64(p.second) >= from && within(p.second, 0, lasted) {
+				by[p.answers] += p.Requests
+				total += p.Requests
+			}
 		}
+		return by, total
+	}
+	by, total := answered(r.settled(), "")
+	if total == 0 {
+		by, total = answered(0, r.Cluster)
 	}
 	var out []Taker
 	for c, n := range by {

@@ -82,8 +82,14 @@ func TestVerdicts(t *testing.T) {
 		}), nil, Invalid, "failed before it began"},
 		"it goes on answering": {with("eu", during(50, 50)), nil, Fail, "went on answering"},
 		"nobody else":          {with("us", during(0, 0)), func(f *Facts) { f.Floor = 0 }, Fail, "nobody answered in its place"},
-		"too little":           {moves, func(f *Facts) { f.Floor = 51 }, Invalid, "prove something"},
-		"ended early":          {moves, func(f *Facts) { f.EndedEarly = "it was stopped" }, Invalid, "it was stopped"},
+		"over before it is told who answers": {with("eu", func(second int) (uint64, uint64) {
+			if second <= 0 {
+				return 50, 0
+			}
+			return 0, 0
+		}), func(f *Facts) { f.Ended = began.Add(3 * time.Second) }, Pass, "none failed"},
+		"too little":  {moves, func(f *Facts) { f.Floor = 51 }, Invalid, "prove something"},
+		"ended early": {moves, func(f *Facts) { f.EndedEarly = "it was stopped" }, Invalid, "it was stopped"},
 		"ended early and one fails": {with("", func(second int) (uint64, uint64) {
 			if second == 3 {
 				return 1, 1
