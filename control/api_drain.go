@@ -7,6 +7,7 @@ import (
 	"net/http"
 	"slices"
 	"strings"
+	"time"
 
 	"github.com/isthmus-mesh/isthmus/api/admin"
 	"github.com/isthmus-mesh/isthmus/topology"
@@ -42,7 +43,7 @@ func (c *Control) putDrain(w http.ResponseWriter, r *http.Request) {
 		if next, already, err = c.drains.with(ask.Service, ask.Over); err != nil || already {
 			return nil, false, err
 		}
-		if err = p.drainable(ask.Service, ask.Force); err != nil {
+		if err = p.drainable(ask.Service, ask.Force, c.cfg.Now()); err != nil {
 			return nil, false, err
 		}
 		return next, !ask.DryRun, nil
@@ -120,7 +121,7 @@ var errNoService = errors.New("no such service in this cluster")
 
 // drainable refuses a drain that would leave something to nobody, unless it is forced. What is drained by name already is asked about again: others
 // may have been drained since.
-func (p *present) drainable(service string, force bool) error {
+func (p *present) drainable(service string, force bool, now time.Time) error {
 	var left []string
 	found := false
 	for _, s := range p.world.callable {
@@ -133,7 +134,7 @@ func (p *present) drainable(service string, force bool) error {
 		if !meant || r.ready() == 0 {
 			continue
 		}
-		if why := p.nobodyElse(s); why != "" {
+		if why := p.nobodyElse(s, now); why != "" {
 			left = append(left, s.Name.String()+" ("+why+")")
 		}
 	}
@@ -147,12 +148,12 @@ func (p *present) drainable(service string, force bool) error {
 }
 
 // nobodyElse says why no other cluster could serve a service; empty: one could.
-func (p *present) nobodyElse(s *topology.Service) string {
+func (p *present) nobodyElse(s *topology.Service, now time.Time) string {
 	if !s.Exported {
 		return "it is not exported, so only this cluster serves it"
 	}
 	var why []string
-	for _, e := range p.elsewhere(s) {
+	for _, e := range p.elsewhere(s, now) {
 		if e.Problem == "" {
 			return ""
 		}
@@ -165,7 +166,7 @@ func (p *present) nobodyElse(s *topology.Service) string {
 }
 
 // elsewhere returns which other clusters serve the same, and what is amiss with each.
-func (p *present) elsewhere(s *topology.Service) []admin.DrainElsewhere {
+func (p *present) elsewhere(s *topology.Service, now time.Time) []admin.DrainElsewhere {
 	out := []admin.DrainElsewhere{}
 	for i := range s.Remotes {
 		r := &s.Remotes[i]
@@ -175,6 +176,8 @@ func (p *present) elsewhere(s *topology.Service) []admin.DrainElsewhere {
 			e.Problem = "no ready copies"
 		case r.Drain != nil:
 			e.Problem = "drained itself"
+		case p.world.drilled(s.Name, r.Cluster, now):
+			e.Problem = "a drill of it is on there"
 		case p.world.in.links[r.Cluster].state == topology.LinkDown:
 			e.Problem = "no link to it"
 		}
@@ -205,10 +208,10 @@ func (c *Control) drainsOf(p *present, set *drainSet) admin.Drains {
 			continue
 		}
 		d := admin.DrainedService{
-			Service: s.Name.String(), Began: word.Began, Over: word.Over, Copies: r.ready(), Elsewhere: p.elsewhere(s),
+			Service: s.Name.String(), Began: word.Began, Over: word.Over, Copies: r.ready(), Elsewhere: p.elsewhere(s, out.Now),
 		}
 		c.flowOf(r, out.Now).judge(&d, out.Now)
-		if why := p.nobodyElse(s); why != "" && !d.Safe {
+		if why := p.nobodyElse(s, out.Now); why != "" && !d.Safe {
 			d.Why += "; nothing else serves it (" + why + ")"
 		}
 		out.Safe = out.Safe && d.Safe

@@ -76,6 +76,8 @@ func (f flow) judge(d *admin.DrainedService, now time.Time) {
 		d.Why = "not known: no word from " + strings.Join(f.silent, ", ")
 	case f.active > 0:
 		d.Why = fmt.Sprintf("%d open", f.active)
+	case still < quiet && !f.last.After(latest(d.Began, f.since)):
+		d.Why = fmt.Sprintf("nothing has come in for %s; safe when nothing has for %s", still.Round(time.Second), quiet)
 	case still < quiet:
 		d.Why = fmt.Sprintf("the last came in %s ago; safe when nothing has for %s", still.Round(time.Second), quiet)
 	default:

@@ -46,6 +46,11 @@ func rivalDrills(views []*federation.View, exports map[topology.ClusterName][]fe
 	return out
 }
 
+// drilled reports whether a drill of the service is on in that cluster.
+func (w *world) drilled(name topology.ServiceName, in topology.ClusterName, now time.Time) bool {
+	return slices.ContainsFunc(w.rivals[name], func(r rivalDrill) bool { return r.cluster == in && now.Before(r.Ends) })
+}
+
 // rival returns a drill of the service that is on in another cluster.
 func (w *world) rival(name topology.ServiceName, now time.Time) *rivalDrill {
 	all := w.rivals[name]

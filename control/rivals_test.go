@@ -60,6 +60,10 @@ func TestDrillsAtOnce(t *testing.T) {
 		if _, code := begin(us); code != http.StatusConflict {
 			t.Errorf("while there is one in eu: %d", code)
 		}
+		// What looks dead there can't be what is left to callers.
+		if _, code := ask[any](t, us, http.MethodPut, "/v1/drains", `{"service":"checkout.shop","over_ns":1000000000}`); code != http.StatusConflict {
+			t.Errorf("a drain in us: %d", code)
+		}
 		// A peer whose drill never ends keeps nobody from rehearsing who means it.
 		forced, code := ask[admin.Drill](t, us, http.MethodPost, "/v1/drills", `{"service":"checkout.shop","for_ns":600000000000,"force":true}`)
 		for range 5 {

@@ -41,7 +41,12 @@ func (f *failover) startLoad(ctx context.Context, facts *rehearsal.Facts) (stop 
 	}
 	if !f.loadSaid {
 		f.look(ctx, drillLook)
-		if rate := f.recorder.Rate(f.cluster, 5, time.Now()); rate >= f.floor && rate > 0 {
+		enough := func(seconds int) bool {
+			rate := f.recorder.Rate(f.cluster, seconds, time.Now())
+			return rate >= f.floor && rate > 0
+		}
+		// It may be what the last drill sent: that has ended, and does not come any more.
+		if enough(5) && f.watch(ctx, drillLag+time.Second, nil) && enough(1) {
 			return stop, nil
 		}
 	}
