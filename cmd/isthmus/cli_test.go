@@ -233,7 +233,7 @@ func TestExplain(t *testing.T) {
 			{Program: "sidecar", Name: "shop/web", Admin: sidecar.Listener.Addr().String()},
 		},
 	})
-	out, chatter, code := isthmus(t, "explain", "eu/web", "checkout.shop", "--port", "80", "--control", socket)
+	out, chatter, code := isthmus(t, "explain", "eu/web", "shop/checkout", "--port", "80", "--control", socket)
 	if code != exitOK || asked != "/explain?port=80&to=checkout.shop" {
 		t.Errorf("exit %d, asked %q: %s", code, asked, chatter)
 	}

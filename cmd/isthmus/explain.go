@@ -70,7 +70,15 @@ It exits with 1 when there is nowhere to go.`,
 			if err != nil {
 				return err
 			}
-			x, raw, err := askSidecar(ctx, sidecar, args[1], portText(port, udp), down)
+			name := args[1] // any name that a program may call
+			if strings.Contains(name, "/") {
+				service, err := parseService(name)
+				if err != nil {
+					return err
+				}
+				name = service.String()
+			}
+			x, raw, err := askSidecar(ctx, sidecar, name, portText(port, udp), down)
 			if isUsage(err) {
 				return err
 			}

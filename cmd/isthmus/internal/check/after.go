@@ -104,6 +104,8 @@ var afterGateways = one{
 		switch {
 		case len(found) > 0:
 			return failed(found...)
+		case n == 0 && c.Control.Err != nil:
+			return unknown(errNoControl)
 		case n == 0:
 			return failed("there is none")
 		case n == 1:

@@ -401,3 +401,12 @@ func TestChecksAreWhole(t *testing.T) {
 		t.Errorf("lookup: %+v %v", c, ok)
 	}
 }
+
+// TestControlAway: what only control could say is not known without it, and no fault.
+func TestControlAway(t *testing.T) {
+	c := healthy("eu", "us")
+	c.Kube, c.Control.Value, c.Control.Err = nil, nil, errors.New("no")
+	if got := found(check.Judge([]*check.Cluster{c}, false)); !slices.Contains(got, "IST7102 unknown control does not answer: see IST7101") {
+		t.Errorf("got %q", got)
+	}
+}
