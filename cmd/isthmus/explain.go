@@ -72,9 +72,9 @@ It exits with 1 when there is nowhere to go.`,
 			}
 			name := args[1] // any name that a program may call
 			if strings.Contains(name, "/") {
-				service, err := parseService(name)
-				if err != nil {
-					return err
+				service, notOne := parseService(name)
+				if notOne != nil {
+					return notOne
 				}
 				name = service.String()
 			}
