@@ -260,3 +260,19 @@ func TestMessageCutInTwo(t *testing.T) {
 		t.Errorf("it ended as if it was whole: %v, %v", err, resp.Trailer)
 	}
 }
+
+// FuzzMessages: how the bytes of a stream come changes nothing of where its messages end.
+func FuzzMessages(f *testing.F) {
+	f.Add([]byte("\x00\x00\x00\x00\x01x"), uint(3))
+	f.Add([]byte("\x01\xff\xff\xff\xffx"), uint(5))
+	f.Fuzz(func(t *testing.T, p []byte, at uint) {
+		var whole, parts messages
+		whole.pass(p)
+		n := int(at % uint(len(p)+1))
+		parts.pass(p[:n])
+		parts.pass(p[n:])
+		if whole != parts {
+			t.Errorf("%+v, in two parts %+v", whole, parts)
+		}
+	})
+}
